@@ -1,0 +1,55 @@
+# strata: see README.md. `make deps` installs packages, `make` builds and never installs.
+CC      ?= gcc
+BUILD   ?= build
+SAN     ?=
+OPT     ?= -O2 -g
+WARN    := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef \
+           -Wconversion -Wno-sign-conversion
+ifdef CI
+WARN    += -Werror
+endif
+CPPFLAGS += -D_GNU_SOURCE -Iir -I. -I$(BUILD)/gen
+CFLAGS  += -std=c11 $(OPT) $(WARN) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+LDFLAGS += $(if $(SAN),-fsanitize=$(SAN)) -rdynamic
+LDLIBS  := -lyaml -ljansson -lxxhash -lm -ldl -lpthread
+
+SRC_ir      := $(wildcard ir/base/*.c ir/*.c)
+SRC_codegen := $(wildcard codegen/*.c)
+SRC_runtime := $(wildcard runtime/*.c)
+SRC_compiler:= $(filter-out compiler/main.c,$(wildcard compiler/*.c))
+SRC_lib     := $(SRC_ir) $(SRC_codegen) $(SRC_runtime) $(SRC_compiler)
+OBJ_lib     := $(SRC_lib:%.c=$(BUILD)/obj/%.o)
+# Texts of emitted C live as readable files in codegen/text and are compiled in as strings.
+TEXTS       := $(wildcard codegen/text/*)
+GEN_TEXT    := $(TEXTS:codegen/text/%=$(BUILD)/gen/text/%.inc)
+TESTS       := $(patsubst tests/unit/%.c,$(BUILD)/test/%,$(wildcard tests/unit/test_*.c))
+
+.PHONY: all check clean deps layers
+all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
+
+$(BUILD)/libstrata.a: $(OBJ_lib)
+	@rm -f $@; ar rcs $@ $^
+
+$(BUILD)/strata: $(BUILD)/obj/compiler/main.o $(BUILD)/libstrata.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(BUILD)/obj/%.o: %.c | $(GEN_TEXT)
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# One C string literal a line, so that the text stays readable in a debugger too.
+$(BUILD)/gen/text/%.inc: codegen/text/%
+	@mkdir -p $(@D)
+	@sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/"/' -e 's/$$/\\n"/' $< > $@
+
+$(BUILD)/test/%: tests/unit/%.c $(BUILD)/libstrata.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -Itests -o $@ $< $(BUILD)/libstrata.a $(LDFLAGS) -lcmocka $(LDLIBS)
+
+check: all $(TESTS)
+	@for t in $(TESTS); do echo "== $$t"; $$t || exit 1; done
+
+clean:
+	rm -rf $(BUILD)
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
