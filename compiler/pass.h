@@ -1,0 +1,22 @@
+/* Passes: graph in, new graph out (house.md 3.4). Only the manager times, dumps, verifies and skips. */
+#ifndef STRATA_COMPILER_PASS_H
+#define STRATA_COMPILER_PASS_H
+#include "graph.h"
+
+struct pass_ctx {
+    struct arena *arena;   /* new graphs and everything in them */
+    struct diag *diag;
+    struct sb *report;     /* --report text: what was fused, what was not and why; may be NULL */
+    struct ir_bind bind;   /* sizes for cost decisions */
+};
+/* Never changes its input. NULL means diagnostics were issued. */
+typedef struct ir_graph *pass_fn(struct pass_ctx *c, const struct ir_graph *g);
+
+enum pass_id {
+#define PASS(name, function, in, out, skippable, help) PASS_##function,
+#include "compiler/pass.def"
+    PASS_COUNT
+};
+#define PASS(name, function, in, out, skippable, help) pass_fn pass_##function;
+#include "compiler/pass.def"
+#endif

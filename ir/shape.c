@@ -1,0 +1,464 @@
+/* Shape rules named by op.def: operand types in, result type out, or a message. */
+#include "graph.h"
+
+#define FAIL(msg)                                                                                  \
+    do {                                                                                           \
+        *why = (msg);                                                                              \
+        return false;                                                                              \
+    } while (0)
+#define NEED(cond, msg)                                                                            \
+    do {                                                                                           \
+        if (!(cond)) FAIL(msg);                                                                    \
+    } while (0)
+#define RULE(name)                                                                                 \
+    static bool shape_##name(const struct shape_ctx *c, ir_type_id *out, \
+                               const char **why __attribute__((unused)))
+
+static const struct ir_type *ty(const struct shape_ctx *c, size_t i)
+{
+    return type_get(c->types, c->src[i]);
+}
+
+static const struct ir_attr *attr(const struct shape_ctx *c, enum ir_attr_key k)
+{
+    for (size_t i = 0; i < c->nattr; i++)
+        if (c->attr[i].key == k) return &c->attr[i];
+    return NULL;
+}
+
+static int64_t int_of(const struct shape_ctx *c, enum ir_attr_key k, int64_t absent)
+{
+    const struct ir_attr *a = attr(c, k);
+    return a ? a->i : absent;
+}
+
+static ir_type_id mat(const struct shape_ctx *c, enum ir_dtype d, struct ir_dim r, struct ir_dim n)
+{
+    return type_add(c->types, d, 2, (const struct ir_dim[]){r, n});
+}
+
+static ir_type_id vector(const struct shape_ctx *c, enum ir_dtype d, struct ir_dim n)
+{
+    return type_add(c->types, d, 1, &n);
+}
+
+static ir_type_id scalar_type(const struct shape_ctx *c)
+{
+    return type_add(c->types, IR_f32, 0, NULL);
+}
+
+/* [rows, cols] of rank 2 and a given element type. */
+static bool is_mat(const struct shape_ctx *c, size_t i, enum ir_dtype d)
+{
+    return i < c->nsrc && ty(c, i)->rank == 2 && ty(c, i)->dtype == d;
+}
+
+static bool is_vec(const struct shape_ctx *c, size_t i, enum ir_dtype d)
+{
+    return i < c->nsrc && ty(c, i)->rank == 1 && ty(c, i)->dtype == d;
+}
+
+RULE(given)
+{
+    NEED(c->given != UINT32_MAX, "the result type must be stated");
+    *out = c->given;
+    return true;
+}
+
+RULE(get)
+{
+    const struct ir_type *t = ty(c, 0);
+    int64_t i = int_of(c, AK_index, -1);
+    NEED(t->dtype == IR_tuple, "get needs a tuple");
+    NEED(i >= 0 && i < t->count, "get: no such element");
+    *out = type_elem(c->types, c->src[0], (uint32_t)i);
+    return true;
+}
+
+RULE(same)
+{
+    NEED(ty(c, 0)->dtype != IR_tuple, "a tuple has no elements to work on");
+    *out = c->src[0];
+    return true;
+}
+
+/* Does b broadcast to a? Equal, scalar, vector of a's columns, or [rows,1]. */
+static bool broadcasts(const struct ir_type *a, const struct ir_type *b)
+{
+    if (b->rank == 0) return true;
+    if (a->rank == 0) return false;
+    if (b->rank == 1) return dim_eq(a->dim[a->rank - 1], b->dim[0]);
+    if (b->rank != a->rank) return false;
+    for (int i = 0; i + 1 < a->rank; i++)
+        if (!dim_eq(a->dim[i], b->dim[i])) return false;
+    return dim_eq(b->dim[b->rank - 1], dim_const(1)) ||
+           dim_eq(b->dim[b->rank - 1], a->dim[a->rank - 1]);
+}
+
+RULE(broadcast)
+{
+    const struct ir_type *a = ty(c, 0), *b = ty(c, 1);
+    NEED(a->dtype == b->dtype && a->dtype != IR_tuple, "element types differ");
+    if (c->src[0] == c->src[1]) {
+        *out = c->src[0];
+        return true;
+    }
+    if (broadcasts(a, b)) {
+        *out = c->src[0];
+        return true;
+    }
+    if (broadcasts(b, a)) {
+        *out = c->src[1];
+        return true;
+    }
+    /* [rows,1] with [cols]: the outer form */
+    if (a->rank == 2 && b->rank == 1 && dim_eq(a->dim[1], dim_const(1))) {
+        *out = mat(c, a->dtype, a->dim[0], b->dim[0]);
+        return true;
+    }
+    if (b->rank == 2 && a->rank == 1 && dim_eq(b->dim[1], dim_const(1))) {
+        *out = mat(c, a->dtype, b->dim[0], a->dim[0]);
+        return true;
+    }
+    FAIL("operands do not broadcast");
+}
+
+RULE(rowreduce)
+{
+    const struct ir_type *t = ty(c, 0);
+    NEED(t->rank >= 1 && t->dtype != IR_tuple, "needs rows");
+    struct ir_dim d[IR_MAX_RANK];
+    memcpy(d, t->dim, sizeof d);
+    d[t->rank - 1] = dim_const(1);
+    *out = type_add(c->types, t->dtype, t->rank, d);
+    return true;
+}
+
+RULE(colreduce)
+{
+    const struct ir_type *t = ty(c, 0);
+    NEED(t->rank == 2 && t->dtype != IR_tuple, "needs a matrix");
+    *out = vector(c, t->dtype, t->dim[1]);
+    return true;
+}
+
+RULE(scalar)
+{
+    *out = scalar_type(c);
+    return true;
+}
+
+RULE(slice)
+{
+    const struct ir_type *t = ty(c, 0);
+    int64_t axis = int_of(c, AK_axis, 0), from = int_of(c, AK_from, -1), to = int_of(c, AK_to, -1);
+    NEED(axis >= 0 && axis < t->rank, "slice: no such axis");
+    NEED(dim_is_const(t->dim[axis]), "slice: the axis has a run-time size");
+    NEED(from >= 0 && from < to && to <= t->dim[axis].add, "slice: out of range");
+    struct ir_dim d[IR_MAX_RANK];
+    memcpy(d, t->dim, sizeof d);
+    d[axis] = dim_const(to - from);
+    *out = type_add(c->types, t->dtype, t->rank, d);
+    return true;
+}
+
+RULE(concat)
+{
+    NEED(c->nsrc >= 1, "concat of nothing");
+    const struct ir_type *t = ty(c, 0);
+    int64_t axis = int_of(c, AK_axis, 0), n = 0;
+    NEED(axis >= 0 && axis < t->rank, "concat: no such axis");
+    for (size_t i = 0; i < c->nsrc; i++) {
+        const struct ir_type *u = ty(c, i);
+        NEED(u->rank == t->rank && u->dtype == t->dtype, "concat: ranks or element types differ");
+        for (int k = 0; k < t->rank; k++)
+            NEED(k == axis ? dim_is_const(u->dim[k]) : dim_eq(u->dim[k], t->dim[k]),
+                 "concat: other dims differ");
+        n += u->dim[axis].add;
+    }
+    struct ir_dim d[IR_MAX_RANK];
+    memcpy(d, t->dim, sizeof d);
+    d[axis] = dim_const(n);
+    *out = type_add(c->types, t->dtype, t->rank, d);
+    return true;
+}
+
+RULE(reshape)
+{
+    NEED(c->given != UINT32_MAX, "the result type must be stated");
+    const struct ir_bind probe = {7, 11};
+    NEED(type_get(c->types, c->given)->dtype == ty(c, 0)->dtype, "reshape: element types differ");
+    NEED(type_count(c->types, c->given, probe) == type_count(c->types, c->src[0], probe),
+         "reshape: element counts differ");
+    *out = c->given;
+    return true;
+}
+
+RULE(matmul)
+{
+    const struct ir_type *a = ty(c, 0), *b = ty(c, 1);
+    NEED(a->rank == b->rank && (a->rank == 2 || a->rank == 3), "matmul: ranks");
+    NEED(a->dtype == b->dtype && a->dtype != IR_tuple, "matmul: element types differ");
+    int r = a->rank, ta = int_of(c, AK_ta, 0) != 0, tb = int_of(c, AK_tb, 0) != 0;
+    if (r == 3) NEED(dim_eq(a->dim[0], b->dim[0]), "matmul: batch sizes differ");
+    NEED(dim_eq(a->dim[r - 1 - ta], b->dim[r - 2 + tb]), "matmul: inner sizes differ");
+    struct ir_dim d[3] = {a->dim[0]};
+    d[r - 2] = a->dim[r - 2 + ta];
+    d[r - 1] = b->dim[r - 1 - tb];
+    *out = type_add(c->types, a->dtype, (unsigned)r, d);
+    return true;
+}
+
+RULE(grouped)
+{
+    NEED(is_mat(c, 0, IR_f32) && ty(c, 1)->rank == 3 && is_vec(c, 2, IR_i32), "grouped: operands");
+    int tb = int_of(c, AK_tb, 1) != 0;
+    NEED(dim_eq(ty(c, 0)->dim[1], ty(c, 1)->dim[1 + tb]), "grouped: inner sizes differ");
+    *out = mat(c, IR_f32, ty(c, 0)->dim[0], ty(c, 1)->dim[2 - tb]);
+    return true;
+}
+
+RULE(grouped_dw)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && is_vec(c, 2, IR_i32), "grouped: operands");
+    NEED(dim_eq(ty(c, 0)->dim[0], ty(c, 1)->dim[0]), "grouped: rows differ");
+    struct ir_dim e = ty(c, 2)->dim[0];
+    e.add -= 1;
+    *out = type_add(c->types, IR_f32, 3, (struct ir_dim[]){e, ty(c, 0)->dim[1], ty(c, 1)->dim[1]});
+    return true;
+}
+
+RULE(embed)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_vec(c, 1, IR_i32), "embed needs a table and ids");
+    *out = mat(c, IR_f32, ty(c, 1)->dim[0], ty(c, 0)->dim[1]);
+    return true;
+}
+
+RULE(attention)
+{
+    for (size_t i = 0; i < 3; i++) NEED(is_mat(c, i, IR_f32), "attention: operands");
+    int64_t h = int_of(c, AK_heads, 0), kv = int_of(c, AK_kv_heads, 0), hd = int_of(c, AK_head_dim, 0);
+    NEED(h > 0 && kv > 0 && h % kv == 0 && hd > 0, "attention: heads");
+    NEED(ty(c, 0)->dim[1].add == h * hd && ty(c, 1)->dim[1].add == kv * hd &&
+             c->src[1] == c->src[2],
+         "attention: sizes");
+    ir_type_id e[2] = {c->src[0], mat(c, IR_f32, ty(c, 0)->dim[0], dim_const(h))};
+    *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
+RULE(attention_grad)
+{
+    *out = type_tuple(c->types, c->src, 3);
+    return true;
+}
+
+RULE(depth_mix)
+{
+    int64_t n = int_of(c, AK_sources, 0);
+    NEED(n >= 1 && c->nsrc == (size_t)n + 1, "depth_mix: number of sources");
+    NEED(is_vec(c, 0, IR_f32) && is_mat(c, 1, IR_f32), "depth_mix: operands");
+    for (int64_t i = 1; i <= n; i++) NEED(c->src[i] == c->src[1], "depth_mix: source types differ");
+    struct ir_dim rows = ty(c, 1)->dim[0];
+    ir_type_id sn = mat(c, IR_f32, rows, dim_const(n));
+    ir_type_id e[4] = {c->src[1], sn, sn, mat(c, IR_f32, rows, dim_const(1))};
+    *out = type_tuple(c->types, e, 4);
+    return true;
+}
+
+/* Types of (dv_0..dv_n-1, du_1..du_q). */
+static bool depth_grads(const struct shape_ctx *c, size_t fixed, int64_t n, int64_t q, ir_type_id v,
+                        ir_type_id u, ir_type_id *out, \
+                               const char **why __attribute__((unused)))
+{
+    const struct ir_attr *have = attr(c, AK_have);
+    NEED(have && strlen(have->s) == (size_t)n, "depth grad: `have` does not match the sources");
+    size_t acc = 0;
+    for (const char *p = have->s; *p; p++) acc += *p == '1';
+    NEED(c->nsrc == fixed + (size_t)n + acc, "depth grad: number of operands");
+    ir_type_id e[8192];
+    NEED(n + q <= 8192, "depth grad: too many sources");
+    for (int64_t i = 0; i < n + q; i++) e[i] = i < n ? v : u;
+    *out = type_tuple(c->types, e, (uint32_t)(n + q));
+    return true;
+}
+
+RULE(depth_mix_grad)
+{
+    int64_t n = int_of(c, AK_sources, 0);
+    NEED(n >= 1 && c->nsrc >= 6, "depth_mix_grad: operands");
+    return depth_grads(c, 6, n, 1, c->src[0], c->src[2], out, why);
+}
+
+RULE(depth_inter)
+{
+    int64_t n = int_of(c, AK_sources, 0), q = int_of(c, AK_queries, 0);
+    NEED(n >= 1 && q >= 1 && q <= 4096 && c->nsrc == (size_t)(n + q), "depth_inter: operands");
+    NEED(is_vec(c, 0, IR_f32) && is_mat(c, (size_t)q, IR_f32), "depth_inter: operands");
+    struct ir_dim rows = ty(c, (size_t)q)->dim[0];
+    ir_type_id e[4100];
+    for (int64_t i = 0; i < q; i++) e[i] = c->src[q];
+    e[q] = mat(c, IR_f32, rows, dim_const(q * n));
+    e[q + 1] = mat(c, IR_f32, rows, dim_const(n));
+    e[q + 2] = mat(c, IR_f32, rows, dim_const(q));
+    *out = type_tuple(c->types, e, (uint32_t)(q + 3));
+    return true;
+}
+
+RULE(depth_inter_grad)
+{
+    int64_t n = int_of(c, AK_sources, 0), q = int_of(c, AK_queries, 0);
+    NEED(n >= 1 && q >= 1 && c->nsrc >= (size_t)(2 + 4 * q + n), "depth_inter_grad: operands");
+    return depth_grads(c, (size_t)(2 + 4 * q), n, q, c->src[2 + q], c->src[2], out, why);
+}
+
+RULE(cross_entropy)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_vec(c, 1, IR_i32), "cross_entropy: operands");
+    ir_type_id r = mat(c, IR_f32, ty(c, 0)->dim[0], dim_const(1)), e[2] = {r, r};
+    *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
+RULE(cross_entropy_grad)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_vec(c, 1, IR_i32), "cross_entropy_grad: operands");
+    *out = c->src[0];
+    return true;
+}
+
+RULE(head_nll)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && is_vec(c, 2, IR_i32), "head: operands");
+    NEED(dim_eq(ty(c, 0)->dim[1], ty(c, 1)->dim[1]), "head: inner sizes differ");
+    *out = mat(c, IR_f32, ty(c, 0)->dim[0], dim_const(1));
+    return true;
+}
+
+RULE(head_loss)
+{
+    ir_type_id e[3];
+    if (!shape_head_nll(c, &e[0], why)) return false;
+    e[1] = c->src[0], e[2] = c->src[1];
+    *out = type_tuple(c->types, e, 3);
+    return true;
+}
+
+RULE(moe_route)
+{
+    int64_t k = int_of(c, AK_k, 0);
+    NEED(is_mat(c, 0, IR_f32) && is_vec(c, 1, IR_f32), "moe_route: operands");
+    NEED(dim_eq(ty(c, 0)->dim[1], ty(c, 1)->dim[0]), "moe_route: bias size");
+    NEED(k >= 1 && k <= ty(c, 0)->dim[1].add, "moe_route: k");
+    struct ir_dim r = ty(c, 0)->dim[0];
+    ir_type_id e[2] = {mat(c, IR_i32, r, dim_const(k)), mat(c, IR_f32, r, dim_const(k))};
+    *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
+RULE(moe_route_grad)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_i32) && is_mat(c, 2, IR_f32), "moe_route_grad");
+    *out = c->src[0];
+    return true;
+}
+
+RULE(moe_sort)
+{
+    int64_t e = int_of(c, AK_experts, 0);
+    NEED(is_mat(c, 0, IR_i32) && e >= 1, "moe_sort: operands");
+    struct ir_dim a = dim_scale(ty(c, 0)->dim[0], ty(c, 0)->dim[1].add);
+    ir_type_id t = vector(c, IR_i32, a), el[3] = {vector(c, IR_i32, dim_const(e + 1)), t, t};
+    *out = type_tuple(c->types, el, 3);
+    return true;
+}
+
+RULE(moe_gather)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_vec(c, 1, IR_i32), "moe_gather: operands");
+    *out = mat(c, IR_f32, ty(c, 1)->dim[0], ty(c, 0)->dim[1]);
+    return true;
+}
+
+/* Rows of one slot: A / k tokens. */
+static struct ir_dim per_token(struct ir_dim a, int64_t k)
+{
+    return (struct ir_dim){a.add / k, (int32_t)(a.mul / k), a.sym};
+}
+
+RULE(moe_gather_grad)
+{
+    int64_t k = int_of(c, AK_k, 0);
+    NEED(is_mat(c, 0, IR_f32) && is_vec(c, 1, IR_i32) && k >= 1, "moe_gather_grad: operands");
+    *out = mat(c, IR_f32, per_token(ty(c, 0)->dim[0], k), ty(c, 0)->dim[1]);
+    return true;
+}
+
+RULE(moe_combine)
+{
+    int64_t k = int_of(c, AK_k, 0);
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && k >= 1, "moe_combine: operands");
+    *out = mat(c, IR_f32, ty(c, 1)->dim[0], ty(c, 0)->dim[1]);
+    return true;
+}
+
+RULE(moe_combine_grad)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && is_mat(c, 2, IR_f32), "moe_combine_grad");
+    ir_type_id e[2] = {c->src[1], c->src[2]};
+    *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
+RULE(adamw)
+{
+    NEED(c->src[0] == c->src[2] && c->src[0] == c->src[3], "adamw: moments differ from the weight");
+    ir_type_id e[3] = {c->src[0], c->src[0], c->src[0]};
+    *out = type_tuple(c->types, e, 3);
+    return true;
+}
+
+RULE(momentum)
+{
+    ir_type_id e[2] = {c->src[0], c->src[0]};
+    *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
+RULE(muon_step)
+{
+    NEED(c->src[0] == c->src[1], "muon_step: the update differs from the weight");
+    *out = c->src[0];
+    return true;
+}
+
+RULE(grad_norm)
+{
+    NEED(c->nsrc >= 1, "grad_norm: operands");
+    ir_type_id e[2] = {vector(c, IR_f32, dim_const(4)),
+                       vector(c, IR_f64, dim_const((int64_t)c->nsrc - 1))};
+    *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
+RULE(balance)
+{
+    NEED(c->src[0] == c->src[1], "balance: one load per expert");
+    *out = c->src[0];
+    return true;
+}
+
+bool op_shape(enum ir_op op, const struct shape_ctx *c, ir_type_id *out, \
+                               const char **why __attribute__((unused)))
+{
+    int want = op_info(op)->sources;
+    NEED(want < 0 || (size_t)want == c->nsrc, "wrong number of operands");
+    switch (op) {
+#define OP(name, sources, shape, vjp, cost, stages, flags)                                         \
+    case OP_##name: return shape_##shape(c, out, why);
+#include "op.def"
+    case OP_COUNT: break;
+    }
+    FAIL("no such operation");
+}
