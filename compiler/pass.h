@@ -4,10 +4,11 @@
 #include "graph.h"
 
 struct pass_ctx {
-    struct arena *arena;   /* new graphs and everything in them */
+    struct arena *arena; /* new graphs and everything in them */
     struct diag *diag;
-    struct sb *report;     /* --report text: what was fused, what was not and why; may be NULL */
-    struct ir_bind bind;   /* sizes for cost decisions */
+    struct sb *report;   /* --report text: what was fused, what was not and why; may be NULL */
+    struct ir_bind bind; /* sizes for cost decisions */
+    bool unfused;        /* fuse-rows: every operation a kernel of its own (--skip=fuse-rows) */
 };
 /* Never changes its input. NULL means diagnostics were issued. */
 typedef struct ir_graph *pass_fn(struct pass_ctx *c, const struct ir_graph *g);
