@@ -1,0 +1,156 @@
+/* Float32 matrix products for all shapes (needs prelude.c, tile.c). Compiled once for all models.
+ *
+ * C[M,N] = A B or C += A B. A is read in place, row-major or transposed; B is packed in panels
+ * (tile.c). Every C element adds its products in the order k = 0 .. K-1, whatever the blocks, the
+ * shape and the form; with GEMM_ADD it starts from the old C. Block sizes come from cg_gemm_plan. */
+enum { GEMM_TRANS_A = 1, GEMM_ADD = 2, GEMM_GATHER = 4 };
+enum { GEMM_KC = 512, GEMM_MC = 240 };
+
+struct gemm {
+    const float *a, *b; /* a: element (0,0); b: panel of column 0 at k = 0 */
+    float *c;
+    int64_t lda, ldc, bp, k, n; /* bp: floats from panel to panel; k, n: sizes */
+    int64_t flags;
+    const int32_t *index; /* GEMM_GATHER: row m of A is a + index[m] * lda */
+};
+
+/* A^T block to [rows / 6][kn][6], so that a tile reads it in one stream. */
+static void gemm_pack_a(float *dst, const float *src, int64_t lda, int64_t rows, int64_t kn) {
+    const int64_t full = rows / TILE_MR * TILE_MR;
+    for (int64_t k0 = 0; k0 < kn; k0 += 8) {
+        const int64_t ke = min64(k0 + 8, kn);
+        for (int64_t k = ke; k < min64(ke + 8, kn); k++)
+            for (int64_t m = 0; m < rows; m += 16) __builtin_prefetch(src + k * lda + m, 0, 3);
+        for (int64_t m = 0; m < full; m += TILE_MR) {
+            const float *s = src + k0 * lda + m;
+            float *d = dst + m * kn + k0 * TILE_MR;
+            for (int64_t k = k0; k < ke; k++, s += lda, d += TILE_MR)
+                __builtin_memcpy(d, s, TILE_MR * sizeof *d);
+        }
+        for (int64_t k = k0; k < ke; k++)
+            for (int64_t m = full; m < rows; m++)
+                dst[full * kn + k * TILE_MR + m - full] = src[k * lda + m];
+    }
+}
+
+/* One k range of C[m0..m1, n0..n1]; `pa` is the packed A^T block or NULL. */
+static void gemm_slab(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, int64_t k0,
+                      int64_t kn, const float *pa) {
+    struct tile t = {.bp = g->bp, .kn = kn, .ldc = g->ldc, .load = k0 > 0 || g->flags & GEMM_ADD};
+    for (int64_t n = n0; n < n1; n += 64) {
+        t.b = g->b + n / 16 * g->bp + k0 * 16;
+        t.cols = min64(64, n1 - n);
+        /* Meanwhile the next 64 columns of B (or of this k range's successor) come into L2. */
+        const int64_t more = n + 64 < n1;
+        const float *next = more ? t.b + 4 * g->bp : g->b + n0 / 16 * g->bp + (k0 + kn) * 16;
+        const int64_t useful = more || k0 + kn < g->k;
+        for (int64_t m = m0; m < m1; m += TILE_MR) {
+            const int64_t mr = min64(TILE_MR, m1 - m), step = (m - m0) / TILE_MR;
+            t.c = g->c + m * g->ldc + n;
+            t.prefetch = useful && step < 16 ? next + step / 4 * g->bp + step % 4 * (kn / 4 * 16) : t.b;
+            for (int64_t i = 0; i < mr; i++) {
+                if (pa)
+                    t.a[i] = pa + (m - m0) * kn + i;
+                else if (g->flags & GEMM_GATHER)
+                    t.a[i] = g->a + g->index[m + i] * g->lda + k0;
+                else
+                    t.a[i] = g->a + (m + i) * g->lda + k0;
+            }
+            t.ks = pa ? TILE_MR : 1;
+            tile_run(&t, mr);
+        }
+    }
+}
+
+static void gemm_block(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float *scratch) {
+    for (int64_t mc = m0; mc < m1; mc += GEMM_MC) {
+        const int64_t me = min64(mc + GEMM_MC, m1);
+        int64_t k0 = 0;
+        do {
+            const int64_t kn = min64(GEMM_KC, g->k - k0);
+            float *pa = g->flags & GEMM_TRANS_A ? scratch : 0;
+            if (pa) gemm_pack_a(pa, g->a + k0 * g->lda + mc, g->lda, me - mc, kn);
+            gemm_slab(g, mc, me, n0, n1, k0, kn, pa);
+            k0 += kn;
+        } while (k0 < g->k);
+    }
+}
+
+/* p = C, A, packed B; n = M, N, K, lda, ldc, flags, MB, NB; items = blocks of MB x NB. */
+void k_gemm(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
+    const int64_t M = n[0], N = n[1], K = n[2], MB = n[6], NB = n[7], nb = div_up(N, NB);
+    struct gemm g = {.a = p[1], .b = p[2], .c = p[0], .lda = n[3], .ldc = n[4], .bp = K * 16,
+                     .k = K, .n = N, .flags = n[5]};
+    for (int64_t it = lo; it < hi; it++) {
+        const int64_t m0 = it / nb * MB, n0 = it % nb * NB;
+        gemm_block(&g, m0, min64(m0 + MB, M), n0, min64(n0 + NB, N), scratch);
+    }
+}
+
+/* Packs B from row-major [K,N]. p = packed, B; n = K, N, ldb; items = blocks of 64 k x 256 columns. */
+void k_pack_rows(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSED void *scratch) {
+    const int64_t K = n[0], N = n[1], ldb = n[2], nb = div_up(N, 256);
+    float *dst = p[0];
+    const float *src = p[1];
+    for (int64_t it = lo; it < hi; it++) {
+        const int64_t k0 = it / nb * 64, n0 = it % nb * 256;
+        panels_from_cols(dst + n0 * K + k0 * 16, K * 16, src + k0 * ldb + n0, ldb, min64(256, N - n0),
+                         min64(64, K - k0));
+    }
+}
+
+/* Packs B = W^T from W row-major [N,K]. p = packed, W; n = K, N, ldw; items = blocks of 16 columns
+ * of B x 256 k. */
+void k_pack_cols(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSED void *scratch) {
+    const int64_t K = n[0], N = n[1], ldw = n[2], kb = div_up(K, 256);
+    float *dst = p[0];
+    const float *src = p[1];
+    for (int64_t it = lo; it < hi; it++) {
+        const int64_t n0 = it / kb * 16, k0 = it % kb * 256;
+        panel_from_rows(dst + n0 * K + k0 * 16, src + n0 * ldw + k0, ldw, min64(16, N - n0),
+                        min64(256, K - k0));
+    }
+}
+
+/* Rows grouped by expert: C[r,:] = A[r,:] B_e for offsets[e] <= r < offsets[e+1]; packed B_e follow
+ * one another. p = C, A, packed B, offsets int32 [E+1], index int32 [rows] (GEMM_GATHER: row r of A
+ * is A + index[r] * lda); n = rows (bound), N, K, lda, ldc, flags, MB, NB, E;
+ * items = (ceil(rows / MB) + E) x column blocks, those beyond the actual row tiles return at once. */
+void k_gemm_grouped(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
+    const int64_t N = n[1], K = n[2], MB = n[6], NB = n[7], E = n[8], nb = div_up(N, NB);
+    const int32_t *off = p[3];
+    struct gemm g = {.a = p[1], .c = p[0], .lda = n[3], .ldc = n[4], .bp = K * 16, .k = K, .n = N,
+                     .flags = n[5] & ~(int64_t)GEMM_TRANS_A, .index = n[5] & GEMM_GATHER ? p[4] : 0};
+    for (int64_t it = lo; it < hi; it++) {
+        int64_t tile = it / nb, e = 0;
+        for (; e < E; e++) {
+            const int64_t tiles = div_up(off[e + 1] - off[e], MB);
+            if (tile < tiles) break;
+            tile -= tiles;
+        }
+        if (e == E) continue;
+        const int64_t m0 = off[e] + tile * MB, n0 = it % nb * NB;
+        g.b = (const float *)p[2] + e * div_up(N, 16) * 16 * K;
+        gemm_block(&g, m0, min64(m0 + MB, off[e + 1]), n0, min64(n0 + NB, N), scratch);
+    }
+}
+
+/* Weight gradients per expert: C_e[M,N] = A_e^T X_e over the rows of expert e (none: C_e = 0, or
+ * unchanged with GEMM_ADD). A is row-major [rows,M], X is packed once as a [rows,N] matrix: panels
+ * run along rows, so an expert's rows are a k range of every panel.
+ * p = C [E,M,N], A, packed X, offsets int32 [E+1]; n = rows (as packed), M, N, lda, ldc, flags, MB,
+ * NB, E; items = E x row blocks x column blocks. */
+void k_gemm_grouped_dw(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
+    const int64_t rows = n[0], M = n[1], N = n[2], lda = n[3], ldc = n[4], MB = n[6], NB = n[7];
+    const int64_t mb = div_up(M, MB), nb = div_up(N, NB);
+    const int32_t *off = p[3];
+    struct gemm g = {.lda = lda, .ldc = ldc, .bp = rows * 16, .n = N, .flags = n[5] | GEMM_TRANS_A};
+    for (int64_t it = lo; it < hi; it++) {
+        const int64_t e = it / (mb * nb), m0 = it / nb % mb * MB, n0 = it % nb * NB;
+        g.k = off[e + 1] - off[e];
+        g.a = (const float *)p[1] + off[e] * lda;
+        g.b = (const float *)p[2] + (int64_t)off[e] * 16;
+        g.c = (float *)p[0] + e * M * ldc;
+        gemm_block(&g, m0, min64(m0 + MB, M), n0, min64(n0 + NB, N), scratch);
+    }
+}
