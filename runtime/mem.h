@@ -9,7 +9,7 @@
 void *mem_alloc(size_t size);
 /* Gives back what mem_alloc gave, with the same size. NULL is fine. */
 void mem_free(void *p, size_t size);
-/* How often mem_alloc was called in this process: steps compare it to show that none of them does. */
+/* How often this thread called mem_alloc: steps compare it to show that none of them does. */
 uint64_t mem_allocations(void);
 /* Seconds of the monotonic clock. */
 double mem_seconds(void);
