@@ -1,0 +1,194 @@
+#include "compiler/params.h"
+
+struct table {
+    struct arena *a;
+    const struct model *m;
+    VEC(struct param) v;
+};
+
+static struct param *add(struct table *t, enum param_kind kind, enum param_init init, int rank,
+                         int64_t d0, int64_t d1, int64_t d2, const char *name)
+{
+    struct param p = {.name = name, .kind = kind, .init = init, .rank = rank};
+    p.dim[0] = d0, p.dim[1] = d1, p.dim[2] = d2;
+    p.count = d0 * (rank > 1 ? d1 : 1) * (rank > 2 ? d2 : 1);
+    p.std = t->m->init_std;
+    p.active_num = p.active_den = 1;
+    vec_push(t->a, &t->v, p);
+    return &vec_last(&t->v);
+}
+
+/* A parameter that is one tensor: vectors [n], matrices [rows, cols]. */
+static struct param *single(struct table *t, enum param_kind kind, enum param_init init,
+                            int64_t rows, int64_t cols, const char *name)
+{
+    int rank = cols ? 2 : 1;
+    struct param *p = add(t, kind, init, rank, rows, cols, 0, name);
+    p->part = NEW(t->a, struct param_part, 1);
+    p->num_parts = 1;
+    p->part[0] = (struct param_part){name, {rows, cols}, rank, 0};
+    return p;
+}
+
+static void vector(struct table *t, int64_t n, const char *name)
+{
+    single(t, PARAM_vector, INIT_ones, n, 0, name);
+}
+
+static struct param *matrix(struct table *t, int64_t rows, int64_t cols, const char *name)
+{
+    return single(t, PARAM_matrix, INIT_normal, rows, cols, name);
+}
+
+/* Matrices of one input side by side: rows[i] x cols each, stored one below the other. */
+static struct param *merged(struct table *t, const char *name, int64_t cols, size_t n,
+                            const int64_t *rows, const char *const *tensor)
+{
+    int64_t total = 0;
+    for (size_t i = 0; i < n; i++) total += rows[i];
+    struct param *p = add(t, PARAM_matrix, INIT_normal, 2, total, cols, 0, name);
+    p->part = NEW(t->a, struct param_part, n);
+    p->num_parts = n;
+    int64_t at = 0;
+    for (size_t i = 0; i < n; at += rows[i++] * cols)
+        p->part[i] = (struct param_part){tensor[i], {rows[i], cols}, 2, at};
+    return p;
+}
+
+#define F(...) str_fmt(t->a, __VA_ARGS__)
+
+static void attention(struct table *t, const char *p, const struct mixer *x)
+{
+    int64_t d = t->m->hidden_size, q = x->num_heads * x->head_dim, kv = x->num_kv_heads * x->head_dim;
+    if (x->qk_norm) { /* normalised heads must lie end to end, so these products stay apart */
+        matrix(t, q, d, F("%s.self_attn.q_proj.weight", p));
+        matrix(t, kv, d, F("%s.self_attn.k_proj.weight", p));
+        matrix(t, kv, d, F("%s.self_attn.v_proj.weight", p));
+        vector(t, x->head_dim, F("%s.self_attn.q_norm.weight", p));
+        vector(t, x->head_dim, F("%s.self_attn.k_norm.weight", p));
+    } else {
+        const char *const name[] = {F("%s.self_attn.q_proj.weight", p),
+                                    F("%s.self_attn.k_proj.weight", p),
+                                    F("%s.self_attn.v_proj.weight", p)};
+        merged(t, F("%s.self_attn.qkv_proj.weight", p), d, 3, (const int64_t[]){q, kv, kv}, name);
+    }
+    matrix(t, d, q, F("%s.self_attn.o_proj.weight", p));
+}
+
+static void mlp(struct table *t, const char *p, int64_t width)
+{
+    const char *const name[] = {F("%s.gate_proj.weight", p), F("%s.up_proj.weight", p)};
+    merged(t, F("%s.gate_up_proj.weight", p), t->m->hidden_size, 2, (const int64_t[]){width, width},
+           name);
+    matrix(t, t->m->hidden_size, width, F("%s.down_proj.weight", p));
+}
+
+/* Experts stacked: w13 [2E, F, d] holds w1 and w3 of each expert in turn, w2 [E, d, F]. */
+static void experts(struct table *t, const char *p, const struct ffn *f, int64_t d)
+{
+    int64_t e = f->num_experts, w = f->intermediate_size;
+    struct param *up = add(t, PARAM_matrix, INIT_normal, 3, 2 * e, w, d, F("%s.experts.w13", p));
+    up->part = NEW(t->a, struct param_part, 2 * e);
+    up->num_parts = (size_t)(2 * e);
+    for (int64_t i = 0; i < 2 * e; i++)
+        up->part[i] = (struct param_part){
+            F("%s.experts.%lld.w%d.weight", p, (long long)(i / 2), i % 2 ? 3 : 1), {w, d}, 2, i * w * d};
+    up->active_num = f->experts_per_token, up->active_den = e;
+    struct param *down = add(t, PARAM_matrix, INIT_normal, 3, e, d, w, F("%s.experts.w2", p));
+    down->part = NEW(t->a, struct param_part, e);
+    down->num_parts = (size_t)e;
+    for (int64_t i = 0; i < e; i++)
+        down->part[i] = (struct param_part){F("%s.experts.%lld.w2.weight", p, (long long)i),
+                                            {d, w}, 2, i * d * w};
+    down->active_num = f->experts_per_token, down->active_den = e;
+}
+
+static void moe(struct table *t, const char *layer, const struct ffn *f)
+{
+    int64_t d = t->m->hidden_size, l = f->latent_size;
+    const char *p = F("%s.block_sparse_moe", layer);
+    matrix(t, f->num_experts, d, F("%s.gate.weight", p));
+    if (f->balance == BALANCE_bias)
+        single(t, PARAM_state, INIT_zeros, f->num_experts, 0,
+               F("%s.gate.e_score_correction_bias", p));
+    if (l) matrix(t, l, d, F("%s.routed_expert_down_proj.weight", p));
+    experts(t, p, f, l ? l : d);
+    if (l) {
+        vector(t, l, F("%s.routed_expert_norm.weight", p));
+        matrix(t, d, l, F("%s.routed_expert_up_proj.weight", p));
+    }
+    if (f->num_shared_experts)
+        mlp(t, F("%s.shared_experts", p), f->num_shared_experts * f->intermediate_size);
+}
+
+static void site(struct table *t, const char *proj, const char *norm)
+{
+    int64_t d = t->m->hidden_size;
+    struct param *q = single(t, PARAM_vector, INIT_zeros, d, 0, proj);
+    q->part[0] = (struct param_part){proj, {1, d}, 2, 0}; /* stored [1, D] */
+    vector(t, d, norm);
+}
+
+static void layer(struct table *t, size_t i)
+{
+    const struct model *m = t->m;
+    const struct layer *l = &m->layer[i];
+    const char *p = F("model.layers.%zu", i);
+    if (m->residual == RESIDUAL_attnres)
+        site(t, F("%s.self_attention_res_proj.weight", p), F("%s.self_attention_res_norm.weight", p));
+    vector(t, m->hidden_size, F("%s.input_layernorm.weight", p));
+    const struct mixer *x = &m->mixer[l->mixer];
+    if (x->type != MIXER_attention) BUG("mixer type %d has no parameters here", x->type);
+    attention(t, p, x);
+    if (m->residual == RESIDUAL_attnres)
+        site(t, F("%s.mlp_res_proj.weight", p), F("%s.mlp_res_norm.weight", p));
+    vector(t, m->hidden_size, F("%s.post_attention_layernorm.weight", p));
+    const struct ffn *f = &m->ffn[l->ffn];
+    if (f->type == FFN_mlp)
+        mlp(t, F("%s.mlp", p), f->intermediate_size);
+    else
+        moe(t, p, f);
+}
+
+struct params *params_of(struct arena *a, const struct model *m)
+{
+    struct table table = {.a = a, .m = m}, *t = &table;
+    single(t, PARAM_embedding, INIT_normal, m->vocab_size, m->hidden_size,
+           "model.embed_tokens.weight")->std = m->init_embedding_std;
+    for (size_t i = 0; i < m->num_layers; i++) layer(t, i);
+    if (m->residual == RESIDUAL_attnres)
+        site(t, "model.output_attn_res_proj.weight", "model.output_attn_res_norm.weight");
+    vector(t, m->hidden_size, "model.norm.weight");
+    if (!m->tie_embeddings)
+        single(t, PARAM_embedding, INIT_normal, m->vocab_size, m->hidden_size, "lm_head.weight");
+    struct params *ps = NEW(a, struct params, 1);
+    ps->p = t->v.p;
+    ps->n = t->v.n;
+    map_init(&ps->by_name, a);
+    for (size_t i = 0; i < ps->n; i++) *map_str(&ps->by_name, str_of(ps->p[i].name)) = (uint32_t)i + 1;
+    return ps;
+}
+
+const struct param *params_find(const struct params *ps, const char *name)
+{
+    const uint32_t *i = map_find(&ps->by_name, str_of(name));
+    return i && *i ? &ps->p[*i - 1] : NULL;
+}
+
+int64_t params_total(const struct params *ps)
+{
+    int64_t n = 0;
+    for (size_t i = 0; i < ps->n; i++) n += ps->p[i].count;
+    return n;
+}
+
+int64_t params_active(const struct params *ps, const struct model *m)
+{
+    int64_t n = 0;
+    for (size_t i = 0; i < ps->n; i++) {
+        const struct param *p = &ps->p[i];
+        bool table = !strcmp(p->name, "model.embed_tokens.weight") && !m->tie_embeddings;
+        if (p->kind != PARAM_state && !table) n += p->count / p->active_den * p->active_num;
+    }
+    return n;
+}
