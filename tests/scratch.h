@@ -1,0 +1,44 @@
+/* What unit tests share: a folder of their own and the shared data files. */
+#ifndef STRATA_TESTS_SCRATCH_H
+#define STRATA_TESTS_SCRATCH_H
+#include "base/io.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+static char scratch_dir[256];
+
+/* Creates the folder under $TMPDIR; false when that fails. scratch_close removes it. */
+static inline bool scratch_open(void)
+{
+    const char *tmp = getenv("TMPDIR");
+    snprintf(scratch_dir, sizeof scratch_dir, "%s/strata-test-XXXXXX", tmp && *tmp ? tmp : P_tmpdir);
+    return mkdtemp(scratch_dir) != NULL;
+}
+
+static inline void scratch_close(void)
+{
+    io_remove_tree(scratch_dir);
+}
+
+/* A path in the folder; the last four results stay valid. */
+static inline char *in_dir(const char *name)
+{
+    static char path[4][512];
+    static unsigned turn;
+    char *p = path[turn++ % 4];
+    snprintf(p, sizeof path[0], "%s/%s", scratch_dir, name);
+    return p;
+}
+
+/* The path of a file of the shared data folder ($STRATA_DATA, ../shared/data), or NULL with a message
+ * where it is absent, on which the test skips. */
+static inline const char *shared_data(const char *name)
+{
+    static char path[512];
+    const char *root = getenv("STRATA_DATA");
+    snprintf(path, sizeof path, "%s/%s", root ? root : "../shared/data", name);
+    if (io_exists(path)) return path;
+    printf("skipped: no %s\n", path);
+    return NULL;
+}
+#endif
