@@ -52,13 +52,18 @@ static void add(struct diag *d, enum diag_severity sev, struct span at, const ch
     vec_push(d->arena, &d->item, it);
 }
 
+void diag_addv(struct diag *d, enum diag_id id, struct span at, va_list ap)
+{
+    d->group++;
+    if (rows[id].severity == DIAG_error) d->errors++;
+    add(d, rows[id].severity, at, rows[id].fmt, ap);
+}
+
 void diag_add(struct diag *d, enum diag_id id, struct span at, ...)
 {
     va_list ap;
     va_start(ap, at);
-    d->group++;
-    if (rows[id].severity == DIAG_error) d->errors++;
-    add(d, rows[id].severity, at, rows[id].fmt, ap);
+    diag_addv(d, id, at, ap);
     va_end(ap);
 }
 

@@ -25,6 +25,7 @@ struct diag *diag_open(struct arena *a);
 uint32_t diag_file(struct diag *d, const char *name, struct str text);
 /* Adds a diagnostic; the format comes from diag.def. */
 void diag_add(struct diag *d, enum diag_id id, struct span at, ...);
+void diag_addv(struct diag *d, enum diag_id id, struct span at, va_list ap);
 /* Attached to the last added one: "note: ..." at its own place, "hint: A sentence." */
 void diag_note(struct diag *d, struct span at, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
