@@ -1,0 +1,229 @@
+#include "compiler/build.h"
+#include "compiler/build_parts.h"
+
+/* ---- shared parts (build_parts.h) ---- */
+
+const char *b_name(struct builder *b, const char *fmt, ...)
+{
+    va_list ap;
+    struct sb s = {0};
+    va_start(ap, fmt);
+    sb_vprintf(&s, fmt, ap);
+    va_end(ap);
+    return sb_take(&s, b->g->arena).p;
+}
+
+ir_id b_param(struct builder *b, const char *name)
+{
+    const struct param *p = params_find(b->ps, name);
+    if (!p) BUG("no parameter %s", name);
+    struct ir_dim d[3];
+    for (int i = 0; i < p->rank; i++) d[i] = dim_const(p->dim[i]);
+    ir_type_id t = type_add(b->g->types, IR_f32, (unsigned)p->rank, d);
+    enum ir_op op = p->kind == PARAM_state ? OP_input : OP_param;
+    return ir_add_typed(b->g, op, t, NO_SRCS, ATTRS(A_STR(name, p->name)), p->name);
+}
+
+/* A matrix parameter as a product reads it. */
+static ir_id weight(struct builder *b, const char *name)
+{
+    return b_round(b, b_param(b, name));
+}
+
+ir_id b_round(struct builder *b, ir_id x)
+{
+    return b->m->train.precision == PREC_bf16 ? ir_unary(b->g, OP_round_bf16, x) : x;
+}
+
+ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name)
+{
+    return ir_matmul(b->g, b_round(b, x), weight(b, w), false, true, name);
+}
+
+/* 1 / sqrt(mean(x^2) + eps), per row. */
+static ir_id inverse_rms(struct builder *b, ir_id x, double eps)
+{
+    struct ir_graph *g = b->g;
+    ir_id sum = ir_unary(g, OP_rowsum, ir_binary(g, OP_mul, x, x));
+    ir_id mean = ir_binary(g, OP_div, sum, ir_const(g, (double)ir_cols(g, x).add));
+    return ir_unary(g, OP_rsqrt, ir_binary(g, OP_add, mean, ir_const(g, eps)));
+}
+
+ir_id b_rmsnorm(struct builder *b, ir_id x, const char *gain)
+{
+    ir_id xr = ir_binary(b->g, OP_mul, x, inverse_rms(b, x, b->m->norm_eps));
+    return ir_binary(b->g, OP_mul, xr, b_param(b, gain));
+}
+
+ir_id b_norm(struct builder *b, ir_id x, const char *gain)
+{
+    if (b->m->norm == NORM_layernorm) {
+        ir_id sum = ir_unary(b->g, OP_rowsum, x);
+        ir_id mean = ir_binary(b->g, OP_div, sum, ir_const(b->g, (double)ir_cols(b->g, x).add));
+        x = ir_binary(b->g, OP_sub, x, mean);
+    }
+    return b_rmsnorm(b, x, gain);
+}
+
+ir_id b_activation(struct builder *b, enum activation act, ir_id x, ir_id up)
+{
+    struct ir_graph *g = b->g;
+    ir_id s = ir_unary(g, OP_sigmoid, x);
+    if (act == ACT_swiglu) return ir_binary(g, OP_mul, ir_binary(g, OP_mul, x, s), up);
+    ir_id t = ir_unary(g, OP_tanh, ir_binary(g, OP_mul, x, ir_const(g, 0.25)));
+    ir_id left = ir_binary(g, OP_mul, ir_binary(g, OP_mul, t, ir_const(g, 4)), s);
+    ir_id u = ir_unary(g, OP_tanh, ir_binary(g, OP_div, up, ir_const(g, 25)));
+    return ir_binary(g, OP_mul, left, ir_binary(g, OP_mul, u, ir_const(g, 25)));
+}
+
+/* ---- depth: which sources each sublayer reads (attnres-paper.md 2.2) ---- */
+
+struct depth {
+    VEC(ir_id) done; /* embedding and finished blocks */
+    ir_id part;      /* running sum of this block, IR_NONE = none yet */
+};
+
+static bool starts_block(const struct model *m, size_t l)
+{
+    for (size_t i = 0; i < m->num_boundaries; i++)
+        if ((size_t)m->boundary[i] == l) return true;
+    return false;
+}
+
+/* The mix of one site over all present sources, or their plain sum where the site is off. */
+static ir_id mix(struct builder *b, const struct depth *d, bool on, const char *proj,
+                 const char *norm)
+{
+    struct ir_graph *g = b->g;
+    VEC(ir_id) src = {0};
+    ir_id query = b_param(b, proj), gain = b_param(b, norm);
+    vec_push(g->arena, &src, ir_binary(g, OP_mul, query, gain));
+    for (size_t i = 0; i < d->done.n; i++) vec_push(g->arena, &src, d->done.p[i]);
+    if (d->part != IR_NONE) vec_push(g->arena, &src, d->part);
+    if (!on) {
+        ir_id sum = src.p[1];
+        for (size_t i = 2; i < src.n; i++) sum = ir_binary(g, OP_add, sum, src.p[i]);
+        return sum;
+    }
+    size_t stem = strlen(proj) - strlen(".weight");
+    const char *site = b_name(b, "%.*s", (int)stem, proj);
+    ir_id t = ir_add(g, OP_depth_mix, src.p, src.n,
+                     ATTRS(A_STR(site, site), A_INT(sources, src.n - 1), A_NUM(eps, b->m->key_eps)),
+                     site);
+    if (b->options->depth_weights || b->options->probes) {
+        ir_id s = ir_binary(g, OP_sub, ir_get(g, t, 1), ir_get(g, t, 3));
+        ir_id p = ir_unary(g, OP_exp, s);
+        if (b->options->depth_weights) ir_output(g, b_name(b, "depth.%s", site), p);
+        if (b->options->probes) { /* mean over tokens comes from the runtime's division by count */
+            ir_id h = ir_unary(g, OP_neg, ir_unary(g, OP_sum, ir_binary(g, OP_mul, p, s)));
+            ir_output(g, b_name(b, "probe.entropy.%s", site), h);
+        }
+    }
+    return b_round(b, ir_get(g, t, 0));
+}
+
+static void probe(struct builder *b, const char *what, size_t block, ir_id x)
+{
+    if (!b->options->probes) return;
+    ir_id sq = ir_unary(b->g, OP_sum, ir_binary(b->g, OP_mul, x, x));
+    ir_output(b->g, b_name(b, "probe.%s.%zu", what, block), sq);
+}
+
+/* ---- the model ---- */
+
+static ir_id input(struct builder *b, enum ir_dtype dtype, bool rows, const char *name)
+{
+    struct ir_dim n = dim_sym(SYM_N, 1);
+    ir_type_id t = type_add(b->g->types, dtype, rows ? 1 : 0, &n);
+    return ir_add_typed(b->g, OP_input, t, NO_SRCS, ATTRS(A_STR(name, name)), name);
+}
+
+static ir_id sublayer(struct builder *b, size_t l, ir_id h)
+{
+    const struct layer *y = &b->m->layer[l / 2];
+    const char *p = b_name(b, "model.layers.%zu", l / 2);
+    bool mixer = l % 2 == 0;
+    ir_id x = b_norm(b, h, b_name(b, "%s.%s_layernorm.weight", p, mixer ? "input" : "post_attention"));
+    b->g->cur_span = mixer ? b->m->mixer[y->mixer].at : b->m->ffn[y->ffn].at;
+    x = mixer ? b_mixer(b, &b->m->mixer[y->mixer], x, p) : b_ffn(b, &b->m->ffn[y->ffn], x, p);
+    return b_round(b, x);
+}
+
+static ir_id attnres(struct builder *b, ir_id emb)
+{
+    const struct model *m = b->m;
+    struct depth d = {.part = IR_NONE};
+    vec_push(b->g->arena, &d.done, emb);
+    for (size_t l = 0; l < 2 * m->num_layers; l++) {
+        const struct layer *y = &m->layer[l / 2];
+        b->g->cur_span = y->at;
+        if (l > 0 && starts_block(m, l)) {
+            probe(b, "block", d.done.n - 1, d.part);
+            vec_push(b->g->arena, &d.done, b_round(b, d.part));
+            d.part = IR_NONE;
+        }
+        const char *site = l % 2 ? "mlp" : "self_attention";
+        const char *proj = b_name(b, "model.layers.%zu.%s_res_proj.weight", l / 2, site);
+        const char *norm = b_name(b, "model.layers.%zu.%s_res_norm.weight", l / 2, site);
+        ir_id h = emb;
+        if (l > 0)
+            h = mix(b, &d, l % 2 ? y->attnres_ffn : y->attnres_mixer, proj, norm);
+        else
+            (void)b_param(b, proj), (void)b_param(b, norm);
+        ir_id out = sublayer(b, l, h);
+        d.part = d.part == IR_NONE ? out : ir_binary(b->g, OP_add, d.part, out);
+    }
+    probe(b, "block", d.done.n - 1, d.part);
+    return mix(b, &d, m->attnres_output, "model.output_attn_res_proj.weight",
+               "model.output_attn_res_norm.weight");
+}
+
+static ir_id standard(struct builder *b, ir_id h)
+{
+    for (size_t l = 0; l < 2 * b->m->num_layers; l++) {
+        b->g->cur_span = b->m->layer[l / 2].at;
+        h = ir_binary(b->g, OP_add, h, sublayer(b, l, h));
+    }
+    probe(b, "block", 0, h);
+    return h;
+}
+
+struct ir_graph *build_model(struct arena *a, const struct model *m, const struct params *ps,
+                             enum build_program program, const struct build_options *o)
+{
+    static const char *const name[] = {"forward", "loss", "train"};
+    struct builder builder = {.m = m, .ps = ps, .options = o}, *b = &builder;
+    struct ir_graph *g = b->g = graph_open(a, name[program], STAGE_T, NULL, NULL);
+    ir_id tokens = input(b, IR_i32, true, "tokens");
+    ir_id table = b_param(b, "model.embed_tokens.weight");
+    ir_id emb = b_round(b, ir_add(g, OP_embed, SRCS(table, tokens), NO_ATTRS, "embed"));
+    ir_id h = m->residual == RESIDUAL_attnres ? attnres(b, emb) : standard(b, emb);
+    g->cur_span = (struct span){0};
+    h = b_norm(b, h, "model.norm.weight");
+    ir_id logits = b_linear(b, h, m->tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",
+                            "logits");
+    if (program == BUILD_forward) {
+        ir_output(g, "logits", logits);
+        return g;
+    }
+    ir_id targets = input(b, IR_i32, true, "targets"), count = input(b, IR_f32, false, "count");
+    ir_id nll = ir_get(g, ir_add(g, OP_cross_entropy, SRCS(logits, targets), NO_ATTRS, "loss"), 0);
+    ir_output(g, "loss", ir_binary(g, OP_div, ir_unary(g, OP_sum, nll), count));
+    if (program == BUILD_train)
+        for (size_t i = 0; i < b->loads.n; i++)
+            ir_output(g, b_name(b, "load.%s", b->loads.p[i].name), b->loads.p[i].id);
+    return g;
+}
+
+void build_gradients(struct ir_graph *g)
+{
+    struct arena *s = arena_open("gradients");
+    VEC(ir_id) wrt = {0};
+    for (ir_id n = 0; n < g->node.n; n++)
+        if (ir_at(g, n)->op == OP_param) vec_push(s, &wrt, n);
+    ir_id *grad = NEW(s, ir_id, wrt.n);
+    autodiff(g, ir_find_output(g, "loss"), wrt.p, wrt.n, grad);
+    for (size_t i = 0; i < wrt.n; i++)
+        ir_output(g, str_fmt(s, "grad.%s", ir_name(g, wrt.p[i])), grad[i]);
+    arena_close(s);
+}

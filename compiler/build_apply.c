@@ -1,0 +1,139 @@
+/* The optimiser as a graph: clipping, AdamW, Muon, router-bias balancing (spec-contract section 2). */
+#include "compiler/build_parts.h"
+#include <math.h>
+#include <stdlib.h>
+
+bool build_uses_muon(const struct model *m, const struct param *p)
+{
+    return m->train.optimizer == OPT_muon && p->kind == PARAM_matrix;
+}
+
+static ir_id named(struct builder *b, ir_type_id t, const char *name)
+{
+    return ir_add_typed(b->g, OP_input, t, NO_SRCS, ATTRS(A_STR(name, name)), name);
+}
+
+static ir_type_id type_of(struct builder *b, const struct param *p)
+{
+    struct ir_dim d[3];
+    for (int i = 0; i < p->rank; i++) d[i] = dim_const(p->dim[i]);
+    return type_add(b->g->types, IR_f32, (unsigned)p->rank, d);
+}
+
+static ir_id scaled(struct builder *b, ir_id x, double c)
+{
+    return ir_binary(b->g, OP_mul, x, ir_const(b->g, c));
+}
+
+/* x / (|x|_F + 1e-7) for each matrix of a stack [E,R,C], or of one [R,C]. */
+static ir_id frobenius(struct builder *b, ir_id x)
+{
+    struct ir_graph *g = b->g;
+    const struct ir_type *t = ir_ty(g, x);
+    ir_type_id own = ir_at(g, x)->type;
+    int64_t e = t->rank == 3 ? t->dim[0].add : 1;
+    int64_t each = t->dim[t->rank - 1].add * t->dim[t->rank - 2].add;
+    ir_id flat = ir_reshape(g, x, ir_type2(g, IR_f32, dim_const(e), dim_const(each)));
+    ir_id norm = ir_unary(g, OP_sqrt, ir_unary(g, OP_rowsum, ir_binary(g, OP_mul, flat, flat)));
+    ir_id y = ir_binary(g, OP_div, flat, ir_binary(g, OP_add, norm, ir_const(g, 1e-7)));
+    return ir_reshape(g, y, own);
+}
+
+/* Five Newton-Schulz steps X = a X + (b Y + c Y Y) X, Y = X X^T; a tall matrix is worked on from the
+ * other side, Y = X^T X and X (b Y + c Y Y), which is the transposed iteration without transposing. */
+static ir_id newton_schulz(struct builder *b, ir_id x)
+{
+    struct ir_graph *g = b->g;
+    const struct ir_type *t = ir_ty(g, x);
+    bool tall = t->dim[t->rank - 2].add > t->dim[t->rank - 1].add;
+    double scale = 0.2 * sqrt((double)t->dim[t->rank - (tall ? 2 : 1)].add);
+    x = frobenius(b, x);
+    for (int i = 0; i < 5; i++) {
+        ir_id y = tall ? ir_matmul(g, x, x, true, false, NULL) : ir_matmul(g, x, x, false, true, NULL);
+        ir_id yy = ir_matmul(g, y, y, false, false, NULL);
+        ir_id z = ir_binary(g, OP_add, scaled(b, y, -4.7750), scaled(b, yy, 2.0315));
+        ir_id zx = tall ? ir_matmul(g, x, z, false, false, NULL) : ir_matmul(g, z, x, false, false, NULL);
+        x = ir_binary(g, OP_add, scaled(b, x, 3.4445), zx);
+    }
+    return scaled(b, x, scale);
+}
+
+/* Merged products are orthogonalised piece by piece, as the tensors they are. */
+static ir_id orthogonal(struct builder *b, const struct param *p, ir_id n)
+{
+    if (p->rank == 3 || p->num_parts == 1) return newton_schulz(b, n);
+    VEC(ir_id) piece = {0};
+    for (size_t i = 0; i < p->num_parts; i++) {
+        int64_t from = p->part[i].offset / p->dim[1];
+        ir_id x = ir_slice(b->g, n, 0, from, from + p->part[i].dim[0]);
+        vec_push(b->g->arena, &piece, newton_schulz(b, x));
+    }
+    return ir_add(b->g, OP_concat, piece.p, piece.n, ATTRS(A_INT(axis, 0)), NULL);
+}
+
+struct step {
+    ir_id ctl, hyper;
+};
+
+static void update(struct builder *b, const struct param *p, ir_id grad, struct step s)
+{
+    const struct train_spec *t = &b->m->train;
+    ir_type_id type = type_of(b, p);
+    ir_id w = named(b, type, p->name), m = named(b, type, b_name(b, "m.%s", p->name));
+    double wd = p->kind == PARAM_vector ? 0 : t->weight_decay;
+    if (build_uses_muon(b->m, p)) {
+        ir_id mom = ir_add(b->g, OP_momentum, SRCS(grad, m, s.ctl, s.hyper),
+                           ATTRS(A_NUM(momentum, t->momentum)), NULL);
+        ir_id x = orthogonal(b, p, ir_get(b->g, mom, 0));
+        ir_output(b->g, b_name(b, "new.m.%s", p->name), ir_get(b->g, mom, 1));
+        ir_output(b->g, b_name(b, "new.%s", p->name),
+                  ir_add(b->g, OP_muon_step, SRCS(w, x, s.ctl, s.hyper),
+                         ATTRS(A_NUM(scale, 1), A_NUM(weight_decay, wd)), NULL));
+        return;
+    }
+    ir_id v = named(b, type, b_name(b, "v.%s", p->name));
+    ir_id r = ir_add(b->g, OP_adamw, SRCS(w, grad, m, v, s.ctl, s.hyper),
+                     ATTRS(A_NUM(beta1, t->beta1), A_NUM(beta2, t->beta2), A_NUM(eps, t->eps),
+                           A_NUM(weight_decay, wd)),
+                     NULL);
+    ir_output(b->g, b_name(b, "new.%s", p->name), ir_get(b->g, r, 0));
+    ir_output(b->g, b_name(b, "new.m.%s", p->name), ir_get(b->g, r, 1));
+    ir_output(b->g, b_name(b, "new.v.%s", p->name), ir_get(b->g, r, 2));
+}
+
+/* The rate of the router whose bias has this name. */
+static double balance_rate(const struct model *m, const char *bias)
+{
+    unsigned long layer = strtoul(bias + strlen("model.layers."), NULL, 10);
+    return m->ffn[m->layer[layer].ffn].balance_rate;
+}
+
+struct ir_graph *build_apply(struct arena *a, const struct model *m, const struct params *ps)
+{
+    struct builder builder = {.m = m, .ps = ps}, *b = &builder;
+    struct ir_graph *g = b->g = graph_open(a, "apply", STAGE_T, NULL, NULL);
+    ir_type_id four = ir_type1(g, IR_f32, dim_const(4));
+    VEC(ir_id) all = {0}; /* loss, then every gradient in params order */
+    vec_push(a, &all, named(b, 0, "loss"));
+    for (size_t i = 0; i < ps->n; i++)
+        if (ps->p[i].kind != PARAM_state)
+            vec_push(a, &all, named(b, type_of(b, &ps->p[i]), b_name(b, "grad.%s", ps->p[i].name)));
+    ir_id norm = ir_add(g, OP_grad_norm, all.p, all.n, ATTRS(A_NUM(clip, m->train.grad_clip)), NULL);
+    struct step s = {ir_get(g, norm, 0), named(b, four, "hyper")};
+    ir_output(g, "ctl", s.ctl);
+    ir_output(g, "sumsq", ir_get(g, norm, 1));
+    size_t k = 1;
+    for (size_t i = 0; i < ps->n; i++) {
+        const struct param *p = &ps->p[i];
+        if (p->kind != PARAM_state) {
+            update(b, p, all.p[k++], s);
+            continue;
+        }
+        ir_id bias = named(b, type_of(b, p), p->name);
+        ir_id load = named(b, type_of(b, p), b_name(b, "load.%s", p->name));
+        ir_output(g, b_name(b, "new.%s", p->name),
+                  ir_add(g, OP_balance, SRCS(bias, load, s.ctl),
+                         ATTRS(A_NUM(rate, balance_rate(m, p->name))), NULL));
+    }
+    return g;
+}

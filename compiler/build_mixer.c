@@ -1,0 +1,58 @@
+/* Sequence mixers. */
+#include "compiler/build_parts.h"
+#include <math.h>
+
+static ir_id rope(struct builder *b, const struct mixer *m, ir_id x, int64_t heads)
+{
+    if (!m->rope) return x;
+    return ir_add(b->g, OP_rope, SRCS(x),
+                  ATTRS(A_INT(heads, heads), A_INT(head_dim, m->head_dim), A_NUM(theta, m->theta),
+                        A_INT(inverse, 0)),
+                  NULL);
+}
+
+/* RMSNorm of every head by itself: the heads of all tokens as rows. */
+static ir_id head_norm(struct builder *b, ir_id x, int64_t heads, int64_t head_dim, const char *gain)
+{
+    ir_type_id whole = ir_at(b->g, x)->type;
+    ir_type_id rows = ir_type2(b->g, IR_f32, dim_scale(ir_rows(b->g, x), heads), dim_const(head_dim));
+    return ir_reshape(b->g, b_rmsnorm(b, ir_reshape(b->g, x, rows), gain), whole);
+}
+
+static ir_id attention(struct builder *b, const struct mixer *m, ir_id x, const char *p)
+{
+    int64_t q = m->num_heads * m->head_dim, kv = m->num_kv_heads * m->head_dim;
+    ir_id y[3];
+    if (m->qk_norm) {
+        static const char *const one[] = {"q", "k", "v"};
+        for (int i = 0; i < 3; i++)
+            y[i] = b_linear(b, x, b_name(b, "%s.self_attn.%s_proj.weight", p, one[i]),
+                            b_name(b, "%s.%s", p, one[i]));
+        y[0] = head_norm(b, y[0], m->num_heads, m->head_dim,
+                         b_name(b, "%s.self_attn.q_norm.weight", p));
+        y[1] = head_norm(b, y[1], m->num_kv_heads, m->head_dim,
+                         b_name(b, "%s.self_attn.k_norm.weight", p));
+    } else {
+        ir_id qkv = b_linear(b, x, b_name(b, "%s.self_attn.qkv_proj.weight", p),
+                             b_name(b, "%s.qkv", p));
+        y[0] = ir_slice(b->g, qkv, 1, 0, q);
+        y[1] = ir_slice(b->g, qkv, 1, q, q + kv);
+        y[2] = ir_slice(b->g, qkv, 1, q + kv, q + 2 * kv);
+    }
+    y[0] = rope(b, m, y[0], m->num_heads);
+    y[1] = rope(b, m, y[1], m->num_kv_heads);
+    for (int i = 0; i < 3; i++) y[i] = b_round(b, y[i]);
+    ir_id t = ir_add(b->g, OP_attention, y, 3,
+                     ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
+                           A_INT(head_dim, m->head_dim), A_INT(window, m->window),
+                           A_NUM(scale, 1 / sqrt((double)m->head_dim))),
+                     b_name(b, "%s.attention", p));
+    return b_linear(b, ir_get(b->g, t, 0), b_name(b, "%s.self_attn.o_proj.weight", p),
+                    b_name(b, "%s.o", p));
+}
+
+ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p)
+{
+    if (m->type != MIXER_attention) BUG("mixer %s is not built here", m->name);
+    return attention(b, m, x, p);
+}

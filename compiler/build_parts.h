@@ -1,0 +1,30 @@
+/* What the files of the model builder share. */
+#ifndef STRATA_COMPILER_BUILD_PARTS_H
+#define STRATA_COMPILER_BUILD_PARTS_H
+#include "compiler/autodiff.h"
+#include "compiler/build.h"
+
+struct builder {
+    const struct model *m;
+    const struct params *ps;
+    const struct build_options *options;
+    struct ir_graph *g;
+    VEC(struct load { const char *name; ir_id id; }) loads; /* tokens per expert, per router bias */
+};
+
+/* Formatted text that lives as long as the graph. */
+const char *b_name(struct builder *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* A parameter by its IR name. */
+ir_id b_param(struct builder *b, const char *name);
+/* bf16 rounding where the precision asks for it. */
+ir_id b_round(struct builder *b, ir_id x);
+/* x W^T for a parameter W. */
+ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name);
+/* RMSNorm over the columns with the model eps; b_norm follows model.norm.type. */
+ir_id b_rmsnorm(struct builder *b, ir_id x, const char *gain);
+ir_id b_norm(struct builder *b, ir_id x, const char *gain);
+ir_id b_activation(struct builder *b, enum activation act, ir_id x, ir_id up);
+/* Sublayers on a normalised input x [N,D]; p is "model.layers.N". */
+ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p);
+ir_id b_ffn(struct builder *b, const struct ffn *f, ir_id x, const char *p);
+#endif
