@@ -22,6 +22,7 @@ OBJ_lib     := $(SRC_lib:%.c=$(BUILD)/obj/%.o)
 # Texts of emitted C live as readable files in codegen/text and are compiled in as strings.
 TEXTS       := $(wildcard codegen/text/*)
 GEN_TEXT    := $(TEXTS:codegen/text/%=$(BUILD)/gen/text/%.inc)
+OBJ_tests   := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/*.c))
 TESTS       := $(patsubst tests/unit/%.c,$(BUILD)/test/%,$(wildcard tests/unit/test_*.c))
 
 .PHONY: all check clean deps layers
@@ -43,9 +44,9 @@ $(BUILD)/gen/text/%.inc: codegen/text/%
 	@mkdir -p $(@D)
 	@sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/"/' -e 's/$$/\\n"/' $< > $@
 
-$(BUILD)/test/%: tests/unit/%.c $(BUILD)/libstrata.a
+$(BUILD)/test/%: tests/unit/%.c $(OBJ_tests) $(BUILD)/libstrata.a
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -Itests -o $@ $< $(BUILD)/libstrata.a $(LDFLAGS) -lcmocka $(LDLIBS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -Itests -o $@ $< $(OBJ_tests) $(BUILD)/libstrata.a $(LDFLAGS) -lcmocka $(LDLIBS)
 
 check: all $(TESTS)
 	@for t in $(TESTS); do echo "== $$t"; $$t || exit 1; done

@@ -1,0 +1,210 @@
+/* Embedding, rotary embedding, attention and losses. */
+#include "eval_op.h"
+#include <math.h>
+
+static double dot(const double *a, const double *b, int64_t n)
+{
+    double s = 0;
+    for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+
+/* ---- embedding ---- */
+
+/* A negative id reads row 0. */
+static int64_t row_of(const struct eval *e, double id, int64_t rows)
+{
+    return id < 0 ? 0 : ev_index(e, id, rows);
+}
+
+void eval_embed(struct eval *e)
+{
+    int64_t width = ev_cols(e, 0);
+    for (int64_t t = 0; t < ev_count(e, 1); t++)
+        for (int64_t c = 0; c < width; c++)
+            ev_out(e, 0)[t * width + c] =
+                ev_src(e, 0)[row_of(e, ev_src(e, 1)[t], ev_rows(e, 0)) * width + c];
+}
+
+void eval_embed_grad(struct eval *e)
+{
+    int64_t width = ev_cols(e, 0), rows = dim_value(ir_rows(e->g, e->n), e->b);
+    for (int64_t t = 0; t < ev_count(e, 1); t++)
+        for (int64_t c = 0; c < width; c++)
+            ev_out(e, 0)[row_of(e, ev_src(e, 1)[t], rows) * width + c] += ev_src(e, 0)[t * width + c];
+}
+
+/* Channels i and i + head_dim/2 of each head turn by position * theta^(-2i/head_dim). */
+void eval_rope(struct eval *e)
+{
+    int64_t cols = ev_cols(e, 0), hd = ev_int(e, AK_head_dim, cols), half = hd / 2;
+    double theta = ev_num(e, AK_theta, 10000), way = ev_int(e, AK_inverse, 0) ? -1 : 1;
+    CHECK(hd % 2 == 0 && cols == hd * ev_int(e, AK_heads, cols / hd));
+    for (int64_t row = 0; row < ev_rows(e, 0); row++)
+        for (int64_t at = row * cols; at < (row + 1) * cols; at += hd)
+            for (int64_t i = 0; i < half; i++) {
+                double angle = way * (double)(row % e->b.T) *
+                               pow(theta, -2.0 * (double)i / (double)hd);
+                double x = ev_src(e, 0)[at + i], y = ev_src(e, 0)[at + half + i];
+                ev_out(e, 0)[at + i] = x * cos(angle) - y * sin(angle);
+                ev_out(e, 0)[at + half + i] = y * cos(angle) + x * sin(angle);
+            }
+}
+
+/* ---- attention ---- */
+
+struct heads {
+    int64_t rows, h, kv, hd;
+    double scale;
+    int64_t T, window;
+};
+
+static struct heads heads_of(const struct eval *e)
+{
+    struct heads x = {ev_rows(e, 0), ev_int(e, AK_heads, 0), ev_int(e, AK_kv_heads, 0),
+                      ev_int(e, AK_head_dim, 0), 0, e->b.T, ev_int(e, AK_window, 0)};
+    x.scale = ev_num(e, AK_scale, 1 / sqrt((double)x.hd));
+    return x;
+}
+
+/* The first row that row t sees: its sequence's beginning, or the window's. */
+static int64_t first_row(const struct heads *x, int64_t t)
+{
+    int64_t begin = t - t % x->T;
+    return x->window > 0 && t - x->window + 1 > begin ? t - x->window + 1 : begin;
+}
+
+/* Offset of head h (of the queries) in row t; of its key and value. */
+static int64_t at_q(const struct heads *x, int64_t t, int64_t h)
+{
+    return (t * x->h + h) * x->hd;
+}
+
+static int64_t at_kv(const struct heads *x, int64_t t, int64_t h)
+{
+    return (t * x->kv + h / (x->h / x->kv)) * x->hd;
+}
+
+void eval_attention(struct eval *e)
+{
+    struct heads x = heads_of(e);
+    const double *q = ev_src(e, 0), *k = ev_src(e, 1), *v = ev_src(e, 2);
+    double *o = ev_out(e, 0), *lse = ev_out(e, 1);
+    for (int64_t t = 0; t < x.rows; t++)
+        for (int64_t h = 0; h < x.h; h++) {
+            double max = -INFINITY, sum = 0;
+            for (int64_t s = first_row(&x, t); s <= t; s++)
+                max = fmax(max, x.scale * dot(q + at_q(&x, t, h), k + at_kv(&x, s, h), x.hd));
+            for (int64_t s = first_row(&x, t); s <= t; s++)
+                sum += exp(x.scale * dot(q + at_q(&x, t, h), k + at_kv(&x, s, h), x.hd) - max);
+            double l = max + log(sum);
+            lse[t * x.h + h] = l;
+            for (int64_t s = first_row(&x, t); s <= t; s++) {
+                double p = exp(x.scale * dot(q + at_q(&x, t, h), k + at_kv(&x, s, h), x.hd) - l);
+                for (int64_t i = 0; i < x.hd; i++)
+                    o[at_q(&x, t, h) + i] += p * v[at_kv(&x, s, h) + i];
+            }
+        }
+}
+
+void eval_attention_grad(struct eval *e)
+{
+    struct heads x = heads_of(e);
+    const double *q = ev_src(e, 0), *k = ev_src(e, 1), *v = ev_src(e, 2), *o = ev_src(e, 3);
+    const double *lse = ev_src(e, 4), *d = ev_src(e, 5);
+    double *dq = ev_out(e, 0), *dk = ev_out(e, 1), *dv = ev_out(e, 2);
+    for (int64_t t = 0; t < x.rows; t++)
+        for (int64_t h = 0; h < x.h; h++) {
+            int64_t a = at_q(&x, t, h);
+            double delta = dot(d + a, o + a, x.hd);
+            for (int64_t s = first_row(&x, t); s <= t; s++) {
+                int64_t b = at_kv(&x, s, h);
+                double p = exp(x.scale * dot(q + a, k + b, x.hd) - lse[t * x.h + h]);
+                double ds = p * (dot(d + a, v + b, x.hd) - delta) * x.scale;
+                for (int64_t i = 0; i < x.hd; i++) {
+                    dv[b + i] += p * d[a + i];
+                    dq[a + i] += ds * k[b + i];
+                    dk[b + i] += ds * q[a + i];
+                }
+            }
+        }
+}
+
+/* ---- loss ---- */
+
+static double log_sum_exp(const double *x, int64_t n)
+{
+    double max = -INFINITY, sum = 0;
+    for (int64_t i = 0; i < n; i++) max = fmax(max, x[i]);
+    for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
+    return max + log(sum);
+}
+
+static double nll_of(const struct eval *e, const double *logits, double lse, double target, int64_t n)
+{
+    return target < 0 ? 0 : lse - logits[ev_index(e, target, n)];
+}
+
+/* d[i] = dnll (softmax(logits) - one hot of target); 0 where the target is negative. */
+static void nll_grad(const struct eval *e, double *d, const double *logits, double lse, double target,
+                     double dnll, int64_t n)
+{
+    if (target < 0) dnll = 0;
+    for (int64_t i = 0; i < n; i++) d[i] = dnll * exp(logits[i] - lse);
+    if (target >= 0) d[ev_index(e, target, n)] -= dnll;
+}
+
+void eval_cross_entropy(struct eval *e)
+{
+    int64_t n = ev_cols(e, 0);
+    for (int64_t t = 0; t < ev_rows(e, 0); t++) {
+        const double *row = ev_src(e, 0) + t * n;
+        double lse = log_sum_exp(row, n);
+        ev_out(e, 0)[t] = nll_of(e, row, lse, ev_src(e, 1)[t], n);
+        ev_out(e, 1)[t] = lse;
+    }
+}
+
+void eval_cross_entropy_grad(struct eval *e)
+{
+    int64_t n = ev_cols(e, 0);
+    for (int64_t t = 0; t < ev_rows(e, 0); t++)
+        nll_grad(e, ev_out(e, 0) + t * n, ev_src(e, 0) + t * n, ev_src(e, 2)[t], ev_src(e, 1)[t],
+                 ev_src(e, 3)[t], n);
+}
+
+void eval_count_valid(struct eval *e)
+{
+    double n = 0;
+    for (int64_t i = 0; i < ev_count(e, 0); i++) n += ev_src(e, 0)[i] >= 0;
+    ev_out(e, 0)[0] = n < 1 ? 1 : n;
+}
+
+static void head(struct eval *e, double *nll, double *dh, double *dw)
+{
+    int64_t rows = ev_rows(e, 0), width = ev_cols(e, 0), n = ev_rows(e, 1);
+    const double *h = ev_src(e, 0), *w = ev_src(e, 1), *target = ev_src(e, 2);
+    double *logits = NEW(e->a, double, n), *d = NEW(e->a, double, n);
+    for (int64_t t = 0; t < rows; t++) {
+        for (int64_t j = 0; j < n; j++) logits[j] = dot(h + t * width, w + j * width, width);
+        double lse = log_sum_exp(logits, n);
+        nll[t] = nll_of(e, logits, lse, target[t], n);
+        if (!dh) continue;
+        nll_grad(e, d, logits, lse, target[t], ev_src(e, 3)[t], n);
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t i = 0; i < width; i++) {
+                dh[t * width + i] += d[j] * w[j * width + i];
+                dw[j * width + i] += d[j] * h[t * width + i];
+            }
+    }
+}
+
+void eval_head_loss(struct eval *e)
+{
+    head(e, ev_out(e, 0), ev_out(e, 1), ev_out(e, 2));
+}
+
+void eval_head_nll(struct eval *e)
+{
+    head(e, ev_out(e, 0), NULL, NULL);
+}
