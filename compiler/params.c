@@ -1,25 +1,27 @@
 #include "compiler/params.h"
 
+static const struct init_rule ones = {INIT_constant, 1, 0}, zeros = {INIT_constant, 0, 0};
+
 struct table {
     struct arena *a;
     const struct model *m;
+    struct init_rule normal; /* of linears */
     VEC(struct param) v;
 };
 
-static struct param *add(struct table *t, enum param_kind kind, enum param_init init, int rank,
+static struct param *add(struct table *t, enum param_kind kind, struct init_rule init, int rank,
                          int64_t d0, int64_t d1, int64_t d2, const char *name)
 {
     struct param p = {.name = name, .kind = kind, .init = init, .rank = rank};
     p.dim[0] = d0, p.dim[1] = d1, p.dim[2] = d2;
     p.count = d0 * (rank > 1 ? d1 : 1) * (rank > 2 ? d2 : 1);
-    p.std = t->m->init_std;
     p.active_num = p.active_den = 1;
     vec_push(t->a, &t->v, p);
     return &vec_last(&t->v);
 }
 
 /* A parameter that is one tensor: vectors [n], matrices [rows, cols]. */
-static struct param *single(struct table *t, enum param_kind kind, enum param_init init,
+static struct param *single(struct table *t, enum param_kind kind, struct init_rule init,
                             int64_t rows, int64_t cols, const char *name)
 {
     int rank = cols ? 2 : 1;
@@ -32,12 +34,12 @@ static struct param *single(struct table *t, enum param_kind kind, enum param_in
 
 static void vector(struct table *t, int64_t n, const char *name)
 {
-    single(t, PARAM_vector, INIT_ones, n, 0, name);
+    single(t, PARAM_vector, ones, n, 0, name);
 }
 
 static struct param *matrix(struct table *t, int64_t rows, int64_t cols, const char *name)
 {
-    return single(t, PARAM_matrix, INIT_normal, rows, cols, name);
+    return single(t, PARAM_matrix, t->normal, rows, cols, name);
 }
 
 /* Matrices of one input side by side: rows[i] x cols each, stored one below the other. */
@@ -46,7 +48,7 @@ static struct param *merged(struct table *t, const char *name, int64_t cols, siz
 {
     int64_t total = 0;
     for (size_t i = 0; i < n; i++) total += rows[i];
-    struct param *p = add(t, PARAM_matrix, INIT_normal, 2, total, cols, 0, name);
+    struct param *p = add(t, PARAM_matrix, t->normal, 2, total, cols, 0, name);
     p->part = NEW(t->a, struct param_part, n);
     p->num_parts = n;
     int64_t at = 0;
@@ -87,14 +89,14 @@ static void mlp(struct table *t, const char *p, int64_t width)
 static void experts(struct table *t, const char *p, const struct ffn *f, int64_t d)
 {
     int64_t e = f->num_experts, w = f->intermediate_size;
-    struct param *up = add(t, PARAM_matrix, INIT_normal, 3, 2 * e, w, d, F("%s.experts.w13", p));
+    struct param *up = add(t, PARAM_matrix, t->normal, 3, 2 * e, w, d, F("%s.experts.w13", p));
     up->part = NEW(t->a, struct param_part, 2 * e);
     up->num_parts = (size_t)(2 * e);
     for (int64_t i = 0; i < 2 * e; i++)
         up->part[i] = (struct param_part){
             F("%s.experts.%lld.w%d.weight", p, (long long)(i / 2), i % 2 ? 3 : 1), {w, d}, 2, i * w * d};
     up->active_num = f->experts_per_token, up->active_den = e;
-    struct param *down = add(t, PARAM_matrix, INIT_normal, 3, e, d, w, F("%s.experts.w2", p));
+    struct param *down = add(t, PARAM_matrix, t->normal, 3, e, d, w, F("%s.experts.w2", p));
     down->part = NEW(t->a, struct param_part, e);
     down->num_parts = (size_t)e;
     for (int64_t i = 0; i < e; i++)
@@ -109,7 +111,7 @@ static void moe(struct table *t, const char *layer, const struct ffn *f)
     const char *p = F("%s.block_sparse_moe", layer);
     matrix(t, f->num_experts, d, F("%s.gate.weight", p));
     if (f->balance == BALANCE_bias)
-        single(t, PARAM_state, INIT_zeros, f->num_experts, 0,
+        single(t, PARAM_state, zeros, f->num_experts, 0,
                F("%s.gate.e_score_correction_bias", p));
     if (l) matrix(t, l, d, F("%s.routed_expert_down_proj.weight", p));
     experts(t, p, f, l ? l : d);
@@ -124,7 +126,7 @@ static void moe(struct table *t, const char *layer, const struct ffn *f)
 static void site(struct table *t, const char *proj, const char *norm)
 {
     int64_t d = t->m->hidden_size;
-    struct param *q = single(t, PARAM_vector, INIT_zeros, d, 0, proj);
+    struct param *q = single(t, PARAM_vector, zeros, d, 0, proj);
     q->part[0] = (struct param_part){proj, {1, d}, 2, 0}; /* stored [1, D] */
     vector(t, d, norm);
 }
@@ -152,15 +154,16 @@ static void layer(struct table *t, size_t i)
 
 struct params *params_of(struct arena *a, const struct model *m)
 {
-    struct table table = {.a = a, .m = m}, *t = &table;
-    single(t, PARAM_embedding, INIT_normal, m->vocab_size, m->hidden_size,
-           "model.embed_tokens.weight")->std = m->init_embedding_std;
+    struct table table = {.a = a, .m = m, .normal = {INIT_normal, m->init_std, 0}}, *t = &table;
+    struct init_rule embedding = {INIT_normal, m->init_embedding_std, 0};
+    single(t, PARAM_embedding, embedding, m->vocab_size, m->hidden_size,
+           "model.embed_tokens.weight");
     for (size_t i = 0; i < m->num_layers; i++) layer(t, i);
     if (m->residual == RESIDUAL_attnres)
         site(t, "model.output_attn_res_proj.weight", "model.output_attn_res_norm.weight");
     vector(t, m->hidden_size, "model.norm.weight");
     if (!m->tie_embeddings)
-        single(t, PARAM_embedding, INIT_normal, m->vocab_size, m->hidden_size, "lm_head.weight");
+        single(t, PARAM_embedding, t->normal, m->vocab_size, m->hidden_size, "lm_head.weight");
     struct params *ps = NEW(a, struct params, 1);
     ps->p = t->v.p;
     ps->n = t->v.n;

@@ -5,6 +5,7 @@
 #define STRATA_COMPILER_PARAMS_H
 #include "compiler/model.h"
 #include "graph.h"
+#include "runtime/philox.h"
 
 enum param_kind {
     PARAM_embedding, /* embed_tokens, lm_head: weight decay, AdamW */
@@ -12,7 +13,6 @@ enum param_kind {
     PARAM_vector,    /* the rest */
     PARAM_state      /* router bias: no gradient, changed by balancing */
 };
-enum param_init { INIT_normal, INIT_ones, INIT_zeros };
 
 /* One checkpoint tensor: a contiguous piece of its parameter. */
 struct param_part {
@@ -24,8 +24,7 @@ struct param_part {
 struct param {
     const char *name;    /* IR name; the tensor's own name where there is one part */
     enum param_kind kind;
-    enum param_init init;
-    double std;          /* INIT_normal */
+    struct init_rule init;
     int64_t dim[3];      /* IR shape */
     int rank;
     int64_t count;       /* elements */
