@@ -1,0 +1,123 @@
+#include "fixture.h"
+#include "compiler/weights.h"
+#include "runtime/npy.h"
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define DIR_ "tests/fixtures"
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+const char *const *fixture_names(struct arena *a)
+{
+    VEC(const char *) v = {0};
+    DIR *d = opendir(DIR_);
+    CHECK(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        if (e->d_name[0] == '.' || str_starts(str_of(e->d_name), "traj-")) continue;
+        FILE *f = fopen(str_fmt(a, DIR_ "/%s/want.safetensors", e->d_name), "r");
+        if (!f) continue;
+        fclose(f);
+        vec_push(a, &v, (const char *)str_dup(a, str_of(e->d_name)));
+    }
+    closedir(d);
+    qsort(v.p, v.n, sizeof *v.p, by_name);
+    vec_push(a, &v, (const char *)NULL);
+    return v.p;
+}
+
+static void must(enum rt_status st, const struct rt_error *err)
+{
+    if (st != RT_ok) BUG("%s", err->text);
+}
+
+static void read_tokens(struct fixture *f, const char *path)
+{
+    struct npy n;
+    struct rt_error err;
+    must(npy_open(path, &n, &err), &err);
+    CHECK(n.rank == 2);
+    f->B = n.shape[0], f->T = n.shape[1] - 1;
+    f->tokens = NEW(f->arena, int32_t, f->B * f->T);
+    f->targets = NEW(f->arena, int32_t, f->B * f->T);
+    for (int64_t b = 0; b < f->B; b++)
+        for (int64_t t = 0; t < f->T; t++) {
+            f->tokens[b * f->T + t] = (int32_t)npy_int(&n, (size_t)(b * (f->T + 1) + t));
+            f->targets[b * f->T + t] = (int32_t)npy_int(&n, (size_t)(b * (f->T + 1) + t + 1));
+            f->count += f->targets[b * f->T + t] >= 0;
+        }
+    npy_close(&n);
+}
+
+struct fixture *fixture_open(const char *name, const char *set)
+{
+    struct arena *a = arena_open("fixture");
+    struct fixture *f = NEW(a, struct fixture, 1);
+    struct diag *d = diag_open(a);
+    struct rt_error err = {0};
+    f->arena = a;
+    f->name = name;
+    const struct spec_options o = {&set, set ? 1 : 0};
+    f->model = spec_load(a, d, str_fmt(a, DIR_ "/%s/spec.yaml", name), &o);
+    if (!f->model) {
+        struct sb s = {0};
+        diag_print(d, &s);
+        BUG("%s", s.p);
+    }
+    f->params = params_of(a, f->model);
+    f->weights = NEW(a, float *, f->params->n);
+    for (size_t i = 0; i < f->params->n; i++)
+        f->weights[i] = NEW(a, float, f->params->p[i].count);
+    struct sb s = {0};
+    if (weights_load(f->params, str_fmt(a, DIR_ "/%s/weights.safetensors", name), f->weights, d, &err)) {
+        diag_print(d, &s);
+        BUG("%s\n%s", err.text, s.p ? s.p : "");
+    }
+    read_tokens(f, str_fmt(a, DIR_ "/%s/tokens.npy", name));
+    must(tensorfile_open(str_fmt(a, DIR_ "/%s/want.safetensors", name), &f->want, &err), &err);
+    return f;
+}
+
+void fixture_close(struct fixture *f)
+{
+    tensorfile_close(f->want);
+    arena_close(f->arena);
+}
+
+const double *fixture_want(const struct fixture *f, const char *name, size_t *n)
+{
+    const struct tf_tensor *t = tensorfile_find(f->want, name);
+    if (!t) return NULL;
+    CHECK(t->dtype == TF_F64);
+    double *v = NEW(f->arena, double, t->count);
+    memcpy(v, t->data, t->bytes);
+    *n = t->count;
+    return v;
+}
+
+double relative_error(const double *got, const double *want, size_t n)
+{
+    double diff = 0, ref = 0;
+    for (size_t i = 0; i < n; i++) {
+        diff += (got[i] - want[i]) * (got[i] - want[i]);
+        ref += want[i] * want[i];
+    }
+    if (ref == 0) return diff == 0 ? 0 : INFINITY;
+    return isnan(diff) ? INFINITY : sqrt(diff / ref);
+}
+
+const struct param_part *fixture_part(const struct fixture *f, const char *tensor, size_t *param)
+{
+    for (size_t i = 0; i < f->params->n; i++)
+        for (size_t k = 0; k < f->params->p[i].num_parts; k++)
+            if (!strcmp(f->params->p[i].part[k].tensor, tensor)) {
+                *param = i;
+                return &f->params->p[i].part[k];
+            }
+    return NULL;
+}

@@ -1,0 +1,31 @@
+/* Fixtures of tests/fixtures: a spec, its weights and tokens, and what the oracle made of them. */
+#ifndef STRATA_TESTS_FIXTURE_H
+#define STRATA_TESTS_FIXTURE_H
+#include "compiler/build.h"
+#include "runtime/tensorfile.h"
+
+struct fixture {
+    struct arena *arena;
+    const char *name;
+    struct model *model;
+    struct params *params;
+    float **weights;         /* per parameter */
+    int64_t B, T;
+    int32_t *tokens, *targets; /* [B*T] */
+    double count;            /* targets >= 0 */
+    struct tensorfile *want;
+};
+
+/* Names of all evaluation fixtures (folders with want.safetensors and no trajectory), terminated by
+ * NULL. */
+const char *const *fixture_names(struct arena *a);
+/* Opens one; failures abort the test program. `set` may be NULL or one --set KEY=VALUE. */
+struct fixture *fixture_open(const char *name, const char *set);
+void fixture_close(struct fixture *f);
+/* Reference tensor as doubles in the fixture's arena; NULL where there is none. */
+const double *fixture_want(const struct fixture *f, const char *name, size_t *n);
+/* ||got - want|| / ||want||; a zero reference must be met exactly (else infinity). */
+double relative_error(const double *got, const double *want, size_t n);
+/* Gradient of a checkpoint tensor within the IR gradient of its parameter: offset and count. */
+const struct param_part *fixture_part(const struct fixture *f, const char *tensor, size_t *param);
+#endif
