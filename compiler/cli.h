@@ -1,0 +1,50 @@
+/* What the commands share: options, loading a spec, reporting errors and leaving. One file per command
+ * (cmd_NAME.c); main.c is only the table. */
+#ifndef STRATA_COMPILER_CLI_H
+#define STRATA_COMPILER_CLI_H
+#include "base/io.h"
+#include "compiler/params.h"
+#include "runtime/status.h"
+
+/* A command's context. Memory in the arena lives until the process ends. */
+struct cli {
+    const char *command;
+    struct arena *arena;
+    struct diag *diag;
+    struct rt_error err;
+    VEC(const char *) set;  /* --set KEY=VALUE, in order */
+    VEC(const char *) arg;  /* positional arguments */
+};
+
+enum cli_kind { CLI_flag, CLI_text, CLI_int, CLI_num };
+/* An option "--name VALUE" (also --name=VALUE); flags take no value. `to` is bool, const char *,
+ * int64_t or double. --set is known to every command that takes a spec. */
+struct cli_option {
+    const char *name;
+    enum cli_kind kind;
+    void *to;
+};
+
+/* Parses arguments; exits with status 2 and a hint on a mistake, prints help and exits 0 on --help.
+ * Exactly `npos` positional arguments. */
+void cli_parse(struct cli *c, int argc, char **argv, const char *help, size_t npos,
+               const struct cli_option *opt, size_t nopt);
+#define CLI_OPTIONS(...)                                                                           \
+    (const struct cli_option[]){__VA_ARGS__}, sizeof((const struct cli_option[]){__VA_ARGS__}) /   \
+                                                  sizeof(struct cli_option)
+/* Loads the spec of that path with --set; prints diagnostics; exits 1 when there are errors. */
+struct model *cli_model(struct cli *c, const char *path);
+/* Prints what is in the diagnostic list so far (and empties nothing). */
+void cli_diagnostics(const struct cli *c);
+/* Ends the program where st is not RT_ok: diagnostics, "strata: error: text", exit status st. */
+void cli_check(struct cli *c, enum rt_status st);
+/* "strata: error: ..." and exit. */
+_Noreturn void cli_fail(enum rt_status st, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* 1234567 -> "1,234,567"; bytes -> "1.23 MiB"; in the arena. */
+const char *cli_count(struct arena *a, int64_t n);
+const char *cli_bytes(struct arena *a, double n);
+
+/* Commands return the exit status. */
+#define COMMAND(name, help) int cmd_##name(int argc, char **argv);
+#include "compiler/command.def"
+#endif

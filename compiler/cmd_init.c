@@ -1,0 +1,60 @@
+#include "compiler/cli.h"
+#include "compiler/weights.h"
+
+static const char help[] =
+    "usage: strata init SPEC -o W.safetensors [--seed N] [--set KEY=VALUE]\n\n"
+    "Writes freshly initialised float32 weights. The values of a tensor depend on the seed and its\n"
+    "name only. Without --seed, train.seed of the spec is used.\n\n"
+    "  strata init specs/tiny-attnres.yaml -o w.safetensors --seed 1\n";
+
+/* Tensors are drawn one at a time into one buffer, so that models larger than memory can be made. */
+struct draw {
+    const struct params *ps;
+    const struct param_part **part;
+    const struct param **param;
+    uint64_t seed;
+    float *buf;
+};
+
+static const void *draw(void *ctx, size_t i)
+{
+    struct draw *d = ctx;
+    const struct param_part *q = d->part[i];
+    size_t n = (size_t)(q->dim[0] * (q->rank > 1 ? q->dim[1] : 1));
+    init_fill(d->param[i]->init, d->seed, rng_stream(q->tensor), 0, n, d->buf);
+    return d->buf;
+}
+
+int cmd_init(int argc, char **argv)
+{
+    struct cli c = {0};
+    const char *out = NULL;
+    int64_t seed = -1;
+    cli_parse(&c, argc, argv, help, 1,
+              CLI_OPTIONS({"output", CLI_text, &out}, {"seed", CLI_int, &seed}));
+    if (!out) cli_fail(EXIT_USAGE, "init needs -o FILE");
+    const struct model *m = cli_model(&c, c.arg.p[0]);
+    const struct params *ps = params_of(c.arena, m);
+    struct draw d = {.ps = ps, .seed = seed >= 0 ? (uint64_t)seed : m->train.seed};
+    VEC(struct tf_tensor) t = {0};
+    size_t most = 0, parts = 0;
+    for (size_t i = 0; i < ps->n; i++) parts += ps->p[i].num_parts;
+    d.part = NEW(c.arena, const struct param_part *, parts);
+    d.param = NEW(c.arena, const struct param *, parts);
+    for (size_t i = 0; i < ps->n; i++)
+        for (size_t k = 0; k < ps->p[i].num_parts; k++) {
+            const struct param_part *q = &ps->p[i].part[k];
+            struct tf_tensor x = {.name = q->tensor, .dtype = TF_F32, .rank = q->rank,
+                                  .shape = {q->dim[0], q->dim[1]}};
+            size_t n = (size_t)(q->dim[0] * (q->rank > 1 ? q->dim[1] : 1));
+            if (n > most) most = n;
+            d.part[t.n] = q;
+            d.param[t.n] = &ps->p[i];
+            vec_push(c.arena, &t, x);
+        }
+    d.buf = NEW(c.arena, float, most);
+    const struct tf_meta meta = {"format", "pt"};
+    const struct tf_content content = {t.p, t.n, &meta, 1, draw, &d};
+    cli_check(&c, tensorfile_write(out, &content, &c.err));
+    return 0;
+}
