@@ -281,7 +281,7 @@ VJP(rope)
     while (k < na && attr[k].key != AK_inverse) k++;
     attr[k] = A_INT(inverse, !inverse);
     if (k == na) na++;
-    add_to(c, src(c, n, 0), ir_add(c->g, OP_rope, SRCS(d), attr, na, NULL));
+    add_to(c, src(c, n, 0), ir_add(c->g, OP_rope, SRCS(d, src(c, n, 1)), attr, na, NULL));
 }
 
 VJP(attention)

@@ -5,10 +5,11 @@
 static ir_id rope(struct builder *b, const struct mixer *m, ir_id x, int64_t heads)
 {
     if (!m->rope) return x;
-    return ir_add(b->g, OP_rope, SRCS(x),
-                  ATTRS(A_INT(heads, heads), A_INT(head_dim, m->head_dim), A_NUM(theta, m->theta),
-                        A_INT(inverse, 0)),
-                  NULL);
+    ir_type_id t = ir_type2(b->g, IR_f32, dim_sym(SYM_T, 1), dim_const(m->head_dim));
+    ir_id table = ir_add_typed(b->g, OP_rope_table, t, NO_SRCS, ATTRS(A_NUM(theta, m->theta)),
+                               "rope_table");
+    return ir_add(b->g, OP_rope, SRCS(x, table),
+                  ATTRS(A_INT(heads, heads), A_INT(head_dim, m->head_dim), A_INT(inverse, 0)), NULL);
 }
 
 /* RMSNorm of every head by itself: the heads of all tokens as rows. */

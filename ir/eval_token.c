@@ -34,20 +34,32 @@ void eval_embed_grad(struct eval *e)
             ev_out(e, 0)[row_of(e, ev_src(e, 1)[t], rows) * width + c] += ev_src(e, 0)[t * width + c];
 }
 
-/* Channels i and i + head_dim/2 of each head turn by position * theta^(-2i/head_dim). */
+/* Row t: cosines, then sines, of t * theta^(-2i/head_dim). */
+void eval_rope_table(struct eval *e)
+{
+    int64_t hd = ir_cols(e->g, e->n).add, half = hd / 2;
+    double theta = ev_num(e, AK_theta, 10000);
+    for (int64_t t = 0; t < e->b.T; t++)
+        for (int64_t i = 0; i < half; i++) {
+            double angle = (double)t * pow(theta, -2.0 * (double)i / (double)hd);
+            ev_out(e, 0)[t * hd + i] = cos(angle);
+            ev_out(e, 0)[t * hd + half + i] = sin(angle);
+        }
+}
+
+/* Channels i and i + head_dim/2 of each head turn by the angle of their position. */
 void eval_rope(struct eval *e)
 {
     int64_t cols = ev_cols(e, 0), hd = ev_int(e, AK_head_dim, cols), half = hd / 2;
-    double theta = ev_num(e, AK_theta, 10000), way = ev_int(e, AK_inverse, 0) ? -1 : 1;
-    CHECK(hd % 2 == 0 && cols == hd * ev_int(e, AK_heads, cols / hd));
+    double way = ev_int(e, AK_inverse, 0) ? -1 : 1;
     for (int64_t row = 0; row < ev_rows(e, 0); row++)
         for (int64_t at = row * cols; at < (row + 1) * cols; at += hd)
             for (int64_t i = 0; i < half; i++) {
-                double angle = way * (double)(row % e->b.T) *
-                               pow(theta, -2.0 * (double)i / (double)hd);
+                const double *angle = ev_src(e, 1) + row % e->b.T * hd;
+                double c = angle[i], s = way * angle[half + i];
                 double x = ev_src(e, 0)[at + i], y = ev_src(e, 0)[at + half + i];
-                ev_out(e, 0)[at + i] = x * cos(angle) - y * sin(angle);
-                ev_out(e, 0)[at + half + i] = y * cos(angle) + x * sin(angle);
+                ev_out(e, 0)[at + i] = x * c - y * s;
+                ev_out(e, 0)[at + half + i] = y * c + x * s;
             }
 }
 

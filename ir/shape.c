@@ -235,6 +235,16 @@ RULE(embed)
     return true;
 }
 
+RULE(rope)
+{
+    int64_t hd = int_of(c, AK_head_dim, 0), h = int_of(c, AK_heads, 0);
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32), "rope: operands");
+    NEED(hd > 0 && hd % 2 == 0 && ty(c, 0)->dim[1].add == h * hd, "rope: heads");
+    NEED(dim_eq(ty(c, 1)->dim[0], dim_sym(SYM_T, 1)) && ty(c, 1)->dim[1].add == hd, "rope: table");
+    *out = c->src[0];
+    return true;
+}
+
 RULE(attention)
 {
     for (size_t i = 0; i < 3; i++) NEED(is_mat(c, i, IR_f32), "attention: operands");

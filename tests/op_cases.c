@@ -343,13 +343,25 @@ BUILD(embed_grad)
                                    SRCS(mat(&k, "dy", k.N, k.C), ids(&k, k.C2)), NO_ATTRS, NULL));
 }
 
+static ir_id rope_angles(struct k *k, int64_t hd)
+{
+    return ir_add_typed(k->g, OP_rope_table,
+                        ir_type2(k->g, IR_f32, dim_sym(SYM_T, 1), dim_const(hd)), NO_SRCS,
+                        ATTRS(A_NUM(theta, k->option == 1 ? 500000 : 10000)), NULL);
+}
+
+BUILD(rope_table)
+{
+    struct k k = start(a, variant, STAGE_T);
+    return finish(&k, rope_angles(&k, (k.C + 1) / 2 * 2));
+}
+
 BUILD(rope)
 {
     struct k k = start(a, variant, STAGE_T);
     int64_t heads = 1 + k.option % 3, hd = (k.C + 1) / 2 * 2;
-    return finish(&k, ir_add(k.g, OP_rope, SRCS(mat(&k, "x", k.N, heads * hd)),
+    return finish(&k, ir_add(k.g, OP_rope, SRCS(mat(&k, "x", k.N, heads * hd), rope_angles(&k, hd)),
                              ATTRS(A_INT(heads, heads), A_INT(head_dim, hd),
-                                   A_NUM(theta, k.option == 1 ? 500000 : 10000),
                                    A_INT(inverse, k.option == 2)),
                              NULL));
 }
@@ -672,7 +684,7 @@ const struct op_case op_cases[] = {
     CASE(rowsum, 2), CASE(rowmax, 2), CASE(colsum, 1), CASE(sum, 2),
     CASE(slice, 3), CASE(concat, 2), CASE(reshape, 2),
     CASE(matmul, 8), CASE(grouped_matmul, 8), CASE(grouped_matmul_dw, 4),
-    CASE(embed, 1), CASE(embed_grad, 1), CASE(rope, 3), CASE(attention, 4), CASE(attention_grad, 4),
+    CASE(embed, 1), CASE(embed_grad, 1), CASE(rope_table, 2), CASE(rope, 3), CASE(attention, 4), CASE(attention_grad, 4),
     CASE(depth_mix, 4), CASE(depth_mix_grad, 5), CASE(depth_inter, 4), CASE(depth_inter_grad, 5),
     CASE(cross_entropy, 2), CASE(cross_entropy_grad, 2), CASE(count_valid, 2), CASE(head_loss, 2),
     CASE(head_nll, 2),
