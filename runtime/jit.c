@@ -102,71 +102,46 @@ static enum rt_status find_set(struct jit *j, const char *prelude, struct store 
     return RT_ok;
 }
 
-/* A kernel during one jit_load. */
-struct item {
-    struct jit_kernel *k;
-    const char *entry; /* its name in the store; equal for equal kernels */
-    uint32_t text;     /* equal for equal texts */
-};
-
-static struct item *name_kernels(struct arena *a, struct jit_kernel *k, size_t n)
-{
-    struct map texts;
-    map_init(&texts, a);
-    struct item *item = NEW(a, struct item, n);
-    for (size_t i = 0; i < n; i++) {
-        char hex[33];
-        hash_hex(k[i].text.p, k[i].text.n, hex);
-        uint32_t *text = map_str(&texts, str_of(hex));
-        if (!*text) *text = (uint32_t)i + 1;
-        item[i] = (struct item){&k[i], str_fmt(a, "%s %s", k[i].symbol, hex), *text};
-    }
-    return item;
-}
-
-/* Looks up kernels; what is missing goes into `missing`, equal ones once. */
-static size_t look_up(struct store *store, struct arena *a, struct item *item, size_t n,
-                      struct item **missing, size_t *found, size_t *bytes)
+/* Looks up kernels; what is missing goes into `missing`, each symbol once. */
+static size_t look_up(struct store *store, struct arena *a, struct jit_kernel *k, size_t n,
+                      struct jit_kernel **missing, size_t *found, size_t *bytes)
 {
     struct map seen;
     map_init(&seen, a);
     size_t lost = 0;
     *found = 0;
     for (size_t i = 0; i < n; i++) {
-        uint32_t *at = map_str(&seen, str_of(item[i].entry));
-        if (!item[i].k->fn) item[i].k->fn = store_find(store, item[i].entry, bytes);
-        if (!*at && item[i].k->fn) ++*found;
-        if (!*at && !item[i].k->fn) missing[lost++] = &item[i];
+        uint32_t *at = map_str(&seen, str_of(k[i].symbol));
+        if (!k[i].fn) k[i].fn = store_find(store, k[i].symbol, bytes);
+        if (!*at && k[i].fn) ++*found;
+        if (!*at && !k[i].fn) missing[lost++] = &k[i];
         *at = 1;
     }
     return lost;
 }
 
 struct unit {
-    VEC(struct item *) item; /* those of one text follow one another */
+    VEC(struct jit_kernel *) kernel;
     size_t bytes;
 };
 
 static int longest_first(const void *pa, const void *pb)
 {
-    const struct item *a = *(struct item *const *)pa, *b = *(struct item *const *)pb;
-    if (a->k->text.n != b->k->text.n) return a->k->text.n > b->k->text.n ? -1 : 1;
-    if (a->text != b->text) return a->text < b->text ? -1 : 1;
-    return strcmp(a->k->symbol, b->k->symbol);
+    const struct jit_kernel *a = *(struct jit_kernel *const *)pa, *b = *(struct jit_kernel *const *)pb;
+    if (a->text.n != b->text.n) return a->text.n > b->text.n ? -1 : 1;
+    return strcmp(a->symbol, b->symbol);
 }
 
-/* Deals texts out to units of about equal length: the longest first, always to the shortest unit. */
-static void split(struct arena *a, struct item **item, size_t n, struct unit *u, size_t units)
+/* Deals kernels out to units of about equal length: the longest first, always to the shortest unit. */
+static void split(struct arena *a, struct jit_kernel **k, size_t n, struct unit *u, size_t units)
 {
-    qsort(item, n, sizeof *item, longest_first);
-    for (size_t i = 0, at = 0; i < n; i++) {
-        if (!i || item[i]->text != item[i - 1]->text) {
-            at = 0;
-            for (size_t c = 1; c < units; c++)
-                if (u[c].bytes < u[at].bytes) at = c;
-            u[at].bytes += item[i]->k->text.n;
-        }
-        vec_push(a, &u[at].item, item[i]);
+    qsort(k, n, sizeof *k, longest_first);
+    for (size_t i = 0; i < n; i++) {
+        size_t at = 0;
+        for (size_t c = 1; c < units; c++)
+            if (u[c].bytes < u[at].bytes) at = c;
+        vec_push(a, &u[at].kernel, k[i]);
+        u[at].bytes += k[i]->text.n;
     }
 }
 
@@ -174,10 +149,9 @@ static enum rt_status write_unit(struct jit *j, const char *prelude, const struc
                                  const struct cc_unit *file, struct rt_error *err)
 {
     struct sb s = {0};
-    sb_printf(&s, "/* %zu kernels. %s %s */\n%s\n", u->item.n, j->clang, j->flag_text, prelude);
-    for (size_t i = 0; i < u->item.n; i++) {
-        if (i && u->item.p[i]->text == u->item.p[i - 1]->text) continue;
-        sb_add(&s, u->item.p[i]->k->text.p, u->item.p[i]->k->text.n);
+    sb_printf(&s, "/* %zu kernels. %s %s */\n%s\n", u->kernel.n, j->clang, j->flag_text, prelude);
+    for (size_t i = 0; i < u->kernel.n; i++) {
+        sb_add(&s, u->kernel.p[i]->text.p, u->kernel.p[i]->text.n);
         sb_char(&s, '\n');
     }
     int fd = open(file->source, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
@@ -203,15 +177,15 @@ static enum rt_status compile_in(struct jit *j, struct arena *a, const char *wor
     }
     RT_TRY(cc_compile(a, j->clang, j->flags, file, units, err));
     for (size_t i = 0; i < units; i++) {
-        const char **entry = NEW(a, const char *, u[i].item.n);
-        for (size_t c = 0; c < u[i].item.n; c++) entry[c] = u[i].item.p[c]->entry;
-        RT_TRY(store_add(store, file[i].object, entry, u[i].item.n, err));
+        const char **symbol = NEW(a, const char *, u[i].kernel.n);
+        for (size_t c = 0; c < u[i].kernel.n; c++) symbol[c] = u[i].kernel.p[c]->symbol;
+        RT_TRY(store_add(store, file[i].object, symbol, u[i].kernel.n, err));
     }
     return RT_ok;
 }
 
 static enum rt_status compile(struct jit *j, struct arena *a, const char *prelude,
-                              struct item **item, size_t n, struct store *store,
+                              struct jit_kernel **k, size_t n, struct store *store,
                               struct jit_report *rep, struct rt_error *err)
 {
     if (!j->clang)
@@ -222,8 +196,7 @@ static enum rt_status compile(struct jit *j, struct arena *a, const char *prelud
     if (!j->version) RT_TRY(cc_version(j->arena, j->clang, &j->version, err));
     size_t units = pool_cores() < n ? pool_cores() : n;
     struct unit *u = NEW(a, struct unit, units);
-    split(a, item, n, u, units);
-    while (!u[units - 1].item.n) units--; /* fewer texts than kernels */
+    split(a, k, n, u, units);
     const char *work = str_fmt(a, "%s/work-%d", store_dir(store), (int)getpid());
     io_remove_tree(work);
     int e = io_mkdirs(work);
@@ -249,21 +222,21 @@ static enum rt_status load(struct jit *j, struct arena *a, const char *prelude,
 {
     struct store *store;
     RT_TRY(find_set(j, prelude, &store, err));
-    struct item *item = name_kernels(a, k, n), **missing = NEW(a, struct item *, n);
-    size_t lost = look_up(store, a, item, n, missing, &rep->cached, &rep->code_bytes);
+    struct jit_kernel **missing = NEW(a, struct jit_kernel *, n);
+    size_t lost = look_up(store, a, k, n, missing, &rep->cached, &rep->code_bytes);
     if (!lost) return RT_ok;
     /* Another process may be compiling the same: wait for it, and look again. */
     int lock = store_lock(store);
     store_rescan(store);
-    lost = look_up(store, a, item, n, missing, &rep->cached, &rep->code_bytes);
+    lost = look_up(store, a, k, n, missing, &rep->cached, &rep->code_bytes);
     enum rt_status st = lost ? compile(j, a, prelude, missing, lost, store, rep, err) : RT_ok;
     store_unlock(lock);
     RT_TRY(st);
     size_t found;
-    lost = look_up(store, a, item, n, missing, &found, &rep->code_bytes);
+    lost = look_up(store, a, k, n, missing, &found, &rep->code_bytes);
     if (lost)
         return rt_fail(err, RT_machine, "compiled kernel '%s' cannot be loaded from '%s'",
-                       missing[0]->k->symbol, store_dir(store));
+                       missing[0]->symbol, store_dir(store));
     return RT_ok;
 }
 

@@ -12,19 +12,18 @@ struct jit_options {
     uint64_t cache_bytes; /* what the cache may hold, oldest use goes first; 0 means 512 MiB */
 };
 
-/* A kernel to load. The text defines the function `symbol`, not static. Several kernels may share one
- * text, which is then compiled once. Different texts of one jit_load may share a translation unit,
- * after the prelude: their global and static names must differ (begin them with the symbol). The
- * cache knows a kernel by its symbol and its text, so symbols need not contain a hash. */
+/* A kernel to load. The symbol contains a hash of the text, so equal symbols mean equal kernels. The
+ * text defines the function `symbol` (not static) and names whatever else it defines beginning with
+ * it, since several texts share a translation unit after one prelude. */
 struct jit_kernel {
-    const char *symbol; /* at most 255 bytes, a C identifier */
+    const char *symbol;
     struct str text;
     void *fn; /* set by jit_load; lives until jit_close */
 };
 
 /* What one jit_load did. Texts belong to the jit. */
 struct jit_report {
-    size_t compiled, cached; /* different kernels */
+    size_t compiled, cached; /* kernels (different symbols) */
     size_t units;            /* translation units compiled, all at the same time */
     double seconds;          /* spent in the compiler, wall clock */
     size_t code_bytes;       /* shared objects loaded by this call */

@@ -29,7 +29,7 @@ struct store {
     const char *dir;
     VEC(struct object) object;
     struct map by_name;   /* checksum to object + 1 */
-    struct map by_entry;  /* entry to object + 1 */
+    struct map by_symbol; /* symbol to object + 1 */
 };
 
 static const char *object_path(struct store *s, struct arena *a, const char *name, const char *end)
@@ -46,7 +46,7 @@ static uint32_t add_object(struct store *s, const char *name)
     return (uint32_t)s->object.n;
 }
 
-/* Reads an index; false when it is not whole. Entries that another sound object has stay there. */
+/* Reads an index; false when it is not whole. Symbols that another sound object has stay there. */
 static bool read_index(struct store *s, struct arena *a, const char *name)
 {
     struct str text;
@@ -56,7 +56,7 @@ static bool read_index(struct store *s, struct arena *a, const char *name)
     const char *p = text.p + strlen(HEADER), *end = text.p + text.n - strlen("end\n");
     p += strcspn(p, "\n") + 1; /* the size is for people */
     for (; p < end; p += strcspn(p, "\n") + 1) {
-        uint32_t *at = map_str(&s->by_entry, (struct str){p, strcspn(p, "\n")});
+        uint32_t *at = map_str(&s->by_symbol, (struct str){p, strcspn(p, "\n")});
         if (!*at || s->object.p[*at - 1].state == BROKEN) *at = id;
     }
     return true;
@@ -108,7 +108,7 @@ enum rt_status store_open(struct arena *a, const char *dir, struct store **out,
     s->arena = a;
     s->dir = str_dup(a, str_of(dir));
     map_init(&s->by_name, a);
-    map_init(&s->by_entry, a);
+    map_init(&s->by_symbol, a);
     *out = s;
     int e = io_mkdirs(dir);
     if (e)
@@ -154,19 +154,14 @@ static bool load(struct store *s, struct object *o, size_t *bytes)
     return o->state == LOADED;
 }
 
-void *store_find(struct store *s, const char *entry, size_t *bytes)
+void *store_find(struct store *s, const char *symbol, size_t *bytes)
 {
-    const uint32_t *at = map_find(&s->by_entry, str_of(entry));
+    const uint32_t *at = map_find(&s->by_symbol, str_of(symbol));
     if (!at || !*at || !load(s, &s->object.p[*at - 1], bytes)) return NULL;
-    char symbol[256];
-    size_t n = strcspn(entry, " ");
-    CHECK(n < sizeof symbol);
-    memcpy(symbol, entry, n);
-    symbol[n] = 0;
     return dlsym(s->object.p[*at - 1].handle, symbol);
 }
 
-enum rt_status store_add(struct store *s, const char *path, const char *const *entry, size_t n,
+enum rt_status store_add(struct store *s, const char *path, const char *const *symbol, size_t n,
                          struct rt_error *err)
 {
     struct arena *a = arena_open("store");
@@ -180,7 +175,7 @@ enum rt_status store_add(struct store *s, const char *path, const char *const *e
     if (!e) {
         struct sb idx = {0};
         sb_printf(&idx, HEADER "%zu bytes\n", data.n);
-        for (size_t i = 0; i < n; i++) sb_printf(&idx, "%s\n", entry[i]);
+        for (size_t i = 0; i < n; i++) sb_printf(&idx, "%s\n", symbol[i]);
         sb_str(&idx, "end\n");
         e = io_write_atomic(object_path(s, a, name, "idx"), idx.p, idx.n);
         sb_free(&idx);
@@ -188,7 +183,7 @@ enum rt_status store_add(struct store *s, const char *path, const char *const *e
     if (!e) {
         const uint32_t *known = map_find(&s->by_name, str_of(name));
         uint32_t id = known && s->object.p[*known - 1].state != BROKEN ? *known : add_object(s, name);
-        for (size_t i = 0; i < n; i++) *map_str(&s->by_entry, str_of(entry[i])) = id;
+        for (size_t i = 0; i < n; i++) *map_str(&s->by_symbol, str_of(symbol[i])) = id;
     }
     arena_close(a);
     if (e) return rt_fail(err, RT_machine, "cannot write to the cache '%s': %s", s->dir, strerror(e));
@@ -263,7 +258,7 @@ void store_trim(const char *root, uint64_t bytes)
     if (f.bytes > bytes) qsort(f.list.p, f.list.n, sizeof *f.list.p, oldest_first);
     for (size_t i = 0; i < f.list.n && f.bytes > bytes; i++) {
         const char *path = f.list.p[i].path;
-        unlink(str_fmt(a, "%sidx", str_dup(a, (struct str){path, strlen(path) - 2})));
+        unlink(str_fmt(a, "%.*sidx", (int)(strlen(path) - 2), path));
         unlink(path);
         f.bytes -= f.list.p[i].bytes;
     }

@@ -3,10 +3,7 @@
  * it had never been there. Safe under several processes, and under a kill at any moment.
  *
  *   <name>.so    a shared object; its name is its checksum
- *   <name>.idx   "strata-objects 1", its size, its entries, "end", a line each
- *
- * An entry is a symbol, a space, and what else tells this function from others of the same name (a
- * hash of its text). */
+ *   <name>.idx   "strata-objects 1", its size, its symbols, "end", a line each */
 #ifndef STRATA_RUNTIME_STORE_H
 #define STRATA_RUNTIME_STORE_H
 #include "base/str.h"
@@ -20,13 +17,13 @@ enum rt_status store_open(struct arena *a, const char *dir, struct store **out,
 /* Unloads the objects: addresses of their symbols die. NULL is fine. */
 void store_close(struct store *s);
 const char *store_dir(const struct store *s);
-/* The address of an entry's symbol, loading its object when that was not yet done; NULL where no sound
- * object has it. *bytes (may be NULL) is raised by the size of an object loaded by this call. */
-void *store_find(struct store *s, const char *entry, size_t *bytes);
+/* The address of a symbol, loading its object when that was not yet done; NULL where no sound object
+ * has it. *bytes (may be NULL) is raised by the size of an object loaded by this call. */
+void *store_find(struct store *s, const char *symbol, size_t *bytes);
 /* Takes the index files that other processes added since. */
 void store_rescan(struct store *s);
-/* Moves the object `path` (a file in the folder, or a folder of it) into the store with these entries. */
-enum rt_status store_add(struct store *s, const char *path, const char *const *entry, size_t n,
+/* Moves the object `path` (a file in the folder, or a folder of it) into the store with these symbols. */
+enum rt_status store_add(struct store *s, const char *path, const char *const *symbol, size_t n,
                          struct rt_error *err);
 /* One process at a time: a descriptor for store_unlock, or -1 where the file system has no locks (two
  * processes may then compile the same thing, which does no harm). */

@@ -149,40 +149,6 @@ static void test_compile_and_cache(void **state)
     jit_close(j);
 }
 
-/* Two kernels of one text, and another text under the same symbol: never the wrong one. */
-static void test_texts(void **state)
-{
-    (void)state;
-    struct str pair = STR("static float half(float x) { return x / 2; }\n"
-                          "void k_half(void **p) { *(float *)p[0] = half(*(float *)p[0]); }\n"
-                          "void k_quarter(void **p) { *(float *)p[0] = half(*(float *)p[0]) / 2; }\n");
-    struct str third = STR("void k_half(void **p) { *(float *)p[0] = -1; }\n");
-    for (int round = 0; round < 2; round++) {
-        struct jit_kernel k[] = {{"k_half", pair, NULL}, kernel(3), {"k_quarter", pair, NULL}};
-        struct jit_kernel other = {"k_half", third, NULL};
-        struct jit *j = open_jit("native");
-        assert_int_equal(load(j, k, 1).compiled, round ? 0 : 1);
-        assert_int_equal(load(j, k, 3).compiled, round ? 0 : 2);
-        assert_int_equal(load(j, &other, 1).compiled, round ? 0 : 1);
-        check_kernel(&k[1], 3);
-        float x = 8;
-        void *p[] = {&x};
-        ((void (*)(void **))(uintptr_t)k[0].fn)(p);
-        assert_true(x == 4);
-        ((void (*)(void **))(uintptr_t)k[2].fn)(p);
-        assert_true(x == 1);
-        ((void (*)(void **))(uintptr_t)other.fn)(p);
-        assert_true(x == -1);
-        jit_close(j);
-    }
-    struct jit *j = open_jit("x86-64-v3");
-    struct jit_kernel k[] = {{"k_half", pair, NULL}, {"k_quarter", pair, NULL}};
-    struct jit_report rep = load(j, k, 2);
-    assert_int_equal(rep.compiled, 2);
-    assert_int_equal(rep.units, 1);
-    jit_close(j);
-}
-
 static void overwrite(const char *path, long at, const char *with)
 {
     FILE *f = fopen(path, "r+");
@@ -396,8 +362,7 @@ int main(void)
     unsetenv("STRATA_CLANG");
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_compile_and_cache), TEST(test_broken_cache), TEST(test_concurrent),
-        TEST(test_texts),
+        TEST(test_compile_and_cache), TEST(test_broken_cache),  TEST(test_concurrent),
         TEST(test_cpus),              TEST(test_trim),          TEST(test_bad_compilers),
         TEST(test_unusable_folder),   TEST(test_bad_text),
     };
