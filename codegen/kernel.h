@@ -51,6 +51,9 @@ bool cg_strided_result(const struct ir_graph *g, ir_id n, uint32_t result);
 /* Row stride in elements that result element i of node n is written with: its columns, or the concat's
  * where it is a piece of one (the only reader is the concat). */
 int64_t cg_result_ld(const struct ir_graph *g, ir_id n, uint32_t result);
+/* The concat that result element i is written straight into (row or column pieces), or IR_NONE: then a
+ * concat that reads it copies. One rule for planner and emitters. */
+ir_id cg_concat_of(const struct ir_graph *g, ir_id n, uint32_t result);
 
 /* ---- for emitters ---- */
 

@@ -208,7 +208,7 @@ BUILD(matmul)
 
 struct routed {
     int64_t E, k;
-    ir_id logits, ids, w, offsets, order, place;
+    ir_id logits, ids, offsets, order, place;
     struct ir_dim A;
 };
 
@@ -224,11 +224,11 @@ static ir_id route(struct k *k, int64_t experts, int64_t slots, ir_id logits)
 static struct routed routed(struct k *k)
 {
     static const int64_t experts[4] = {3, 8, 1, 33}, slots[4] = {2, 1, 1, 3};
-    struct routed r = {experts[k->option & 3], slots[k->option & 3], 0, 0, 0, 0, 0, 0, {0, 0, 0}};
+    struct routed r = {experts[k->option & 3], slots[k->option & 3], 0, 0, 0, 0, 0, {0, 0, 0}};
     r.A = dim_scale(k->N, r.k);
     r.logits = mat(k, "logits", k->N, r.E);
     ir_id t = route(k, r.E, r.k, r.logits);
-    r.ids = ir_get(k->g, t, 0), r.w = ir_get(k->g, t, 1);
+    r.ids = ir_get(k->g, t, 0);
     t = ir_add(k->g, OP_moe_sort, SRCS(r.ids), ATTRS(A_INT(experts, r.E)), NULL);
     r.offsets = ir_get(k->g, t, 0), r.order = ir_get(k->g, t, 1), r.place = ir_get(k->g, t, 2);
     return r;
@@ -305,7 +305,7 @@ BUILD(moe_combine)
     struct k k = start(a, variant, STAGE_T);
     struct routed r = routed(&k);
     return finish(&k, ir_add(k.g, OP_moe_combine,
-                             SRCS(mat(&k, "y", r.A, k.C), r.w, r.order, r.place),
+                             SRCS(mat(&k, "y", r.A, k.C), mat(&k, "w", k.N, r.k), r.order, r.place),
                              ATTRS(A_INT(k, r.k)), NULL));
 }
 
@@ -313,8 +313,8 @@ BUILD(moe_combine_grad)
 {
     struct k k = start(a, variant, STAGE_T);
     struct routed r = routed(&k);
-    ir_id d = mat(&k, "dout", k.N, k.C), y = mat(&k, "y", r.A, k.C);
-    return finish(&k, ir_add(k.g, OP_moe_combine_grad, SRCS(d, y, r.w, r.order, r.place),
+    ir_id d = mat(&k, "dout", k.N, k.C), y = mat(&k, "y", r.A, k.C), w = mat(&k, "w", k.N, r.k);
+    return finish(&k, ir_add(k.g, OP_moe_combine_grad, SRCS(d, y, w, r.order, r.place),
                              ATTRS(A_INT(k, r.k)), NULL));
 }
 
@@ -422,12 +422,12 @@ static struct depth depth(struct k *k)
     return d;
 }
 
-/* An accumulator for every second source (option 0, 3: none; option 2: all); fills `have`. */
+/* Accumulators for all sources (options 1, 2), every second one (4) or none; fills `have`. */
 static size_t accumulators(struct k *k, uint32_t n, ir_id *src, char *have)
 {
     size_t count = 0;
     for (uint32_t j = 0; j < n; j++) {
-        bool use = k->option == 2 || (k->option == 1 ? true : k->option == 4 && j % 2 == 1);
+        bool use = k->option == 1 || k->option == 2 || (k->option == 4 && j % 2 == 1);
         have[j] = use ? '1' : '0';
         if (use) src[count++] = mat(k, str_fmt(k->g->arena, "acc%u", j), k->N, k->C);
     }

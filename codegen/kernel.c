@@ -1,0 +1,74 @@
+/* Where results lie: in the memory of an operand, or straight in a piece of a column concat. */
+#include "codegen/kernel.h"
+
+/* Operand index of the accumulator of source `result` of a depth gradient, -1 where it has none.
+ * Accumulators follow the `fixed` operands and the sources, without gaps. */
+static int accumulator(const struct ir_graph *g, ir_id n, uint32_t result, uint32_t fixed)
+{
+    const char *have = ir_word(g, n, AK_have, "");
+    uint32_t sources = (uint32_t)ir_int(g, n, AK_sources, 0), before = 0;
+    if (result >= sources || have[result] != '1') return -1;
+    for (uint32_t i = 0; i < result; i++) before += have[i] == '1';
+    return (int)(fixed + sources + before);
+}
+
+int cg_in_place(const struct ir_graph *g, ir_id n, uint32_t result)
+{
+    switch (ir_at(g, n)->op) {
+    case OP_adamw: return result == 0 ? 0 : (int)result + 1;
+    case OP_momentum: return result == 1 ? 1 : -1;
+    case OP_muon_step:
+    case OP_balance: return 0;
+    case OP_depth_mix_grad: return accumulator(g, n, result, 6);
+    case OP_depth_inter_grad:
+        return accumulator(g, n, result, 2 + 4 * (uint32_t)ir_int(g, n, AK_queries, 0));
+    default: return -1;
+    }
+}
+
+bool cg_strided_result(const struct ir_graph *g, ir_id n, uint32_t result)
+{
+    switch (ir_at(g, n)->op) {
+    case OP_matmul: return ir_ty(g, n)->rank == 2;
+    case OP_rows:
+    case OP_rope:
+    case OP_grouped_matmul: return true;
+    case OP_attention: return result == 0; /* not the log-sum-exp */
+    case OP_attention_grad: return result < 3;
+    default: return false;
+    }
+}
+
+/* The node that stands for result element i: n itself, or its `get`; IR_NONE where nobody reads it. */
+static ir_id value_of(const struct ir_graph *g, ir_id n, uint32_t result)
+{
+    if (ir_ty(g, n)->dtype != IR_tuple) return n;
+    for (ir_id m = n + 1; m < g->node.n; m++)
+        if (ir_at(g, m)->op == OP_get && ir_src(g, m, 0) == n &&
+            ir_int(g, m, AK_index, 0) == (int64_t)result)
+            return m;
+    return IR_NONE;
+}
+
+ir_id cg_concat_of(const struct ir_graph *g, ir_id n, uint32_t result)
+{
+    ir_id v = value_of(g, n, result), at = IR_NONE;
+    if (v == IR_NONE || !cg_strided_result(g, n, result) || ir_ty(g, v)->rank != 2) return IR_NONE;
+    for (size_t i = 0; i < g->out.n; i++)
+        if (g->out.p[i].id == v) return IR_NONE;
+    for (ir_id m = v + 1; m < g->node.n; m++)
+        for (uint32_t k = 0; k < ir_at(g, m)->nsrc; k++) {
+            if (ir_src(g, m, k) != v) continue;
+            if (at != IR_NONE || ir_at(g, m)->op != OP_concat) return IR_NONE;
+            at = m;
+        }
+    return at;
+}
+
+int64_t cg_result_ld(const struct ir_graph *g, ir_id n, uint32_t result)
+{
+    ir_id c = cg_concat_of(g, n, result), v = value_of(g, n, result);
+    if (c != IR_NONE && ir_int(g, c, AK_axis, 0) == 1) return ir_cols(g, c).add;
+    if (v != IR_NONE) return ir_cols(g, v).add;
+    return type_cols(g->types, type_elem(g->types, ir_at(g, n)->type, result)).add;
+}
