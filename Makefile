@@ -25,7 +25,11 @@ GEN_TEXT    := $(TEXTS:codegen/text/%=$(BUILD)/gen/text/%.inc)
 OBJ_tests   := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/*.c))
 TESTS       := $(patsubst tests/unit/%.c,$(BUILD)/test/%,$(wildcard tests/unit/test_*.c))
 
-.PHONY: all check clean deps layers
+FUZZ        := $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
+REPLAY      := $(FUZZ:%=$(BUILD)/replay/%)
+SECONDS     ?= 60
+
+.PHONY: all check clean deps layers fuzz $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
@@ -48,8 +52,33 @@ $(BUILD)/test/%: tests/unit/%.c $(OBJ_tests) $(BUILD)/libstrata.a
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -Itests -o $@ $< $(OBJ_tests) $(BUILD)/libstrata.a $(LDFLAGS) -lcmocka $(LDLIBS)
 
-check: all $(TESTS)
+# Fuzz targets: `make check` replays their corpora, `make fuzz-NAME SECONDS=60` and `make fuzz` search
+# for more under libFuzzer with sanitizers. What is found goes to tests/fuzz/corpus/NAME.
+$(BUILD)/replay/%: tests/fuzz/%.c tests/fuzz/replay.c $(BUILD)/libstrata.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -o $@ $< tests/fuzz/replay.c $(BUILD)/libstrata.a $(LDFLAGS) $(LDLIBS)
+
+FUZZFLAGS := -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
+$(BUILD)/fuzz/obj/%.o: %.c | $(GEN_TEXT)
+	@mkdir -p $(@D)
+	clang $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c -o $@ $<
+
+$(BUILD)/fuzz/libstrata.a: $(SRC_lib:%.c=$(BUILD)/fuzz/obj/%.o)
+	@rm -f $@; ar rcs $@ $^
+
+$(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/fuzz/libstrata.a
+	clang $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ -rdynamic $(LDLIBS)
+
+$(FUZZ:%=fuzz-%): fuzz-%: $(BUILD)/fuzz/%
+	@mkdir -p $(BUILD)/fuzz/new/$*
+	$< -max_total_time=$(SECONDS) -max_len=65536 -timeout=10 -rss_limit_mb=2048 -verbosity=0 \
+	  -print_final_stats=1 -artifact_prefix=$(BUILD)/fuzz/$*- $(BUILD)/fuzz/new/$* tests/fuzz/corpus/$*
+
+fuzz: $(FUZZ:%=fuzz-%)
+
+check: all $(TESTS) $(REPLAY)
 	@for t in $(TESTS); do echo "== $$t"; $$t || exit 1; done
+	@for t in $(FUZZ); do echo "== replay $$t"; $(BUILD)/replay/$$t tests/fuzz/corpus/$$t || exit 1; done
 
 clean:
 	rm -rf $(BUILD)

@@ -16,6 +16,14 @@ static cg_emit_fn *emitter(const struct ir_graph *g, ir_id n)
     case OP_sum:
     case OP_concat:
     case OP_reshape: return cg_cpu_token;
+    case OP_moe_route:
+    case OP_moe_route_grad:
+    case OP_moe_sort:
+    case OP_moe_gather:
+    case OP_moe_gather_grad:
+    case OP_moe_combine:
+    case OP_moe_combine_grad:
+    case OP_moe_load: return cg_cpu_moe;
     case OP_adamw:
     case OP_momentum:
     case OP_muon_step:

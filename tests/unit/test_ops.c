@@ -24,7 +24,10 @@ static const struct {
     {OP_concat, 0},         {OP_reshape, 0},            {OP_depth_mix, 1e-5},
     {OP_depth_mix_grad, 2e-5}, {OP_depth_inter, 1e-5},  {OP_depth_inter_grad, 2e-5},
     {OP_adamw, 1e-5},       {OP_momentum, 1e-6},        {OP_muon_step, 1e-6},
-    {OP_grad_norm, 1e-6},   {OP_balance, 1e-6},
+    {OP_grad_norm, 1e-6},   {OP_balance, 1e-6},         {OP_moe_route, 1e-6},
+    {OP_moe_route_grad, 1e-5}, {OP_moe_sort, 0},        {OP_moe_gather, 0},
+    {OP_moe_gather_grad, 1e-6}, {OP_moe_combine, 1e-6}, {OP_moe_combine_grad, 1e-5},
+    {OP_moe_load, 0},
 };
 
 enum { GUARD = 64 }; /* bytes of a pattern before and after every buffer */
