@@ -1,0 +1,198 @@
+/* Products: every one is a packing of the second operand and a blocked product over it (text/gemm.c,
+ * compiled once for all models). */
+#include "codegen/cpu.h"
+#include "codegen/gemm_shape.h"
+
+enum { TRANS_A = 1, ADD = 2 }; /* GEMM_TRANS_A, GEMM_ADD of text/gemm.c */
+
+struct emit {
+    struct arena *a;
+    const struct ir_graph *g;
+    ir_id n;
+    struct ir_bind b;
+    struct cg_lowering *out;
+};
+
+/* A step of one of the shared kernels. */
+static struct cg_step *shared(const struct emit *e, const char *symbol, const char *label)
+{
+    struct cg_step s = {.symbol = symbol, .text = str_of(cg_text_gemm), .grain = 1};
+    s.scratch = (size_t)cg_gemm_scratch();
+    const char *node = ir_name(e->g, e->n);
+    s.label = *node ? str_fmt(e->a, "%s %s", label, node) : label;
+    vec_push(e->a, &e->out->step, s);
+    return &vec_last(&e->out->step);
+}
+
+/* Room in the workspace; returns the byte offset. */
+static int64_t room(const struct emit *e, int64_t floats)
+{
+    int64_t at = (int64_t)e->out->workspace;
+    e->out->workspace += ((size_t)floats * 4 + 63) & ~(size_t)63;
+    return at;
+}
+
+static struct cg_ref moved(struct cg_ref r, int64_t floats)
+{
+    r.offset += floats * 4;
+    return r;
+}
+
+/* Packs B [K,N] from rows [K,N] or, transposed, from [N,K]. */
+static void pack(const struct emit *e, struct cg_ref to, struct cg_ref from, int64_t k, int64_t n,
+                 int64_t ld, bool trans)
+{
+    struct cg_step *s = shared(e, trans ? "k_pack_cols" : "k_pack_rows", "pack");
+    cg_refs(e->a, s, CG_REFS(to, from));
+    cg_nums(e->a, s, CG_NUMS(k, n, ld));
+    s->items = trans ? cg_pack_cols_items(k, n) : cg_pack_rows_items(k, n);
+    s->grain = cg_grain((trans ? 16 * 256 : 64 * 256) * 8);
+}
+
+static void product(const struct emit *e, struct cg_ref c, struct cg_ref a, struct cg_ref packed,
+                    int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldc, int64_t flags)
+{
+    struct cg_gemm_plan p = cg_gemm_plan(m, n, k);
+    struct cg_step *s = shared(e, "k_gemm", "gemm");
+    cg_refs(e->a, s, CG_REFS(c, a, packed));
+    cg_nums(e->a, s, CG_NUMS(m, n, k, lda, ldc, flags, p.mb, p.nb));
+    s->items = p.items;
+}
+
+static int64_t dim(const struct emit *e, uint32_t src, int from_last)
+{
+    const struct ir_type *t = ir_ty(e->g, ir_src(e->g, e->n, src));
+    return dim_value(t->dim[t->rank - 1 - from_last], e->b);
+}
+
+static void matmul(const struct emit *e)
+{
+    bool ta = ir_int(e->g, e->n, AK_ta, 0), tb = ir_int(e->g, e->n, AK_tb, 0);
+    int64_t m = dim(e, 0, ta ? 0 : 1), k = dim(e, 0, ta ? 1 : 0), n = dim(e, 1, tb ? 1 : 0);
+    int64_t lda = cg_src_ld(e->g, e->n, 0), ldb = cg_src_ld(e->g, e->n, 1);
+    int64_t ldc = cg_result_ld(e->g, e->n, 0);
+    bool stack = ir_ty(e->g, e->n)->rank == 3;
+    int64_t batch = stack ? dim(e, 0, 2) : 1;
+    int64_t each = (cg_gemm_packed(k, n) + 15) & ~(int64_t)15, at = room(e, each * batch);
+    for (int64_t i = 0; i < batch; i++)
+        pack(e, moved(W_(at), i * each), moved(S_(1), i * k * n), k, n, ldb, tb);
+    for (int64_t i = 0; i < batch; i++)
+        product(e, moved(R_(0), i * m * n), moved(S_(0), i * m * k), moved(W_(at), i * each), m, n, k,
+                lda, ldc, ta ? TRANS_A : 0);
+}
+
+static void grouped(const struct emit *e)
+{
+    bool tb = ir_int(e->g, e->n, AK_tb, 1);
+    int64_t rows = dim(e, 0, 1), k = dim(e, 0, 0), experts = dim(e, 1, 2), n = dim(e, 1, tb ? 1 : 0);
+    int64_t each = cg_gemm_packed(k, n), at = room(e, each * experts);
+    for (int64_t i = 0; i < experts; i++)
+        pack(e, moved(W_(at), i * each), moved(S_(1), i * k * n), k, n, tb ? k : n, tb);
+    struct cg_gemm_plan p = cg_gemm_grouped_plan(rows, n, k, experts);
+    struct cg_step *s = shared(e, "k_gemm_grouped", "grouped");
+    cg_refs(e->a, s, CG_REFS(R_(0), S_(0), W_(at), S_(2), S_(2)));
+    cg_nums(e->a, s, CG_NUMS(rows, n, k, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0), 0, p.mb,
+                             p.nb, experts));
+    s->items = p.items;
+}
+
+static void grouped_dw(const struct emit *e)
+{
+    int64_t rows = dim(e, 0, 1), m = dim(e, 0, 0), n = dim(e, 1, 0), experts = dim(e, 2, 0) - 1;
+    int64_t at = room(e, cg_gemm_packed(rows, n));
+    pack(e, W_(at), S_(1), rows, n, cg_src_ld(e->g, e->n, 1), false);
+    struct cg_gemm_plan p = cg_gemm_grouped_dw_plan(rows, m, n, experts);
+    struct cg_step *s = shared(e, "k_gemm_grouped_dw", "grouped dw");
+    cg_refs(e->a, s, CG_REFS(R_(0), S_(0), W_(at), S_(2)));
+    cg_nums(e->a, s, CG_NUMS(rows, m, n, cg_src_ld(e->g, e->n, 0), n, 0, p.mb, p.nb, experts));
+    s->items = p.items;
+}
+
+/* ---- head: logits of one chunk of tokens at a time, in the workspace ---- */
+
+struct head {
+    int64_t rows, v, d, ldh;
+    int64_t logits, lse, forward; /* workspace: [chunk,V], [chunk], packed W^T */
+};
+
+static const char *number(const struct emit *e, int64_t n)
+{
+    return str_fmt(e->a, "%lld", (long long)n);
+}
+
+static struct cg_step *loss_kernel(const struct emit *e, const char *name, int64_t v, int64_t rows)
+{
+    const struct cg_var var = {"V", number(e, v)};
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, cg_text_token, name, &var, 1);
+    cg_items(s, rows, 16 * v);
+    return s;
+}
+
+/* Logits and nll of tokens first .. first+rows-1. */
+static void head_chunk(const struct emit *e, const struct head *h, int64_t first, int64_t rows)
+{
+    product(e, W_(h->logits), moved(S_(0), first * h->ldh), W_(h->forward), rows, h->v, h->d, h->ldh,
+            h->v, 0);
+    struct cg_step *s = loss_kernel(e, "cross_entropy", h->v, rows);
+    cg_refs(e->a, s, CG_REFS(W_(h->logits), moved(S_(2), first), moved(R_(0), first), W_(h->lse)));
+    cg_nums(e->a, s, CG_NUMS(h->v));
+}
+
+static struct head head_open(const struct emit *e, int64_t chunk)
+{
+    struct head h = {.rows = dim(e, 0, 1), .v = dim(e, 1, 1), .d = dim(e, 0, 0)};
+    h.ldh = cg_src_ld(e->g, e->n, 0);
+    if (chunk > h.rows) chunk = h.rows;
+    h.logits = room(e, chunk * h.v);
+    h.lse = room(e, chunk);
+    h.forward = room(e, cg_gemm_packed(h.d, h.v));
+    pack(e, W_(h.forward), S_(1), h.d, h.v, cg_src_ld(e->g, e->n, 1), true);
+    return h;
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static void head_nll(const struct emit *e)
+{
+    int64_t chunk = ir_int(e->g, e->n, AK_chunk, 256);
+    struct head h = head_open(e, chunk);
+    for (int64_t at = 0; at < h.rows; at += chunk) head_chunk(e, &h, at, least(chunk, h.rows - at));
+}
+
+/* Sums over tokens stay in token order: each chunk's dw product starts from what the last one left. */
+static void head_loss(const struct emit *e)
+{
+    int64_t chunk = ir_int(e->g, e->n, AK_chunk, 256);
+    struct head h = head_open(e, chunk);
+    int64_t back = room(e, cg_gemm_packed(h.v, h.d)), in = room(e, cg_gemm_packed(chunk, h.d));
+    pack(e, W_(back), S_(1), h.v, h.d, cg_src_ld(e->g, e->n, 1), false);
+    for (int64_t at = 0; at < h.rows; at += chunk) {
+        int64_t rows = least(chunk, h.rows - at);
+        head_chunk(e, &h, at, rows);
+        struct cg_step *s = loss_kernel(e, "cross_entropy_grad", h.v, rows);
+        cg_refs(e->a, s, CG_REFS(W_(h.logits), moved(S_(2), at), W_(h.lse), moved(S_(3), at),
+                                 W_(h.logits)));
+        cg_nums(e->a, s, CG_NUMS(h.v));
+        product(e, moved(R_(1), at * h.d), W_(h.logits), W_(back), rows, h.d, h.v, h.v, h.d, 0);
+        pack(e, W_(in), moved(S_(0), at * h.ldh), rows, h.d, h.ldh, false);
+        product(e, R_(2), W_(h.logits), W_(in), h.v, h.d, rows, h.v, h.d, TRANS_A | (at ? ADD : 0));
+    }
+}
+
+void cg_cpu_gemm(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
+                 const struct cg_target *t, struct cg_lowering *out)
+{
+    const struct emit e = {a, g, n, b, out};
+    (void)t;
+    switch (ir_at(g, n)->op) {
+    case OP_matmul: matmul(&e); break;
+    case OP_grouped_matmul: grouped(&e); break;
+    case OP_grouped_matmul_dw: grouped_dw(&e); break;
+    case OP_head_nll: head_nll(&e); break;
+    case OP_head_loss: head_loss(&e); break;
+    default: BUG("not a product: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
+    }
+}

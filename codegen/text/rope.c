@@ -1,0 +1,38 @@
+/* Rotary position embedding. */
+//== rope_table
+/* p: table [T,${HD}].  n: T.  Item = position. */
+void @FN@(void *const *p, const int64_t *n UNUSED, int64_t lo, int64_t hi, void *scratch UNUSED) {
+    enum { HALF = ${HD} / 2 };
+    for (int64_t t = lo; t < hi; t++)
+        for (int64_t i = 0; i < HALF; i++) {
+            const double angle = (double)t * __builtin_pow(${THETA}, -2.0 * (double)i / ${HD});
+            ((float *)p[0])[t * ${HD} + i] = (float)__builtin_cos(angle);
+            ((float *)p[0])[t * ${HD} + HALF + i] = (float)__builtin_sin(angle);
+        }
+}
+//== rope
+/* Channels i and i + ${HD}/2 of each head turn by the angle of their position.
+ * p: x, table, out.  n: T, row strides of x and out.  Item = token. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
+    enum { HALF = ${HD} / 2, TAIL = HALF % 16, FULL = HALF - TAIL };
+    for (int64_t row = lo; row < hi; row++) {
+        const float *cosine = (const float *)p[1] + row % n[0] * ${HD}, *sine = cosine + HALF;
+        for (int64_t h = 0; h < ${H}; h++) {
+            const float *x = (const float *)p[0] + row * n[1] + h * ${HD};
+            float *y = (float *)p[2] + row * n[2] + h * ${HD};
+            int64_t i = 0;
+            for (; i < FULL; i += 16) {
+                const v16 a = ld16(x + i), b = ld16(x + HALF + i), c = ld16(cosine + i);
+                const v16 s = ${SIGN} ld16(sine + i);
+                st16(y + i, a * c - b * s);
+                st16(y + HALF + i, b * c + a * s);
+            }
+            if (TAIL) {
+                const v16 a = ld16k(x + i, TAIL), b = ld16k(x + HALF + i, TAIL);
+                const v16 c = ld16k(cosine + i, TAIL), s = ${SIGN} ld16k(sine + i, TAIL);
+                st16k(y + i, a * c - b * s, TAIL);
+                st16k(y + HALF + i, b * c + a * s, TAIL);
+            }
+        }
+    }
+}
