@@ -29,7 +29,7 @@ FUZZ        := $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/
 REPLAY      := $(FUZZ:%=$(BUILD)/replay/%)
 SECONDS     ?= 60
 
-.PHONY: all check clean deps layers fuzz $(FUZZ:%=fuzz-%)
+.PHONY: all check clean deps layers fuzz bench-kernels $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
@@ -79,6 +79,12 @@ fuzz: $(FUZZ:%=fuzz-%)
 check: all $(TESTS) $(REPLAY)
 	@for t in $(TESTS); do echo "== $$t"; $$t || exit 1; done
 	@for t in $(FUZZ); do echo "== replay $$t"; $(BUILD)/replay/$$t tests/fuzz/corpus/$$t || exit 1; done
+
+# Every CPU kernel as a share of the machine's measured multiply-add peak.
+$(BUILD)/bench_kernels: tests/bench/bench_kernels.c $(BUILD)/libstrata.a
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -Itests -o $@ $< $(BUILD)/libstrata.a $(LDFLAGS) $(LDLIBS)
+bench-kernels: $(BUILD)/bench_kernels
+	$<
 
 clean:
 	rm -rf $(BUILD)

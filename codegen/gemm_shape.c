@@ -1,7 +1,7 @@
 /* Cuts and sizes of the CPU kernels; the constants go with codegen/text/{tile,gemm,attention}.c. */
 #include "codegen/gemm_shape.h"
 
-enum { MR = 6, NR = 64, MC = 240, KC = 512, KEYS = 64 };
+enum { MR = 6, NR = 64, MC = 96, KC = 1152, KEYS = 64 };
 /* Enough items for a few threads to balance; below MIN_NS an item is not worth its hand-over. */
 enum { WANT_ITEMS = 16, MIN_NS = 10000 };
 
@@ -28,7 +28,7 @@ int64_t cg_pack_cols_items(int64_t k, int64_t n) { return div_up(n, 16) * div_up
 
 struct cg_gemm_plan cg_gemm_plan(int64_t m, int64_t n, int64_t k)
 {
-    struct cg_gemm_plan p = {.mb = even(m, 144, MR), .nb = even(n, 768, NR)};
+    struct cg_gemm_plan p = {.mb = even(m, MC, MR), .nb = even(n, 2304, NR)};
     for (;;) {
         p.items = div_up(m, p.mb) * div_up(n, p.nb);
         if (p.items >= WANT_ITEMS || item_ns(p.mb, p.nb, k) < 2 * MIN_NS)
@@ -62,7 +62,7 @@ int64_t cg_gemm_scratch(void) { return (int64_t)MC * KC * 4; }
 
 int64_t cg_attn_query_rows(int64_t h, int64_t kv)
 {
-    return at_least(96 / (h / kv) / MR * MR, 2 * MR);
+    return at_least(192 / (h / kv) / MR * MR, 2 * MR);
 }
 
 int64_t cg_attn_fwd_items(int64_t b, int64_t t, int64_t h, int64_t kv)

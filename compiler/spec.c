@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-enum { MAX_EXTENDS = 16 };
+enum { MAX_EXTENDS = 8 };
 
 struct chain { /* the files being read, from the innermost */
     const struct chain *up;

@@ -154,7 +154,7 @@ static struct node *set_in(struct spec_ctx *c, const struct setting *s, size_t f
 {
     size_t end = from;
     while (end < s->key.n && s->key.p[end] != '.') end++;
-    struct str key = {s->key.p + from, end - from};
+    struct str key = {str_dup(c->a, (struct str){s->key.p + from, end - from}), end - from};
     struct span at = {s->file, (uint32_t)from, (uint32_t)key.n};
     n = spec_unbare(c, named ? OBJ_COUNT : object, n);
     if (!n) n = new_map(c, at, 0);
@@ -165,7 +165,7 @@ static struct node *set_in(struct spec_ctx *c, const struct setting *s, size_t f
     }
     bool inner = false, last = end == s->key.n;
     enum spec_obj child = named ? object : spec_child(object, key, &inner);
-    struct entry *old = spec_entry(n, str_dup(c->a, key));
+    struct entry *old = spec_entry(n, key.p);
     struct node *value =
         last ? s->value : set_in(c, s, end + 1, child, inner, old ? old->value : NULL);
     if (!value) return NULL;

@@ -220,7 +220,7 @@ static bool read_number(struct spec_ctx *c, const struct spec_key *k, const stru
     int64_t i = 0;
     double x = 0;
     bool null = spec_plain(n, "null");
-    bool ok;
+    bool ok, may = k->kind == K_num0 || k->kind == K_int0;
     if (k->kind == K_num || k->kind == K_num0) {
         ok = (k->kind == K_num0 && null) ||
              read_num(c, n, k->range, k->name, k->kind == K_num ? "a number" : "a number or null",
@@ -234,6 +234,7 @@ static bool read_number(struct spec_ctx *c, const struct spec_key *k, const stru
              read_int(c, n, k->range, k->name, want, &i);
         if (ok) memcpy(field, &i, sizeof i);
     }
+    if (!ok && may && spec_plain(n, "0")) diag_hint(c->d, "Write null for none.");
     return ok;
 }
 
@@ -299,17 +300,37 @@ static void read_default(struct spec_ctx *c, const struct spec_key *k, void *bas
     CHECK(ok);
 }
 
-static void unknown_key(struct spec_ctx *c, enum spec_obj object, const struct entry *e,
-                        const char *what)
+/* The names of an object's keys; layers and repeats stand in one list, so they share theirs. */
+static size_t key_names(enum spec_obj object, const char **names, size_t max)
 {
-    const char *names[64];
     size_t num = 0;
     bool items = object == OBJ_layer || object == OBJ_repeat;
-    for (size_t i = 0; i < spec_num_keys && num < 64; i++) {
+    for (size_t i = 0; i < spec_num_keys && num < max; i++) {
         enum spec_obj o = spec_keys[i].object;
         if (o == object || (items && (o == OBJ_layer || o == OBJ_repeat)))
             names[num++] = spec_keys[i].name;
     }
+    return num;
+}
+
+/* Whether an unknown key of the mapping is likely meant to be this one: it is not missing then. */
+static bool misspelled(enum spec_obj object, const struct node *n, const char *name)
+{
+    const char *names[64];
+    size_t num = key_names(object, names, 64);
+    for (size_t i = 0; n->kind == NODE_map && i < n->n && i < 256; i++) {
+        if (spec_key_find(object, n->entry[i].key, -1)) continue;
+        const char *near = spec_nearest(n->entry[i].key, names, num);
+        if (near && strcmp(near, name) == 0) return true;
+    }
+    return false;
+}
+
+static void unknown_key(struct spec_ctx *c, enum spec_obj object, const struct entry *e,
+                        const char *what)
+{
+    const char *names[64];
+    size_t num = key_names(object, names, 64);
     if (!spec_err(c, D_spec_key_unknown, e->key_at, spec_shown(c, e->key), what)) return;
     const char *near = spec_nearest(e->key, names, num);
     if (near) {
@@ -398,6 +419,8 @@ static void read_keys(struct spec_ctx *c, enum spec_obj object, int type, const 
             memcpy((char *)base + k->field, &type, sizeof type);
         else if (e && !is_type)
             read_value(c, k, e->value, e->key_at, base);
+        else if (!e && *k->dflt == '!' && misspelled(object, n, k->name))
+            c->errors++; /* reported as an unknown key */
         else if (!e && *k->dflt == '!')
             sb_printf(&missing, "%s'%s'", missing.n ? ", " : "", k->name);
         else if (!e)

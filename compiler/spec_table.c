@@ -12,7 +12,7 @@
 #define LAYER(field) offsetof(struct spec_item, field)
 
 const struct spec_object spec_objects[OBJ_COUNT] = {
-#define OBJ(id, path, bare, help) {path, BARE_##bare, help},
+#define OBJ(id, path, bare, help) {#id, path, BARE_##bare, help},
 #include "compiler/spec.def"
 };
 
@@ -70,7 +70,9 @@ struct spec_range spec_range_of(const char *text)
 void spec_range_phrase(struct sb *out, const char *text)
 {
     struct spec_range r = spec_range_of(text);
-    if (r.lo == r.hi)
+    if (r.hi >= 0x1p53) /* a limit that nobody means to reach */
+        sb_printf(out, "%s %.17g", r.lo_open ? "above" : "at least", r.lo);
+    else if (r.lo == r.hi)
         sb_printf(out, "%.17g", r.lo);
     else if (!r.lo_open && !r.hi_open)
         sb_printf(out, "from %.17g to %.17g", r.lo, r.hi);

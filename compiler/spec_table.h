@@ -47,7 +47,7 @@ struct spec_word {
     const char *list_name, *word;
 };
 struct spec_object {
-    const char *path;
+    const char *id, *path;
     enum spec_bare bare;
     const char *help;
 };

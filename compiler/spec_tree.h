@@ -81,7 +81,7 @@ struct node *spec_set(struct spec_ctx *c, struct node *root, const char *arg);
 
 /* Checks a merged tree and fills the model; NULL after errors. */
 struct model *spec_check(struct spec_ctx *c, struct node *root);
-/* "did you mean" among the names that `next` yields: the nearest or NULL. */
+/* The one of the names that the text is likely meant to be, NULL where none is near. */
 const char *spec_nearest(struct str text, const char *const *names, size_t n);
 /* "'abc'", "a list", ... for messages; in the arena. */
 const char *spec_describe(struct spec_ctx *c, const struct node *n);

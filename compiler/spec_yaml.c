@@ -257,7 +257,8 @@ static struct node *parse_document(struct reader *r)
         yaml_event_type_t type = e.type;
         struct span at = event_span(r, &e);
         if (type == YAML_DOCUMENT_START_EVENT && root) spec_err(r->c, D_spec_doc_many, at);
-        if (type == YAML_STREAM_END_EVENT && !root) spec_err(r->c, D_spec_doc_empty, at);
+        if (type == YAML_STREAM_END_EVENT && !root)
+            spec_err(r->c, D_spec_doc_empty, ((struct span){r->file, (uint32_t)r->begin, 0}));
         bool stop = type == YAML_STREAM_END_EVENT || (type == YAML_DOCUMENT_START_EVENT && root);
         bool head = type == YAML_STREAM_START_EVENT || type == YAML_DOCUMENT_START_EVENT ||
                     type == YAML_DOCUMENT_END_EVENT;

@@ -126,7 +126,7 @@ RULE(broadcast)
 RULE(rowreduce)
 {
     const struct ir_type *t = ty(c, 0);
-    NEED(t->rank >= 1 && t->dtype != IR_tuple, "needs rows");
+    NEED(t->rank >= 2 && t->dtype != IR_tuple, "needs rows");
     struct ir_dim d[IR_MAX_RANK];
     memcpy(d, t->dim, sizeof d);
     d[t->rank - 1] = dim_const(1);

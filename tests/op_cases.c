@@ -1,6 +1,5 @@
 #include "op_cases.h"
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 static const struct {
@@ -107,15 +106,14 @@ static struct ir_graph *unary(struct arena *a, int variant, enum ir_op op, const
 static struct ir_graph *binary(struct arena *a, int variant, enum ir_op op, const char *second)
 {
     struct k k = start(a, variant, STAGE_T);
-    char name[16];
-    snprintf(name, sizeof name, "%s", second);
-    ir_id x = k.option == 5 ? mat(&k, "x", k.N, 1) : k.option == 6 ? vec(&k, "x", k.C)
-                                                                   : mat(&k, "x", k.N, k.C);
-    ir_id y = k.option == 1   ? mat(&k, name, k.N, 1)
-              : k.option == 2 ? vec(&k, name, k.C)
-              : k.option == 3 ? scalar(&k, name)
-              : k.option == 5 ? vec(&k, name, k.C)
-                              : mat(&k, name, k.N, k.C);
+    const char *first = k.option == 4 && *second == 'p' ? "pos.x" : "x"; /* it becomes the divisor */
+    ir_id x = k.option == 5   ? mat(&k, first, k.N, 1)
+              : k.option == 6 ? vec(&k, first, k.C)
+                              : mat(&k, first, k.N, k.C);
+    ir_id y = k.option == 1   ? mat(&k, second, k.N, 1)
+              : k.option == 3 ? scalar(&k, second)
+              : k.option == 2 || k.option == 5 ? vec(&k, second, k.C)
+                                               : mat(&k, second, k.N, k.C);
     return finish(&k, k.option == 4 ? ir_binary(k.g, op, y, x) : ir_binary(k.g, op, x, y));
 }
 
@@ -681,7 +679,7 @@ const struct op_case op_cases[] = {
     CASE(neg, 2), CASE(exp, 2), CASE(log, 2), CASE(tanh, 2), CASE(sigmoid, 2), CASE(sqrt, 2),
     CASE(rsqrt, 2), CASE(recip, 2), CASE(round_bf16, 2),
     CASE(add, 7), CASE(sub, 7), CASE(mul, 7), CASE(div, 7), CASE(max, 7), CASE(min, 7),
-    CASE(rowsum, 2), CASE(rowmax, 2), CASE(colsum, 1), CASE(sum, 2),
+    CASE(rowsum, 1), CASE(rowmax, 1), CASE(colsum, 1), CASE(sum, 2),
     CASE(slice, 3), CASE(concat, 2), CASE(reshape, 2),
     CASE(matmul, 8), CASE(grouped_matmul, 8), CASE(grouped_matmul_dw, 4),
     CASE(embed, 1), CASE(embed_grad, 1), CASE(rope_table, 2), CASE(rope, 3), CASE(attention, 4), CASE(attention_grad, 4),

@@ -8,7 +8,7 @@
 void ${FN}_fwd(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     enum { H = ${H}, KV = ${KV}, G = H / KV, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, QB = ${QB}, KB = 64 };
     enum { LDQ = ${LDQ}, LDK = ${LDK}, LDV = ${LDV}, LDO = ${LDO}, VP = (VD + 15) / 16 * 16 };
-    const float scale = ${SCALE}f, lowest = -3.402823466e38f;
+    const float scale = ${SCALE}f, lowest = -1e38f; /* times log2(e) it is still finite */
     const int64_t T = n[1], tiles = div_up(T, QB);
     float *kt = scratch;           /* [4][HD][16]: keys of the tile as columns */
     float *vp = kt + KB * HD;      /* [VP/16][64][16] */

@@ -9,23 +9,43 @@ INLINE v16i attn_hidden(int64_t col, int64_t diag, int64_t window) {
     return out;
 }
 
-/* One online-softmax step for mr rows of scores s[mr][64], 16 nv columns: top and sum advance, acc
- * (rows of vp floats) is rescaled, s becomes probabilities relative to the new top. */
+/* 2^(x c - top) for arguments up to about 0; below 2^-126 the result is 0. Cephes' polynomial. */
+INLINE v16 attn_exp2(v16 x, float c, float top) {
+    const v16 magic = splat16(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    v16 t = fma16(x, splat16(c), splat16(-top));
+    v16 n = t + magic;
+    v16 f = t - (n - magic);
+    v16 y = splat16(1.535336188319500e-4f);
+    y = fma16(y, f, splat16(1.339887440266574e-3f));
+    y = fma16(y, f, splat16(9.618437357674640e-3f));
+    y = fma16(y, f, splat16(5.550332471162809e-2f));
+    y = fma16(y, f, splat16(2.402264791363012e-1f));
+    y = fma16(y, f, splat16(6.931472028550421e-1f));
+    y = fma16(y, f, splat16(1.0f));
+    y = (v16)((v16i)y + ((v16i)n << 23));
+    return (v16)(~(t < -126.0f) & (v16i)y); /* a NaN stays */
+}
+
+/* One online-softmax step for mr rows of scores s[mr][64] / scale, 16 nv columns: top and sum advance,
+ * acc (rows of vp floats) is rescaled, s becomes probabilities relative to the new top. */
 UNUSED static void attn_softmax(float *s, float *top, float *sum, float *acc, int64_t vp, float scale,
                                 int64_t mr, int64_t nv, int64_t diag, int64_t window) {
+    const float log2e = 1.44269504088896341f;
     float was[16] = {0}, now[16] = {0}, factor[16];
     int64_t changed = 0;
     for (int64_t m = 0; m < mr; m++) {
-        v16 best = splat16(top[m]);
+        v16 best = splat16(-INFF);
         for (int64_t j = 0; j < nv; j++) {
-            v16 x = ld16(s + m * 64 + 16 * j) * scale;
-            if (16 * j + 15 > diag + m || (window && 16 * j <= diag + m - window))
+            v16 x = ld16(s + m * 64 + 16 * j);
+            if (16 * j + 15 > diag + m || (window && 16 * j <= diag + m - window)) {
                 x = sel16(attn_hidden(16 * j, diag + m, window), splat16(-INFF), x);
-            st16(s + m * 64 + 16 * j, x);
+                st16(s + m * 64 + 16 * j, x);
+            }
             best = max16(x, best);
         }
+        float most = hmax16(best) * scale;
         was[m] = top[m];
-        now[m] = hmax16(best);
+        now[m] = most > top[m] ? most : top[m];
         changed |= now[m] > was[m];
         top[m] = now[m];
     }
@@ -39,7 +59,7 @@ UNUSED static void attn_softmax(float *s, float *top, float *sum, float *acc, in
     for (int64_t m = 0; m < mr; m++) {
         v16 total = ld16(sum + 16 * m);
         for (int64_t j = 0; j < nv; j++) {
-            v16 e = exp16(ld16(s + m * 64 + 16 * j) - now[m]);
+            v16 e = attn_exp2(ld16(s + m * 64 + 16 * j), scale * log2e, now[m] * log2e);
             st16(s + m * 64 + 16 * j, e);
             total += e;
         }
@@ -47,11 +67,12 @@ UNUSED static void attn_softmax(float *s, float *top, float *sum, float *acc, in
     }
 }
 
-/* For one row: s = scores -> probabilities, ds = do v -> scale p (do v - delta). */
+/* For one row: s = scores / scale -> probabilities, ds = do v -> scale p (do v - delta). */
 UNUSED static void attn_dscore(float *s, float *ds, int64_t nv, float scale, float lse, float delta,
                                int64_t diag, int64_t window) {
+    const float log2e = 1.44269504088896341f;
     for (int64_t j = 0; j < nv; j++) {
-        v16 e = exp16(ld16(s + 16 * j) * scale - lse);
+        v16 e = attn_exp2(ld16(s + 16 * j), scale * log2e, lse * log2e);
         v16 d = e * (ld16(ds + 16 * j) - delta) * scale;
         if (16 * j + 15 > diag || (window && 16 * j <= diag - window)) {
             v16i out = attn_hidden(16 * j, diag, window);

@@ -4,7 +4,7 @@
  * (tile.c). Every C element adds its products in the order k = 0 .. K-1, whatever the blocks, the
  * shape and the form; with GEMM_ADD it starts from the old C. Block sizes come from cg_gemm_plan. */
 enum { GEMM_TRANS_A = 1, GEMM_ADD = 2, GEMM_GATHER = 4 };
-enum { GEMM_KC = 512, GEMM_MC = 240 };
+enum { GEMM_KC = 1152, GEMM_MC = 96 }; /* a block of A and two of B (64 columns) stay in 1 MiB */
 
 struct gemm {
     const float *a, *b; /* a: element (0,0); b: panel of column 0 at k = 0 */
@@ -12,24 +12,16 @@ struct gemm {
     int64_t lda, ldc, bp, k, n; /* bp: floats from panel to panel; k, n: sizes */
     int64_t flags;
     const int32_t *index; /* GEMM_GATHER: row m of A is a + index[m] * lda */
+    const float *after;   /* the panels that the next item probably reads first; speed only */
 };
 
-/* A^T block to [rows / 6][kn][6], so that a tile reads it in one stream. */
+/* A^T block to panels [rows / 16][kn][16], as B is packed. */
 static void gemm_pack_a(float *dst, const float *src, int64_t lda, int64_t rows, int64_t kn) {
-    const int64_t full = rows / TILE_MR * TILE_MR;
-    for (int64_t k0 = 0; k0 < kn; k0 += 8) {
-        const int64_t ke = min64(k0 + 8, kn);
-        for (int64_t k = ke; k < min64(ke + 8, kn); k++)
-            for (int64_t m = 0; m < rows; m += 16) __builtin_prefetch(src + k * lda + m, 0, 3);
-        for (int64_t m = 0; m < full; m += TILE_MR) {
-            const float *s = src + k0 * lda + m;
-            float *d = dst + m * kn + k0 * TILE_MR;
-            for (int64_t k = k0; k < ke; k++, s += lda, d += TILE_MR)
-                __builtin_memcpy(d, s, TILE_MR * sizeof *d);
-        }
-        for (int64_t k = k0; k < ke; k++)
-            for (int64_t m = full; m < rows; m++)
-                dst[full * kn + k * TILE_MR + m - full] = src[k * lda + m];
+    for (int64_t k = 0; k < kn; k += 8) {
+        const int64_t part = min64(8, kn - k), ahead = min64(k + 16, kn);
+        for (int64_t i = k + 8; i < ahead; i++)
+            for (int64_t m = 0; m < rows; m += 16) __builtin_prefetch(src + i * lda + m, 0, 3);
+        panels_from_cols(dst + k * 16, kn * 16, src + k * lda, lda, rows, part);
     }
 }
 
@@ -40,23 +32,23 @@ static void gemm_slab(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, 
     for (int64_t n = n0; n < n1; n += 64) {
         t.b = g->b + n / 16 * g->bp + k0 * 16;
         t.cols = min64(64, n1 - n);
-        /* Meanwhile the next 64 columns of B (or of this k range's successor) come into L2. */
-        const int64_t more = n + 64 < n1;
-        const float *next = more ? t.b + 4 * g->bp : g->b + n0 / 16 * g->bp + (k0 + kn) * 16;
-        const int64_t useful = more || k0 + kn < g->k;
+        /* Meanwhile the 64 columns of B that come next are fetched into L2. */
+        const float *next = n + 64 < n1        ? t.b + 4 * g->bp
+                            : k0 + kn < g->k ? g->b + n0 / 16 * g->bp + (k0 + kn) * 16
+                                             : g->after;
         for (int64_t m = m0; m < m1; m += TILE_MR) {
             const int64_t mr = min64(TILE_MR, m1 - m), step = (m - m0) / TILE_MR;
             t.c = g->c + m * g->ldc + n;
-            t.prefetch = useful && step < 16 ? next + step / 4 * g->bp + step % 4 * (kn / 4 * 16) : t.b;
+            t.prefetch = step < 16 ? next + step / 4 * g->bp + step % 4 * (kn / 4 * 16) : t.b;
             for (int64_t i = 0; i < mr; i++) {
                 if (pa)
-                    t.a[i] = pa + (m - m0) * kn + i;
+                    t.a[i] = pa + (m - m0 + i) / 16 * 16 * kn + (m - m0 + i) % 16;
                 else if (g->flags & GEMM_GATHER)
                     t.a[i] = g->a + g->index[m + i] * g->lda + k0;
                 else
                     t.a[i] = g->a + (m + i) * g->lda + k0;
             }
-            t.ks = pa ? TILE_MR : 1;
+            t.ks = pa ? 16 : 1;
             tile_run(&t, mr);
         }
     }
@@ -65,9 +57,11 @@ static void gemm_slab(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, 
 static void gemm_block(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float *scratch) {
     for (int64_t mc = m0; mc < m1; mc += GEMM_MC) {
         const int64_t me = min64(mc + GEMM_MC, m1);
+        /* equal parts, so that none is too short to hide the loads and stores of C */
+        const int64_t part = div_up(g->k, max64(1, div_up(g->k, GEMM_KC)));
         int64_t k0 = 0;
         do {
-            const int64_t kn = min64(GEMM_KC, g->k - k0);
+            const int64_t kn = min64(part, g->k - k0);
             float *pa = g->flags & GEMM_TRANS_A ? scratch : 0;
             if (pa) gemm_pack_a(pa, g->a + k0 * g->lda + mc, g->lda, me - mc, kn);
             gemm_slab(g, mc, me, n0, n1, k0, kn, pa);
@@ -83,6 +77,7 @@ void k_gemm(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scra
                      .k = K, .n = N, .flags = n[5]};
     for (int64_t it = lo; it < hi; it++) {
         const int64_t m0 = it / nb * MB, n0 = it % nb * NB;
+        g.after = g.b + (it + 1) % nb * NB * K;
         gemm_block(&g, m0, min64(m0 + MB, M), n0, min64(n0 + NB, N), scratch);
     }
 }
@@ -131,6 +126,9 @@ void k_gemm_grouped(void *const *p, const int64_t *n, int64_t lo, int64_t hi, vo
         if (e == E) continue;
         const int64_t m0 = off[e] + tile * MB, n0 = it % nb * NB;
         g.b = (const float *)p[2] + e * div_up(N, 16) * 16 * K;
+        g.after = n0 + NB < N                ? g.b + (n0 + NB) * K
+                  : m0 + MB < off[e + 1] ? g.b
+                                         : g.b + div_up(N, 16) * 16 * K;
         gemm_block(&g, m0, min64(m0 + MB, off[e + 1]), n0, min64(n0 + NB, N), scratch);
     }
 }
@@ -151,6 +149,7 @@ void k_gemm_grouped_dw(void *const *p, const int64_t *n, int64_t lo, int64_t hi,
         g.a = (const float *)p[1] + off[e] * lda;
         g.b = (const float *)p[2] + (int64_t)off[e] * 16;
         g.c = (float *)p[0] + e * M * ldc;
+        g.after = it % (mb * nb) == mb * nb - 1 ? g.b + g.k * 16 : g.b + (n0 + NB < N ? n0 + NB : 0) * rows;
         gemm_block(&g, m0, min64(m0 + MB, M), n0, min64(n0 + NB, N), scratch);
     }
 }

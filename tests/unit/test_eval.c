@@ -296,7 +296,7 @@ CHECK_OP(grouped_matmul)
     int64_t E = src_count(r, 2) - 1, K = cols(r, 0), n = ir_cols(r->g, r->n).add, e = 0;
     assert_int_equal(src(r, 2)[E], rows(r, 0));
     for (int64_t i = 0; i < rows(r, 0); i++) {
-        while (i >= src(r, 2)[e + 1]) e++;
+        while ((double)i >= src(r, 2)[e + 1]) e++;
         for (int64_t j = 0; j < n; j++) {
             double want = 0;
             for (int64_t l = 0; l < K; l++)
@@ -862,7 +862,7 @@ static void rounding(void **state)
 {
     (void)state;
     static const uint32_t bits[8] = {0x3f808000, 0x3f818000, 0x3f808001, 0xff7f7fff,
-                                     0xff7f8000, 0x00018000, 0x80008000, 0x00008001};
+                                     0xff7f8000, 0x00018000, 0x80418000, 0x00008001};
     double x[8], bf16[8];
     for (size_t i = 0; i < 8; i++) {
         float f;

@@ -1,0 +1,235 @@
+/* Speed of the CPU kernel texts: every kernel as a share of the float32 multiply-add peak that a
+ * tiny loop reaches on this machine in the same seconds, on 1 and 2 threads. Best of many runs. */
+#include "codegen/gemm_shape.h"
+#include "codegen/text.h"
+#include "kernel_build.h"
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+
+enum { THREADS = 2, SCRATCH = 4 << 20 };
+
+static const char loops_text[] =
+    "void peak(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSED void *s) {\n"
+    "    v16 a[24], x = ld16(p[0]), y = x * 0.5f;\n"
+    "    for (int i = 0; i < 24; i++) a[i] = x * (float)i;\n"
+    "    for (int64_t k = lo * n[0]; k < hi * n[0]; k++)\n"
+    "        _Pragma(\"clang loop unroll(full)\")\n"
+    "        for (int i = 0; i < 24; i++) a[i] = fma16(a[i], x, y);\n"
+    "    for (int i = 0; i < 24; i++) x += a[i];\n"
+    "    if (hsum16(x) == 12345.0f) *(float *)p[0] = 1.0f;\n"
+    "}\n"
+    "void read_all(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSED void *s) {\n"
+    "    const float *x = p[0];\n"
+    "    v16 a = splat16(0), b = a, c = a, d = a;\n"
+    "    for (int64_t i = lo * n[0]; i < hi * n[0]; i += 64) {\n"
+    "        a += ld16(x + i); b += ld16(x + i + 16); c += ld16(x + i + 32); d += ld16(x + i + 48);\n"
+    "    }\n"
+    "    if (hsum16(a + b + c + d) == 12345.0f) *(float *)p[0] = 1.0f;\n"
+    "}\n";
+
+/* A kernel call; items are handed out one by one. */
+struct job {
+    kernel_fn *fn;
+    void *p[9];
+    int64_t n[9], items;
+    double flops;
+};
+
+static struct {
+    pthread_barrier_t start, end;
+    const struct job *job;
+    atomic_llong next;
+    void *scratch[THREADS];
+} pool;
+
+static void work(int me)
+{
+    const struct job *j = pool.job;
+    for (int64_t i; (i = atomic_fetch_add(&pool.next, 1)) < j->items;)
+        j->fn(j->p, j->n, i, i + 1, pool.scratch[me]);
+}
+
+static void *worker(void *arg)
+{
+    (void)arg;
+    for (;;) {
+        pthread_barrier_wait(&pool.start);
+        if (!pool.job) return NULL;
+        work(1);
+        pthread_barrier_wait(&pool.end);
+    }
+}
+
+static double now(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Seconds of one run of the jobs, one after the other; of this thread's own time where it is alone,
+ * so that other programs on the machine disturb it less. */
+static double once(const struct job *jobs, int count, int threads)
+{
+    const clockid_t clock = threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
+    double t = now(clock);
+    for (int i = 0; i < count; i++) {
+        pool.job = &jobs[i];
+        atomic_store(&pool.next, 0);
+        if (threads == 1) {
+            work(0);
+            continue;
+        }
+        pthread_barrier_wait(&pool.start);
+        work(0);
+        pthread_barrier_wait(&pool.end);
+    }
+    return now(clock) - t;
+}
+
+static struct job peak;
+
+/* Best times of the jobs together, as GFLOP/s and share of the peak measured in between. */
+static void report(const char *name, const struct job *jobs, int count)
+{
+    double flops = 0;
+    for (int i = 0; i < count; i++) flops += jobs[i].flops;
+    printf("%-34s", name);
+    for (int threads = 1; threads <= THREADS; threads++) {
+        double best = 1e9, best_peak = 1e9, stop = now(CLOCK_MONOTONIC) + 0.4;
+        for (int r = 0; r < 5 || now(CLOCK_MONOTONIC) < stop; r++) {
+            double t = once(jobs, count, threads), u = once(&peak, 1, threads);
+            best = t < best ? t : best;
+            best_peak = u < best_peak ? u : best_peak;
+        }
+        printf("  %d: %7.1f GFLOP/s %5.1f %%", threads, flops / best * 1e-9,
+               100 * flops / best / (peak.flops / best_peak));
+    }
+    printf("\n");
+    fflush(stdout);
+}
+
+static float *buffer(int64_t n)
+{
+    float *x = aligned_alloc(64, ((size_t)n * 4 + 4096) / 64 * 64);
+    if (!x) exit(EXIT_MACHINE);
+    for (int64_t i = 0; i < n; i++) x[i] = (float)(i * 2654435761u % 1000) * 1e-3f - 0.5f;
+    return x;
+}
+
+static void bench_gemm(void *so, int64_t M, int64_t N, int64_t K)
+{
+    float *a = buffer(M * K), *b = buffer(N * K), *c = buffer(M * N);
+    float *packed = buffer(cg_gemm_packed(K, N));
+    struct cg_gemm_plan plan = cg_gemm_plan(M, N, K);
+    struct job rows = {kernel_of(so, "k_pack_rows"), {packed, b}, {K, N, N}, cg_pack_rows_items(K, N), 0};
+    struct job cols = {kernel_of(so, "k_pack_cols"), {packed, b}, {K, N, K}, cg_pack_cols_items(K, N), 0};
+    struct job j = {kernel_of(so, "k_gemm"), {c, a, packed}, {M, N, K, K, N, 0, plan.mb, plan.nb},
+                    plan.items, 2.0 * (double)M * (double)N * (double)K};
+    once(&rows, 1, 1);
+    char name[80];
+    snprintf(name, sizeof name, "gemm %lldx%lldx%lld packed before", (long long)M, (long long)N,
+             (long long)K);
+    report(name, &j, 1);
+    report("  packing weights [N,K] too", (struct job[]){cols, j}, 2);
+    struct job t = j;
+    t.n[3] = M;
+    t.n[5] = 1;
+    report("  transposed A, packed before", &t, 1);
+    report("  transposed A, packing [K,N] too", (struct job[]){rows, t}, 2);
+    free(a), free(b), free(c), free(packed);
+}
+
+static void bench_grouped(void *so, int64_t E, int64_t rows, int64_t N, int64_t K)
+{
+    float *a = buffer(rows * K), *c = buffer(rows * N), *dw = buffer(E * N * K);
+    float *w = buffer(E * cg_gemm_packed(K, N)), *x = buffer(cg_gemm_packed(rows, K));
+    int32_t *off = malloc((size_t)(E + 1) * sizeof *off);
+    for (int64_t e = 0; e <= E; e++) off[e] = (int32_t)(rows * e * (e + E) / (2 * E * E));
+    struct cg_gemm_plan f = cg_gemm_grouped_plan(rows, N, K, E);
+    struct cg_gemm_plan g = cg_gemm_grouped_dw_plan(rows, N, K, E);
+    double flops = 2.0 * (double)rows * (double)N * (double)K;
+    struct job fwd = {kernel_of(so, "k_gemm_grouped"), {c, a, w, off},
+                      {rows, N, K, K, N, 0, f.mb, f.nb, E}, f.items, flops};
+    struct job pack = {kernel_of(so, "k_pack_rows"), {x, a}, {rows, K, K}, cg_pack_rows_items(rows, K), 0};
+    struct job bwd = {kernel_of(so, "k_gemm_grouped_dw"), {dw, c, x, off},
+                      {rows, N, K, N, K, 0, g.mb, g.nb, E}, g.items, flops};
+    char name[80];
+    snprintf(name, sizeof name, "grouped %d x, %lld rows, %lldx%lld", (int)E, (long long)rows,
+             (long long)N, (long long)K);
+    report(name, &fwd, 1);
+    report("  weight gradients, packing x too", (struct job[]){pack, bwd}, 2);
+    free(a), free(c), free(dw), free(w), free(x), free(off);
+}
+
+static void bench_attention(int64_t B, int64_t T, int h, int kv, int hd)
+{
+    int64_t n = B * T, ld = (h + 2 * kv) * hd;
+    struct cg_attn a = {"att", h, kv, hd, hd, 0, ld, ld, ld, h * hd, h * hd, ld, ld, ld, 0.125f};
+    struct sb text = {0};
+    sb_str(&text, cg_text_prelude);
+    sb_str(&text, cg_text_tile);
+    sb_str(&text, cg_text_attention_rows);
+    cg_attn_text(&text, &a);
+    void *so = kernel_build(&text, "native");
+    sb_free(&text);
+    float *qkv = buffer(n * ld), *o = buffer(n * h * hd), *lse = buffer(n * h);
+    float *dout = buffer(n * h * hd), *dqkv = buffer(n * ld);
+    double flops = (double)(B * h) * (double)T * (double)(T + 1) * hd * 2; /* of the causal half */
+    int64_t k = h * hd, v = (h + kv) * hd;
+    struct job fwd = {kernel_of(so, "att_fwd"), {qkv, qkv + k, qkv + v, o, lse}, {B, T},
+                      cg_attn_fwd_items(B, T, h, kv), flops};
+    struct job bwd = {kernel_of(so, "att_bwd"),
+                      {qkv, qkv + k, qkv + v, o, lse, dout, dqkv, dqkv + k, dqkv + v}, {B, T},
+                      cg_attn_bwd_items(B, kv), flops * 2.5};
+    char name[80];
+    snprintf(name, sizeof name, "attention B%d T%d H%d/%d HD%d", (int)B, (int)T, h, kv, hd);
+    report(name, &fwd, 1);
+    report("  backward", &bwd, 1);
+    free(qkv), free(o), free(lse), free(dout), free(dqkv);
+}
+
+int main(int argc, char **argv)
+{
+    struct sb text = {0};
+    sb_str(&text, cg_text_prelude);
+    sb_str(&text, cg_text_tile);
+    sb_str(&text, cg_text_gemm);
+    sb_str(&text, loops_text);
+    void *so = kernel_build(&text, argc > 1 ? argv[1] : "native");
+    sb_free(&text);
+    pthread_t thread;
+    pthread_barrier_init(&pool.start, NULL, THREADS);
+    pthread_barrier_init(&pool.end, NULL, THREADS);
+    for (int i = 0; i < THREADS; i++) pool.scratch[i] = buffer(SCRATCH / 4);
+    if (pthread_create(&thread, NULL, worker, NULL) != 0) return EXIT_MACHINE;
+    float *x = buffer(32 << 20);
+    peak = (struct job){kernel_of(so, "peak"), {x}, {10000}, 8, 8.0 * 10000 * 24 * 32};
+    report("peak", &peak, 1);
+    struct job reads = {kernel_of(so, "read_all"), {x}, {1 << 17}, 256, 0};
+    for (int threads = 1; threads <= THREADS; threads++) {
+        double best = 1e9;
+        for (int r = 0; r < 10; r++) {
+            double t = once(&reads, 1, threads);
+            best = t < best ? t : best;
+        }
+        printf("read bandwidth, %d threads: %.1f GB/s\n", threads, (double)(128 << 20) / best * 1e-9);
+    }
+    static const int64_t shapes[][3] = {{1024, 256, 256},   {2048, 768, 256},  {2048, 384, 384},
+                                        {2048, 1152, 384},  {2048, 384, 1024}, {2048, 768, 768},
+                                        {2048, 2304, 768},  {2048, 768, 2304}, {1024, 1024, 1024},
+                                        {64, 512, 512},     {1, 768, 768},     {1, 4096, 4096}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        bench_gemm(so, shapes[i][0], shapes[i][1], shapes[i][2]);
+    bench_grouped(so, 8, 4096, 512, 256);
+    bench_grouped(so, 32, 4096, 384, 384);
+    bench_attention(8, 256, 6, 6, 64);
+    bench_attention(8, 128, 8, 8, 32);
+    bench_attention(4, 256, 8, 2, 64);
+    bench_attention(2, 1024, 6, 6, 64);
+    pool.job = NULL;
+    pthread_barrier_wait(&pool.start);
+    pthread_join(thread, NULL);
+    return 0;
+}
