@@ -1,9 +1,21 @@
 /* The CPU back end: which emitter lowers which operation, and what emitters share. */
 #include "codegen/cpu.h"
 
+#pragma GCC diagnostic ignored "-Woverlength-strings"
+
 static cg_emit_fn *emitter(const struct ir_graph *g, ir_id n)
 {
     switch (ir_at(g, n)->op) {
+    case OP_rows: return cg_cpu_rows;
+    case OP_matmul:
+    case OP_grouped_matmul:
+    case OP_grouped_matmul_dw:
+    case OP_head_loss:
+    case OP_head_nll: return cg_cpu_gemm;
+    case OP_rope_table:
+    case OP_rope:
+    case OP_attention:
+    case OP_attention_grad: return cg_cpu_attention;
     case OP_depth_mix:
     case OP_depth_mix_grad:
     case OP_depth_inter:
@@ -46,7 +58,12 @@ void cg_lower_node(struct arena *a, const struct ir_graph *g, ir_id n, struct ir
 
 const char *cg_cpu_prelude(void)
 {
-    return cg_text_prelude;
+    static const char text[] =
+#include "text/prelude.c.inc"
+#include "text/tile.c.inc"
+#include "text/attention_rows.c.inc"
+        ;
+    return text;
 }
 
 struct str cg_section(struct arena *a, const char *text, const char *name, const struct cg_var *vars,

@@ -2,6 +2,11 @@
 #include "codegen/cpu.h"
 #include "codegen/gemm_shape.h"
 
+#pragma GCC diagnostic ignored "-Woverlength-strings"
+static const char rope_text[] =
+#include "text/rope.c.inc"
+    ;
+
 struct emit {
     struct arena *a;
     const struct ir_graph *g;
@@ -21,7 +26,7 @@ static void rope_table(const struct emit *e)
     const struct cg_var v[] = {
         {"HD", number(e, hd)},
         {"THETA", str_fmt(e->a, "%.17g", ir_num(e->g, e->n, AK_theta, 10000))}};
-    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, cg_text_rope, "rope_table", v, 2);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, "rope_table", v, 2);
     cg_refs(e->a, s, CG_REFS(R_(0)));
     cg_nums(e->a, s, CG_NUMS(e->b.T));
     s->items = e->b.T;
@@ -33,13 +38,24 @@ static void rope(const struct emit *e)
     int64_t hd = ir_int(e->g, e->n, AK_head_dim, 0), h = ir_int(e->g, e->n, AK_heads, 0);
     bool inverse = ir_int(e->g, e->n, AK_inverse, 0);
     const struct cg_var v[] = {{"HD", number(e, hd)}, {"H", number(e, h)}, {"SIGN", inverse ? "-" : ""}};
-    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, cg_text_rope, "rope", v, 3);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, "rope", v, 3);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0)));
     cg_items(s, cg_src_rows(e->g, e->n, 0, e->b), 8 * h * hd);
 }
 
-/* One text has both kernels of a shape, so that forward and backward are compiled and cached as one. */
+/* The forward or the backward kernel of text/attention.c, which has one behind the other. */
+static struct str half(const struct emit *e, const struct cg_attn *x, bool grad)
+{
+    struct sb both = {0};
+    cg_attn_text(&both, x);
+    struct str t = sb_take(&both, e->a);
+    const char *cut = strstr(t.p, "/* Backward.");
+    CHECK(cut);
+    size_t n = (size_t)(cut - t.p);
+    return grad ? (struct str){cut, t.n - n} : (struct str){t.p, n};
+}
+
 static struct cg_step *attend(const struct emit *e, bool grad)
 {
     struct cg_attn x = {.fn = "@FN@",
@@ -52,17 +68,14 @@ static struct cg_step *attend(const struct emit *e, bool grad)
     x.ldq = cg_src_ld(e->g, e->n, 0), x.ldk = cg_src_ld(e->g, e->n, 1);
     x.ldv = cg_src_ld(e->g, e->n, 2);
     x.ldo = x.lddo = x.h * x.vd;
-    x.lddq = x.ldq, x.lddk = x.ldk, x.lddv = x.ldv; /* forward: any; these make one text more often */
     if (grad) {
         cg_need_dense(e->g, e->n, 4);
         x.ldo = cg_src_ld(e->g, e->n, 3), x.lddo = cg_src_ld(e->g, e->n, 5);
         x.lddq = cg_result_ld(e->g, e->n, 0), x.lddk = cg_result_ld(e->g, e->n, 1);
         x.lddv = cg_result_ld(e->g, e->n, 2);
     }
-    struct sb text = {0};
-    cg_attn_text(&text, &x);
     const char *label = str_fmt(e->a, "%s %s", grad ? "attention_grad" : "attention", ir_name(e->g, e->n));
-    struct cg_step *s = cg_add(e->a, e->out, "attention", sb_take(&text, e->a), label);
+    struct cg_step *s = cg_add(e->a, e->out, "attention", half(e, &x, grad), label);
     s->symbol = str_fmt(e->a, "%s_%s", s->symbol, grad ? "bwd" : "fwd");
     cg_nums(e->a, s, CG_NUMS(e->b.B, e->b.T));
     s->items = grad ? cg_attn_bwd_items(e->b.B, x.kv) : cg_attn_fwd_items(e->b.B, e->b.T, x.h, x.kv);

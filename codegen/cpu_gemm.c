@@ -5,6 +5,12 @@
 
 enum { TRANS_A = 1, ADD = 2 }; /* GEMM_TRANS_A, GEMM_ADD of text/gemm.c */
 
+/* The head applies the loss kernels to its chunks. */
+#pragma GCC diagnostic ignored "-Woverlength-strings"
+static const char loss_text[] =
+#include "text/token.c.inc"
+    ;
+
 struct emit {
     struct arena *a;
     const struct ir_graph *g;
@@ -123,7 +129,7 @@ static const char *number(const struct emit *e, int64_t n)
 static struct cg_step *loss_kernel(const struct emit *e, const char *name, int64_t v, int64_t rows)
 {
     const struct cg_var var = {"V", number(e, v)};
-    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, cg_text_token, name, &var, 1);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, loss_text, name, &var, 1);
     cg_items(s, rows, 16 * v);
     return s;
 }

@@ -10,7 +10,12 @@
  * Without gradients the first two become head_nll. Needs: %z and %d have no other readers. */
 #include "compiler/pass.h"
 
-enum { CHUNK = 256 }; /* tokens: 1 MiB of logits at a vocabulary of 1024, 128 MiB at 128k */
+/* Tokens a chunk: about 4 MiB of logits, so that they stay in cache between the products. */
+static int64_t chunk_of(const struct ir_graph *g, ir_id logits)
+{
+    int64_t rows = (1 << 20) / ir_cols(g, logits).add;
+    return rows < 96 ? 96 : rows > 2048 ? 2048 : rows;
+}
 
 struct match {
     ir_id z, ce, d, dh, dw;
@@ -46,8 +51,8 @@ static ir_id build(struct ir_graph *r, const struct ir_graph *g, const struct ma
 {
     ir_id h = map[ir_src(g, m->z, 0)], w = map[ir_src(g, m->z, 1)], t = map[ir_src(g, m->ce, 1)];
     if (dn == IR_NONE)
-        return ir_add(r, OP_head_nll, SRCS(h, w, t), ATTRS(A_INT(chunk, CHUNK)), "head");
-    return ir_add(r, OP_head_loss, SRCS(h, w, t, dn), ATTRS(A_INT(chunk, CHUNK)), "head");
+        return ir_add(r, OP_head_nll, SRCS(h, w, t), ATTRS(A_INT(chunk, chunk_of(g, m->z))), "head");
+    return ir_add(r, OP_head_loss, SRCS(h, w, t, dn), ATTRS(A_INT(chunk, chunk_of(g, m->z))), "head");
 }
 
 /* dn depends on the number of targets only, so it can be moved in front of the head. */
