@@ -162,6 +162,9 @@ enum rt_status ckpt_open(const char *dir, struct ckpt_dir **out, struct rt_error
         return rt_fail(err, RT_machine, "no memory to open '%s'", dir);
     }
     d->lock = -1;
+    struct arena *a = arena_open("checkpoint");
+    io_sync_dir(io_dirname(a, dir)); /* the folder's own name must last too; best effort */
+    arena_close(a);
     enum rt_status r = take_lock(d, err);
     if (r == RT_ok) r = steps_clear_leftovers(dir, err);
     if (r == RT_ok)
