@@ -21,7 +21,7 @@ enum sa_arena {
     SA_external,
 };
 
-enum sa_dtype { SA_f32, SA_bf16, SA_i32, SA_i64, SA_u8, SA_u16, SA_DTYPES };
+enum sa_dtype { SA_f32, SA_bf16, SA_i32, SA_i64, SA_u8, SA_u16, SA_f64, SA_DTYPES };
 
 enum { SA_RANK = 6 }; /* the most dimensions of a named value */
 

@@ -1,0 +1,248 @@
+#include "compiler/lower.h"
+
+struct lowering {
+    struct arena *a;
+    const struct ir_graph *g;
+    struct ir_bind b;
+    const struct cg_target *t;
+    struct lowered *l;
+    struct cg_lowering *node; /* what the back end made of each node */
+    struct map symbols;       /* kernel index + 1 */
+    VEC(struct sa_code) code;
+    VEC(struct lower_kernel) kernel;
+    VEC(struct sa_step) step;
+    VEC(struct sa_buf) buf;
+    VEC(int64_t) num;
+    VEC(uint32_t) node_of_step;
+    VEC(struct sa_value) value;
+};
+
+/* ---- copies and constants, which belong to no operation ---- */
+
+static const char copy_text[] =
+    "/* rows lo..hi-1 of n[0] bytes, n[1] bytes apart, to rows without gaps */\n"
+    "void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch)\n"
+    "{\n"
+    "    (void)scratch;\n"
+    "    for (int64_t i = lo; i < hi; i++)\n"
+    "        __builtin_memcpy((char *)p[1] + i * n[0], (const char *)p[0] + i * n[1], n[0]);\n"
+    "}\n";
+
+static const char fill_text[] =
+    "/* elements lo..hi-1 become the n[0] bytes of n[1] */\n"
+    "void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch)\n"
+    "{\n"
+    "    (void)scratch;\n"
+    "    for (int64_t i = lo; i < hi; i++)\n"
+    "        __builtin_memcpy((char *)p[0] + i * n[0], &n[1], n[0]);\n"
+    "}\n";
+
+enum { PIECE = 1 << 18 }; /* bytes that are worth a thread's time */
+
+static void fill_const(struct lowering *c, ir_id n)
+{
+    const struct ir_type *t = ir_ty(c->g, n);
+    double v = ir_num(c->g, n, AK_value, 0);
+    float f = (float)v;
+    int32_t i = (int32_t)v;
+    int64_t bits = 0, bytes = (int64_t)dtype_size((enum ir_dtype)t->dtype);
+    if (t->dtype == IR_f32) memcpy(&bits, &f, sizeof f);
+    else if (t->dtype == IR_i32) memcpy(&bits, &i, sizeof i);
+    else if (t->dtype == IR_f64) memcpy(&bits, &v, sizeof v);
+    else BUG("a constant of type %s", dtype_name((enum ir_dtype)t->dtype));
+    struct cg_step *s = cg_add(c->a, &c->node[n], "fill", str_of(fill_text), "constant");
+    cg_refs(c->a, s, CG_REFS(R_(0)));
+    cg_nums(c->a, s, CG_NUMS(bytes, bits));
+    s->items = type_count(c->g->types, ir_at(c->g, n)->type, c->b);
+    s->grain = PIECE / bytes;
+}
+
+/* ---- plan arrays ---- */
+
+static uint32_t kernel_of(struct lowering *c, const struct cg_step *s, ir_id n)
+{
+    uint32_t *at = map_str(&c->symbols, str_of(s->symbol));
+    if (!*at) {
+        struct lower_kernel k = {s->text, s->label, n, 0};
+        vec_push(c->a, &c->kernel, k);
+        vec_push(c->a, &c->code, ((struct sa_code){s->symbol, NULL}));
+        *at = (uint32_t)c->kernel.n;
+    }
+    struct lower_kernel *k = &c->kernel.p[*at - 1];
+    if (!str_eq(k->text, s->text)) BUG("two kernels are named %s", s->symbol);
+    k->steps++;
+    return *at - 1;
+}
+
+static struct sa_buf resolve(const struct lowering *c, ir_id n, struct cg_ref r)
+{
+    struct sa_buf at;
+    const struct memplan *p = c->l->mem;
+    if (r.kind == CG_SRC) at = memplan_value(p, ir_src(c->g, n, r.index));
+    else if (r.kind == CG_RES) at = memplan_result(p, n, r.index);
+    else at = memplan_work(p, n);
+    at.offset = (uint64_t)((int64_t)at.offset + r.offset);
+    return at;
+}
+
+static struct sa_step *open_step(struct lowering *c, const struct cg_step *s, ir_id n)
+{
+    if (s->grain < 1) BUG("step '%s' has grain %lld", s->label, (long long)s->grain);
+    struct sa_step x = {.kernel = kernel_of(c, s, n),
+                        .first_buf = (uint32_t)c->buf.n,
+                        .first_int = (uint32_t)c->num.n,
+                        .num_ints = (uint32_t)s->nnum,
+                        .items = s->items,
+                        .grain = s->grain,
+                        .scratch_bytes = s->scratch,
+                        .label = s->label};
+    for (size_t i = 0; i < s->nnum; i++) vec_push(c->a, &c->num, s->num[i]);
+    vec_push(c->a, &c->step, x);
+    vec_push(c->a, &c->node_of_step, n);
+    return &vec_last(&c->step);
+}
+
+static void node_steps(struct lowering *c, ir_id n)
+{
+    for (size_t i = 0; i < c->node[n].step.n; i++) {
+        const struct cg_step *s = &c->node[n].step.p[i];
+        struct sa_step *x = open_step(c, s, n);
+        x->num_bufs = (uint32_t)s->nref;
+        for (size_t k = 0; k < s->nref; k++) vec_push(c->a, &c->buf, resolve(c, n, s->ref[k]));
+    }
+}
+
+static void copy_step(struct lowering *c, const struct mem_copy *x)
+{
+    struct cg_lowering one = {0};
+    struct cg_step *s = cg_add(c->a, &one, "move", str_of(copy_text), "output copy");
+    int64_t bytes = x->cols * x->elem_bytes, ld = x->ld * x->elem_bytes, rows = x->rows;
+    if (ld == bytes && rows * bytes > PIECE && rows < 16) { /* few long rows: as 64-byte pieces */
+        int64_t all = rows * bytes;
+        if (all % 64 == 0) rows = all / 64, ld = bytes = 64;
+    }
+    cg_nums(c->a, s, CG_NUMS(bytes, ld));
+    s->items = rows;
+    s->grain = bytes < PIECE ? PIECE / (bytes ? bytes : 1) : 1;
+    struct sa_step *step = open_step(c, s, (ir_id)c->g->node.n);
+    step->num_bufs = 2;
+    vec_push(c->a, &c->buf, x->from);
+    vec_push(c->a, &c->buf, x->to);
+}
+
+static uint32_t sa_dtype_of(enum ir_dtype t)
+{
+    switch (t) {
+    case IR_f32: return SA_f32;
+    case IR_bf16: return SA_bf16;
+    case IR_f64: return SA_f64;
+    case IR_i32: return SA_i32;
+    default: BUG("a named value of type %s", dtype_name(t));
+    }
+}
+
+static void named_values(struct lowering *c)
+{
+    for (size_t i = 0; i < c->l->mem->named.n; i++) {
+        const struct mem_named *x = &c->l->mem->named.p[i];
+        const struct ir_type *t = ir_ty(c->g, x->node);
+        struct sa_value v = {x->name, sa_dtype_of((enum ir_dtype)t->dtype), t->rank, {0}, x->at};
+        for (unsigned d = 0; d < t->rank; d++) v.dims[d] = dim_value(t->dim[d], c->b);
+        vec_push(c->a, &c->value, v);
+    }
+}
+
+static void finish(struct lowering *c)
+{
+    struct lowered *l = c->l;
+    struct sa_entry *entry = NEW(c->a, struct sa_entry, 1);
+    *entry = (struct sa_entry){c->g->program, 0, (uint32_t)c->step.n};
+    l->code = c->code.p;
+    l->kernel = c->kernel.p;
+    l->node_of_step = c->node_of_step.p;
+    l->plan = (struct sa_plan){
+        .kernels = c->code.p,   .num_kernels = (uint32_t)c->code.n,
+        .steps = c->step.p,     .num_steps = (uint32_t)c->step.n,
+        .bufs = c->buf.p,       .num_bufs = (uint32_t)c->buf.n,
+        .ints = c->num.p,       .num_ints = (uint32_t)c->num.n,
+        .values = c->value.p,   .num_values = (uint32_t)c->value.n,
+        .entries = entry,       .num_entries = 1,
+    };
+    for (int i = 0; i < SA_external; i++) l->plan.arena_bytes[i] = l->mem->bytes[i];
+}
+
+struct lowered *lower(struct arena *a, const struct ir_graph *g, struct ir_bind b,
+                      const struct cg_target *t, struct layout *layout)
+{
+    CHECK(g->stage == STAGE_K);
+    struct lowering c = {.a = a, .g = g, .b = b, .t = t};
+    c.l = NEW(a, struct lowered, 1);
+    c.node = NEW(a, struct cg_lowering, g->node.n);
+    map_init(&c.symbols, a);
+    size_t *workspace = NEW(a, size_t, g->node.n);
+    for (ir_id n = 0; n < g->node.n; n++) {
+        if (ir_at(g, n)->op == OP_const) continue;
+        cg_lower_node(a, g, n, b, t, &c.node[n]);
+        workspace[n] = c.node[n].workspace;
+    }
+    c.l->mem = memplan_make(a, g, b, workspace, layout);
+    for (ir_id n = 0; n < g->node.n; n++) {
+        if (ir_at(g, n)->op == OP_const && memplan_has(c.l->mem, n)) fill_const(&c, n);
+        node_steps(&c, n);
+    }
+    for (size_t i = 0; i < c.l->mem->copy.n; i++) copy_step(&c, &c.l->mem->copy.p[i]);
+    named_values(&c);
+    finish(&c);
+    return c.l;
+}
+
+/* ---- text ---- */
+
+void lower_print(const struct lowered *l, struct sb *out)
+{
+    const struct sa_plan *p = &l->plan;
+    const struct memplan *m = l->mem;
+    sb_printf(out, "plan %s stage P B=%lld T=%lld\n", p->entries[0].name, (long long)m->bind.B,
+              (long long)m->bind.T);
+    for (uint32_t i = 0; i < p->num_steps; i++) {
+        const struct sa_step *s = &p->steps[i];
+        sb_printf(out, "step %u node %u %s items=%lld grain=%lld [", i, l->node_of_step[i],
+                  p->kernels[s->kernel].symbol, (long long)s->items, (long long)s->grain);
+        for (uint32_t k = 0; k < s->num_bufs; k++) {
+            struct sa_buf b = p->bufs[s->first_buf + k];
+            sb_printf(out, "%s@%u+%llu", k ? " " : "", b.arena, (unsigned long long)b.offset);
+        }
+        sb_str(out, "] (");
+        for (uint32_t k = 0; k < s->num_ints; k++)
+            sb_printf(out, "%s%lld", k ? " " : "", (long long)p->ints[s->first_int + k]);
+        sb_printf(out, ")  ; %s\n", s->label);
+    }
+    memplan_print(m, out);
+}
+
+static void kernel_comment(const struct lowered *l, uint32_t k, const struct diag *d, struct sb *out)
+{
+    const struct lower_kernel *x = &l->kernel[k];
+    const struct ir_graph *g = l->mem->g;
+    sb_printf(out, "/* %s; %u step%s", x->label, x->steps, x->steps == 1 ? "" : "s");
+    struct span s = x->node < g->node.n ? ir_span(g, x->node) : (struct span){0};
+    if (d && s.file) {
+        unsigned line, col;
+        diag_line_col(d, s, &line, &col);
+        sb_printf(out, "; first from %s:%u:%u", diag_file_name(d, s.file), line, col);
+    }
+    sb_str(out, " */\n");
+}
+
+void lower_emit_c(const struct lowered *l, const struct diag *d, const char *title, struct sb *out)
+{
+    sb_printf(out, "/* %s\n * program %s, B=%lld, T=%lld: %u kernels, %u steps\n * graph %016llx */\n",
+              title, l->mem->g->program, (long long)l->mem->bind.B, (long long)l->mem->bind.T,
+              l->plan.num_kernels, l->plan.num_steps, (unsigned long long)graph_hash(l->mem->g));
+    sb_str(out, cg_cpu_prelude());
+    for (uint32_t k = 0; k < l->plan.num_kernels; k++) {
+        sb_char(out, '\n');
+        kernel_comment(l, k, d, out);
+        sb_add(out, l->kernel[k].text.p, l->kernel[k].text.n);
+    }
+}

@@ -1,0 +1,31 @@
+/* K graph and sizes to an executable plan: node by node kernel steps, their buffers resolved to places,
+ * kernels merged by symbol. */
+#ifndef STRATA_COMPILER_LOWER_H
+#define STRATA_COMPILER_LOWER_H
+#include "codegen/kernel.h"
+#include "compiler/memplan.h"
+
+struct lower_kernel { /* parallel to sa_plan.kernels */
+    struct str text;
+    const char *label; /* of the first step that uses it */
+    ir_id node;        /* whose step that is */
+    uint32_t steps;    /* how many use it */
+};
+struct lowered {
+    struct sa_plan plan; /* one entry point, named like the graph's program; kernels without address */
+    struct sa_code *code; /* plan.kernels, to set addresses */
+    struct lower_kernel *kernel;
+    struct memplan *mem;
+    uint32_t *node_of_step; /* node of each step; the number of nodes for copies of outputs */
+};
+
+/* Lowers a K graph for the sizes b. Names get places in the layout. Everything is in the arena, which
+ * must outlive the plan, as must g. */
+struct lowered *lower(struct arena *a, const struct ir_graph *g, struct ir_bind b,
+                      const struct cg_target *t, struct layout *l);
+/* The stage-P text: steps with kernel, places and numbers, then the memory plan. */
+void lower_print(const struct lowered *l, struct sb *out);
+/* C text of all kernels after the prelude. `title` and lines about origin go into comments; d gives
+ * the places in the specification and may be NULL. */
+void lower_emit_c(const struct lowered *l, const struct diag *d, const char *title, struct sb *out);
+#endif
