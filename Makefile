@@ -29,7 +29,7 @@ FUZZ        := $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/
 REPLAY      := $(FUZZ:%=$(BUILD)/replay/%)
 SECONDS     ?= 60
 
-.PHONY: all check clean deps layers fuzz bench-kernels $(FUZZ:%=fuzz-%)
+.PHONY: all check check-slow clean deps layers fuzz bench-kernels $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
@@ -75,6 +75,9 @@ $(FUZZ:%=fuzz-%): fuzz-%: $(BUILD)/fuzz/%
 	  -print_final_stats=1 -artifact_prefix=$(BUILD)/fuzz/$*- $(BUILD)/fuzz/new/$* tests/fuzz/corpus/$*
 
 fuzz: $(FUZZ:%=fuzz-%)
+
+# A minute of every fuzz target on top of `make check`.
+check-slow: check fuzz
 
 check: all $(TESTS) $(REPLAY)
 	@for t in $(TESTS); do echo "== $$t"; $$t || exit 1; done

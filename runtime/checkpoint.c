@@ -86,7 +86,8 @@ static enum rt_status put_file(struct arena *a, const char *dir, const char *nam
     const char *path = str_fmt(a, "%s/%s", dir, name);
     row->name = name;
     int e = writer_open(&w, path);
-    if (!e) e = tensors ? tensorfile_stream(tensors, writer_sink, &w) : writer_sink(&w, text.p, text.n);
+    if (!e)
+        e = tensors ? tensorfile_stream(tensors, writer_sink, &w) : writer_sink(&w, text.p, text.n);
     e = writer_close(&w, e, row);
     return e ? write_failed(err, path, e) : RT_ok;
 }
@@ -108,7 +109,8 @@ static enum rt_status put_files(struct arena *a, const char *dir, const struct c
     size_t n = 0;
     ckpt_state_set(&state, "step", (int64_t)c->step);
     RT_TRY(put_file(a, dir, "model.safetensors", &c->model, (struct str){0}, &row[n++], err));
-    RT_TRY(put_file(a, dir, "optimizer.safetensors", &c->optimizer, (struct str){0}, &row[n++], err));
+    RT_TRY(
+        put_file(a, dir, "optimizer.safetensors", &c->optimizer, (struct str){0}, &row[n++], err));
     ckpt_state_text(&state, &text);
     RT_TRY(put_file(a, dir, "state.json", NULL, sb_take(&text, a), &row[n++], err));
     for (size_t i = 0; i < c->num_files; i++)
@@ -126,7 +128,7 @@ struct ckpt_dir {
     struct {
         uint64_t step;
         bool valid;
-    } *known; /* what this process saved or checked, so that pruning reads each step once */
+    } * known; /* what this process saved or checked, so that pruning reads each step once */
     size_t num_known;
 };
 
@@ -143,7 +145,8 @@ static enum rt_status take_lock(struct ckpt_dir *d, struct rt_error *err)
             return rt_fail(err, RT_machine, "cannot lock '%s': %s", d->path, strerror(errno));
         ssize_t n = pread(d->lock, pid, sizeof pid - 1, 0);
         pid[n > 0 ? strspn(pid, "0123456789") : 0] = 0;
-        return rt_fail(err, RT_user, "another run uses '%s' (process %s)", d->path, *pid ? pid : "?");
+        return rt_fail(err, RT_user, "another run uses '%s' (process %s)", d->path,
+                       *pid ? pid : "?");
     }
     int n = snprintf(pid, sizeof pid, "%d\n", (int)getpid());
     /* only for the message above: a full disk must not stop the run here */
@@ -220,7 +223,8 @@ static enum rt_status remove_step(struct ckpt_dir *d, struct arena *a, uint64_t 
                                   struct rt_error *err)
 {
     const char *path = str_fmt(a, "%s/step-%llu", d->path, (unsigned long long)step);
-    const char *away = str_fmt(a, "%s/.deleting-%llu.%d", d->path, (unsigned long long)step, getpid());
+    const char *away =
+        str_fmt(a, "%s/.deleting-%llu.%d", d->path, (unsigned long long)step, getpid());
     int e = fault("rename", path);
     if (!e && rename(path, away)) e = errno;
     if (!e) {
@@ -271,7 +275,8 @@ static enum rt_status publish(struct ckpt_dir *d, struct arena *a, const char *t
 static enum rt_status save(struct ckpt_dir *d, struct arena *a, const struct ckpt_content *c,
                            struct rt_error *err)
 {
-    const char *tmp = str_fmt(a, "%s/.saving-%llu.%d", d->path, (unsigned long long)c->step, getpid());
+    const char *tmp =
+        str_fmt(a, "%s/.saving-%llu.%d", d->path, (unsigned long long)c->step, getpid());
     int e = io_remove_tree(tmp);
     if (!e) e = fault("mkdir", tmp);
     if (!e && mkdir(tmp, 0777)) e = errno;

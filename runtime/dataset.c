@@ -26,12 +26,13 @@ uint64_t permute_index(uint64_t seed, uint64_t epoch, uint64_t n, uint64_t i)
     unsigned half = 1;
     while (half < 31 && ((uint64_t)1 << 2 * half) < n) half++;
     CHECK(((uint64_t)1 << 2 * half) >= n);
-    uint32_t mask = (uint32_t)(((uint64_t)1 << half) - 1), key[2] = {(uint32_t)seed,
-                                                                     (uint32_t)(seed >> 32)};
+    uint32_t mask = (uint32_t)(((uint64_t)1 << half) - 1),
+             key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     do {
         uint32_t l = (uint32_t)(i >> half) & mask, r = (uint32_t)i & mask;
         for (uint32_t round = 0; round < ROUNDS; round++) {
-            uint32_t counter[4] = {r, 0x6f726400u + round, (uint32_t)epoch, (uint32_t)(epoch >> 32)};
+            uint32_t counter[4] = {r, 0x6f726400u + round, (uint32_t)epoch,
+                                   (uint32_t)(epoch >> 32)};
             uint32_t w[4];
             philox4x32(counter, key, w);
             uint32_t next = l ^ (w[0] & mask);
@@ -49,11 +50,12 @@ static int64_t token(const struct dataset *d, uint64_t i)
     return d->npy.data ? npy_int(&d->npy, (size_t)i) : d->ids.p[i];
 }
 
-static enum rt_status check_id(const struct dataset *d, uint64_t i, int64_t id, struct rt_error *err)
+static enum rt_status check_id(const struct dataset *d, uint64_t i, int64_t id,
+                               struct rt_error *err)
 {
     if (id < d->o.vocab_size) return RT_ok;
-    return rt_fail(err, RT_user, "'%s': token %llu is %lld, which is not below vocab_size %lld", d->path,
-                   (unsigned long long)i, (long long)id, (long long)d->o.vocab_size);
+    return rt_fail(err, RT_user, "'%s': token %llu is %lld, which is not below vocab_size %lld",
+                   d->path, (unsigned long long)i, (long long)id, (long long)d->o.vocab_size);
 }
 
 /* ---- opening ---- */
@@ -64,8 +66,8 @@ static enum rt_status open_npy(struct dataset *d, struct rt_error *err)
     if (d->npy.type == NPY_f32)
         return rt_fail(err, RT_user, "'%s' holds float32, not token ids", d->path);
     if (d->npy.rank != 1)
-        return rt_fail(err, RT_user, "'%s' has %d dimensions; token ids for training are 1-D", d->path,
-                       d->npy.rank);
+        return rt_fail(err, RT_user, "'%s' has %d dimensions; token ids for training are 1-D",
+                       d->path, d->npy.rank);
     d->n = d->npy.count;
     return RT_ok;
 }

@@ -1,16 +1,16 @@
-/* Training data: a text or an .npy of token ids as one sequence of tokens, cut into a training and a
- * validation part and those into windows (spec-contract section 2, "data"). Which window is the k-th
- * training sequence is a pure function of (seed, k), so a resumed run needs integers only. */
+/* Training data: a text or an .npy of token ids as one sequence of tokens, cut into a training and
+ * a validation part and those into windows (spec-contract section 2, "data"). Which window is the
+ * k-th training sequence is a pure function of (seed, k), so a resumed run needs integers only. */
 #ifndef STRATA_RUNTIME_DATASET_H
 #define STRATA_RUNTIME_DATASET_H
 #include "runtime/tokenize.h"
 
 struct dataset_options {
-    const char *path;      /* text, or .npy (1-D integers), which is told by its content */
-    double val_fraction;   /* [0, 1) */
-    bool shuffled;         /* order: shuffled | sequential */
-    int64_t seq_len;       /* T > 0; a window is T + 1 tokens */
-    int64_t vocab_size;    /* ids must be below */
+    const char *path;    /* text, or .npy (1-D integers), which is told by its content */
+    double val_fraction; /* [0, 1) */
+    bool shuffled;       /* order: shuffled | sequential */
+    int64_t seq_len;     /* T > 0; a window is T + 1 tokens */
+    int64_t vocab_size;  /* ids must be below */
     uint64_t seed;
     /* for text; not used for .npy; kept by reference. Its fit with vocab_size is checked here. */
     const struct tokenizer *tokenizer;
@@ -18,8 +18,8 @@ struct dataset_options {
 
 struct dataset;
 /* Opens the data. RT_user: file missing, text without a tokenizer, invalid text, an id outside
- * [0, vocab_size) (negative ids in .npy are allowed: dataset_targets), training part shorter than one
- * window. Big files stay mapped; `bytes` text and .npy are never copied. */
+ * [0, vocab_size) (negative ids in .npy are allowed: dataset_targets), training part shorter than
+ * one window. Big files stay mapped; `bytes` text and .npy are never copied. */
 enum rt_status dataset_open(const struct dataset_options *o, struct dataset **out,
                             struct rt_error *err);
 void dataset_close(struct dataset *d);
@@ -36,7 +36,8 @@ uint64_t dataset_fingerprint(const struct dataset *d);
 
 /* The window index of the k-th training sequence, k = step * batch_size + row. */
 uint64_t dataset_order(const struct dataset *d, uint64_t k);
-/* The T + 1 tokens of the k-th training sequence. RT_user for an id that is not below vocab_size. */
+/* The T + 1 tokens of the k-th training sequence. RT_user for an id that is not below vocab_size.
+ */
 enum rt_status dataset_train(const struct dataset *d, uint64_t k, int32_t *ids,
                              struct rt_error *err);
 /* The T + 1 tokens of validation window i < dataset_val_windows. */

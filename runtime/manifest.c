@@ -13,7 +13,11 @@
 /* The text ends with this, where the digits are the hash of everything before it. */
 #define TAIL_HEAD ",\n \"check\": \""
 #define TAIL_END "\"}\n"
-enum { MAX_MANIFEST = 16 << 20, HASH = 32, TAIL = sizeof TAIL_HEAD - 1 + HASH + sizeof TAIL_END - 1 };
+enum {
+    MAX_MANIFEST = 16 << 20,
+    HASH = 32,
+    TAIL = sizeof TAIL_HEAD - 1 + HASH + sizeof TAIL_END - 1
+};
 
 void manifest_text(const struct manifest_file *file, size_t n, struct sb *out)
 {
@@ -95,7 +99,8 @@ static enum rt_status check_files(struct arena *a, const char *dir, const char *
     json_t *files = json_object_get(root, "files"), *entry;
     const char *name;
     if (!json_object_size(files)) return rt_fail(err, RT_user, "'%s' lists no files", path);
-    json_object_foreach(files, name, entry) {
+    json_object_foreach(files, name, entry)
+    {
         if (!*name || *name == '.' || strchr(name, '/'))
             return rt_fail(err, RT_user, "'%s' names no plain file", path);
         RT_TRY(check_file(str_fmt(a, "%s/%s", dir, name), entry, err));
@@ -113,8 +118,8 @@ enum rt_status manifest_verify(const char *dir, struct rt_error *err)
     if (e == ENOENT)
         r = rt_fail(err, RT_user, "'%s' is missing", path);
     else if (e)
-        r = rt_fail(err, e == EFBIG || e == EISDIR ? RT_user : RT_machine, "cannot read '%s': %s", path,
-                    strerror(e));
+        r = rt_fail(err, e == EFBIG || e == EISDIR ? RT_user : RT_machine, "cannot read '%s': %s",
+                    path, strerror(e));
     else if (!check_own_hash(text))
         r = rt_fail(err, RT_user, "'%s' is damaged: wrong checksum", path);
     if (r == RT_ok) {

@@ -7,13 +7,14 @@
 
 struct metrics;
 /* Opens the file for appending, created where needed. Lines whose "step" is not below `from_step`
- * (lost steps of a run that resumes there; all of them for 0) and torn or foreign lines are dropped by
- * an atomic rewrite first. So a line written before the checkpoint of step N must carry a step below N
- * to survive resuming from it. RT_user when it cannot be opened. */
+ * (lost steps of a run that resumes there; all of them for 0) and torn or foreign lines are dropped
+ * by an atomic rewrite first. So a line written before the checkpoint of step N must carry a step
+ * below N to survive resuming from it. RT_user when it cannot be opened. */
 enum rt_status metrics_open(const char *path, uint64_t from_step, struct metrics **out,
                             struct rt_error *err);
 void metrics_close(struct metrics *m);
-/* Fields of the line being built, in order; names are plain. What is not finite is written as null. */
+/* Fields of the line being built, in order; names are plain. What is not finite is written as null.
+ */
 void metrics_int(struct metrics *m, const char *name, int64_t v);
 void metrics_double(struct metrics *m, const char *name, double v);
 /* The shortest text that reads back as the same float32. */

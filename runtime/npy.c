@@ -113,7 +113,8 @@ static const char *parse_dict(struct lex *l, struct npy *a)
         } else if (str_is(key, "fortran_order") && !order) {
             order = true;
             fortran = take_word(l, "True");
-            if (!fortran && !take_word(l, "False")) wrong = "fortran_order is neither True nor False";
+            if (!fortran && !take_word(l, "False"))
+                wrong = "fortran_order is neither True nor False";
         } else {
             wrong = "unknown or repeated key in its header";
         }
@@ -149,7 +150,8 @@ static const char *parse(const unsigned char *b, size_t n, struct npy *a)
     if (wrong) return wrong;
     a->count = 1;
     for (int i = 0; i < a->rank; i++)
-        if (__builtin_mul_overflow(a->count, (size_t)a->shape[i], &a->count)) return "shape overflows";
+        if (__builtin_mul_overflow(a->count, (size_t)a->shape[i], &a->count))
+            return "shape overflows";
     size_t bytes;
     if (__builtin_mul_overflow(a->count, types[a->type].size, &bytes)) return "shape overflows";
     if (bytes > n - at - len) return "shorter than its shape says";

@@ -42,7 +42,8 @@ static const char *facts(const struct progress *p, char *buf, size_t n)
 {
     char rate[16], left[16];
     double seconds = p->step_seconds > 0 ? p->step_seconds * (double)(p->total - p->done) : -1;
-    snprintf(buf, n, "loss %.4f  %s tokens/s  %s left", p->loss, rate_text(p->tokens_per_second, rate),
+    snprintf(buf, n, "loss %.4f  %s tokens/s  %s left", p->loss,
+             rate_text(p->tokens_per_second, rate),
              p->done >= p->total ? "0s" : duration_text(seconds, left));
     return buf;
 }
@@ -59,9 +60,9 @@ const char *progress_text(const struct progress *p, int width, char *buf, size_t
     if (cells >= BAR_MIN) {
         double share = p->total ? (double)p->done / (double)p->total : 1;
         int full = (int)(share * cells);
-        snprintf(bar, sizeof bar, "[%.*s%s%.*s]  ", full, "==============================",
-                 full < cells ? ">" : "", full < cells ? cells - full - 1 : 0,
-                 "                              ");
+        snprintf(bar, sizeof bar, "[%.*s%s%.*s]  ", full,
+                 "==============================", full < cells ? ">" : "",
+                 full < cells ? cells - full - 1 : 0, "                              ");
     }
     snprintf(buf, n, "%s  %s%s", left, bar, right);
     if (width >= 1 && strlen(buf) > (size_t)width - 1) buf[width - 1] = 0;
@@ -100,8 +101,13 @@ static void plain(const struct progress *p)
 void progress_start(struct progress *p, int fd, uint64_t first, uint64_t total, uint64_t every)
 {
     double now = mem_seconds();
-    *p = (struct progress){.fd = fd, .terminal = isatty(fd), .first = first, .done = first,
-                           .total = total, .every = every ? every : 1, .last = now,
+    *p = (struct progress){.fd = fd,
+                           .terminal = isatty(fd),
+                           .first = first,
+                           .done = first,
+                           .total = total,
+                           .every = every ? every : 1,
+                           .last = now,
                            .drawn = now - 1};
 }
 

@@ -12,7 +12,8 @@ static enum rt_status largest(const float *logits, size_t vocab, uint64_t positi
     for (size_t i = 0; i < vocab; i++) {
         if (isnan(logits[i]) || logits[i] == INFINITY)
             return rt_fail(err, RT_machine, "the logit of token %zu at position %llu is %s", i,
-                           (unsigned long long)position, isnan(logits[i]) ? "not a number" : "infinite");
+                           (unsigned long long)position,
+                           isnan(logits[i]) ? "not a number" : "infinite");
         if (logits[i] > logits[best]) best = i;
     }
     if (logits[best] == -INFINITY)
@@ -29,7 +30,8 @@ static int likely_first(const void *pa, const void *pb)
     return a->id < b->id ? -1 : 1;
 }
 
-/* The token that `mass` falls on among the first n slots (all tokens in order where slot is NULL). */
+/* The token that `mass` falls on among the first n slots (all tokens in order where slot is NULL).
+ */
 static int32_t pick(const float *logits, double top, double scale, const struct sample_slot *slot,
                     size_t n, double mass)
 {
@@ -62,8 +64,8 @@ enum rt_status sample_token(const struct sampler *s, const float *logits, size_t
         *out = pick(logits, top, scale, NULL, vocab, u * total);
         return RT_ok;
     }
-    /* Less likely tokens than this cannot matter: all of them together miss 1 - top_p (speed only). The
-     * order is by logit, which is exact where probabilities would tie by underflow. */
+    /* Less likely tokens than this cannot matter: all of them together miss 1 - top_p (speed only).
+     * The order is by logit, which is exact where probabilities would tie by underflow. */
     double least = vocab > 1 ? (1 - s->top_p) * total / (double)(vocab - 1) : 0;
     size_t m = 0;
     for (size_t i = 0; i < vocab; i++)

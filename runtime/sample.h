@@ -11,11 +11,12 @@ struct sampler {
     uint64_t seed;
 };
 /* The token chosen from logits [vocab] for the text position `position`: a pure function of its
- * arguments, so neither batching nor resuming changes it. Greedy takes the largest logit, ties to the
- * lower index. Otherwise softmax(logits / temperature), the smallest set of most likely tokens whose
- * probabilities reach top_p (ties to the lower index), one uniform number. `scratch` is [vocab] of
- * struct sample_slot, used when top_p < 1 only. RT_machine when a logit is not a number or none is
- * finite: the model's numbers are broken. A logit of -infinity is a token that is never taken. */
+ * arguments, so neither batching nor resuming changes it. Greedy takes the largest logit, ties to
+ * the lower index. Otherwise softmax(logits / temperature), the smallest set of most likely tokens
+ * whose probabilities reach top_p (ties to the lower index), one uniform number. `scratch` is
+ * [vocab] of struct sample_slot, used when top_p < 1 only. RT_machine when a logit is not a number
+ * or none is finite: the model's numbers are broken. A logit of -infinity is a token that is never
+ * taken. */
 struct sample_slot {
     float logit;
     int32_t id;

@@ -20,9 +20,9 @@ enum rt_status rt_fail(struct rt_error *err, enum rt_status status, const char *
     __attribute__((format(printf, 3, 4)));
 
 /* Returns from the calling function when the expression is not RT_ok; its message stays. */
-#define RT_TRY(expr)                                                                               \
-    do {                                                                                           \
-        enum rt_status rt_try_ = (expr);                                                           \
-        if (rt_try_ != RT_ok) return rt_try_;                                                      \
+#define RT_TRY(expr)                          \
+    do {                                      \
+        enum rt_status rt_try_ = (expr);      \
+        if (rt_try_ != RT_ok) return rt_try_; \
     } while (0)
 #endif

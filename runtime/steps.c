@@ -36,7 +36,8 @@ bool ckpt_state_get(const struct ckpt_state *s, const char *name, int64_t *value
 void ckpt_state_text(const struct ckpt_state *s, struct sb *out)
 {
     for (size_t i = 0; i < s->n; i++)
-        sb_printf(out, "%s\"%s\": %lld", i ? ",\n " : "{", s->item[i].name, (long long)s->item[i].value);
+        sb_printf(out, "%s\"%s\": %lld", i ? ",\n " : "{", s->item[i].name,
+                  (long long)s->item[i].value);
     sb_str(out, s->n ? "}\n" : "{}\n");
 }
 
@@ -54,7 +55,8 @@ enum rt_status ckpt_load_state(const char *step_dir, struct ckpt_state *s, struc
     else if (!json_is_object(root) || json_object_size(root) > CKPT_STATE_MAX)
         r = rt_fail(err, RT_user, "'%s' is not the state of a run", path);
     else
-        json_object_foreach(root, key, v) {
+        json_object_foreach(root, key, v)
+        {
             if (json_is_integer(v) && strlen(key) < sizeof s->item[0].name)
                 ckpt_state_set(s, key, json_integer_value(v));
             else

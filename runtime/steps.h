@@ -1,4 +1,5 @@
-/* The step folders of a run, seen from outside: names, the state in them, what killed saves left. */
+/* The step folders of a run, seen from outside: names, the state in them, what killed saves left.
+ */
 #ifndef STRATA_RUNTIME_STEPS_H
 #define STRATA_RUNTIME_STEPS_H
 #include "runtime/checkpoint.h"

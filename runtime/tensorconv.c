@@ -106,7 +106,8 @@ int tensorfile_stream(const struct tf_content *c, tf_sink *sink, void *ctx)
     size_t n = strlen(json), padded = (n + 8 + 63) / 64 * 64 - 8;
     unsigned char length[8];
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)padded >> 8 * i);
-    static const char spaces[65] = "                                                                ";
+    static const char spaces[65] =
+        "                                                                ";
     int e = sink(ctx, length, 8);
     if (!e) e = sink(ctx, json, n);
     if (!e && padded > n) e = sink(ctx, spaces, padded - n);

@@ -16,16 +16,16 @@ static const struct {
     const char *name;
     size_t size;
 } dtypes[TF_DTYPES] = {
-    [TF_BOOL] = {"BOOL", 1}, [TF_U8] = {"U8", 1},           [TF_I8] = {"I8", 1},
+    [TF_BOOL] = {"BOOL", 1},       [TF_U8] = {"U8", 1},           [TF_I8] = {"I8", 1},
     [TF_F8_E5M2] = {"F8_E5M2", 1}, [TF_F8_E4M3] = {"F8_E4M3", 1}, [TF_I16] = {"I16", 2},
-    [TF_U16] = {"U16", 2},   [TF_F16] = {"F16", 2},         [TF_BF16] = {"BF16", 2},
-    [TF_I32] = {"I32", 4},   [TF_U32] = {"U32", 4},         [TF_F32] = {"F32", 4},
-    [TF_F64] = {"F64", 8},   [TF_I64] = {"I64", 8},         [TF_U64] = {"U64", 8},
+    [TF_U16] = {"U16", 2},         [TF_F16] = {"F16", 2},         [TF_BF16] = {"BF16", 2},
+    [TF_I32] = {"I32", 4},         [TF_U32] = {"U32", 4},         [TF_F32] = {"F32", 4},
+    [TF_F64] = {"F64", 8},         [TF_I64] = {"I64", 8},         [TF_U64] = {"U64", 8},
 };
 
 struct shard {
     char *path;
-    struct mapped map;   /* empty when read from memory */
+    struct mapped map; /* empty when read from memory */
     const unsigned char *bytes;
     size_t size;
     json_t *header; /* owns the names of the tensors */
@@ -65,9 +65,10 @@ const char *tf_shape_text(const struct tf_tensor *t, char *buf, size_t n)
 static enum rt_status bad(struct rt_error *err, const struct shard *s, const char *tensor,
                           const char *what)
 {
-    if (!tensor) return rt_fail(err, RT_user, "'%s' is not a valid safetensors file: %s", s->path, what);
-    return rt_fail(err, RT_user, "'%s' is not a valid safetensors file: tensor '%.100s': %s", s->path,
-                   tensor, what);
+    if (!tensor)
+        return rt_fail(err, RT_user, "'%s' is not a valid safetensors file: %s", s->path, what);
+    return rt_fail(err, RT_user, "'%s' is not a valid safetensors file: tensor '%.100s': %s",
+                   s->path, tensor, what);
 }
 
 static bool parse_dtype(const json_t *j, enum tf_dtype *out)
@@ -97,9 +98,11 @@ static const char *parse_entry(json_t *j, size_t data_bytes, const unsigned char
         const json_t *d = json_array_get(shape, (size_t)i);
         if (!json_is_integer(d) || json_integer_value(d) < 0) return "a dimension is not a count";
         t->shape[i] = json_integer_value(d);
-        if (__builtin_mul_overflow(t->count, (size_t)t->shape[i], &t->count)) return "shape overflows";
+        if (__builtin_mul_overflow(t->count, (size_t)t->shape[i], &t->count))
+            return "shape overflows";
     }
-    if (__builtin_mul_overflow(t->count, dtypes[t->dtype].size, &t->bytes)) return "shape overflows";
+    if (__builtin_mul_overflow(t->count, dtypes[t->dtype].size, &t->bytes))
+        return "shape overflows";
     if (!json_is_array(off) || json_array_size(off) != 2) return "data_offsets is not a pair";
     const json_t *b = json_array_get(off, 0), *e = json_array_get(off, 1);
     if (!json_is_integer(b) || !json_is_integer(e)) return "data_offsets is not a pair of counts";
@@ -161,7 +164,8 @@ static enum rt_status read_shard(struct tensorfile *f, struct shard *s, struct r
     f->t = t;
     const char *key;
     json_t *v;
-    json_object_foreach(s->header, key, v) {
+    json_object_foreach(s->header, key, v)
+    {
         if (!strcmp(key, "__metadata__")) continue;
         t[f->n] = (struct tf_tensor){.name = key, .file = s->path};
         const char *wrong = parse_entry(v, s->size - start, s->bytes + start, &t[f->n]);
@@ -194,8 +198,8 @@ static enum rt_status index_names(struct tensorfile *f, struct rt_error *err)
     for (size_t i = 1; i < f->n; i++) {
         const struct tf_tensor *a = &f->t[f->by_name[i - 1]], *b = &f->t[f->by_name[i]];
         if (!strcmp(a->name, b->name))
-            return rt_fail(err, RT_user, "tensor '%.100s' is in both '%s' and '%s'", a->name, a->file,
-                           b->file);
+            return rt_fail(err, RT_user, "tensor '%.100s' is in both '%s' and '%s'", a->name,
+                           a->file, b->file);
     }
     return RT_ok;
 }
@@ -239,10 +243,11 @@ static enum rt_status check_index(const struct tensorfile *f, const json_t *map,
     }
     const char *key;
     json_t *v;
-    json_object_foreach((json_t *)map, key, v) {
+    json_object_foreach((json_t *)map, key, v)
+    {
         if (!tensorfile_find(f, key))
-            return rt_fail(err, RT_user, "'%s' lists tensor '%.100s', which '%s' does not hold", path,
-                           key, json_string_value(v));
+            return rt_fail(err, RT_user, "'%s' lists tensor '%.100s', which '%s' does not hold",
+                           path, key, json_string_value(v));
     }
     return RT_ok;
 }
@@ -253,14 +258,16 @@ static enum rt_status open_shards(struct tensorfile *f, const char *dir, const j
     const char *key;
     json_t *v, *seen = json_object();
     enum rt_status r = seen ? RT_ok : rt_fail(err, RT_machine, "no memory to read '%s'", path);
-    json_object_foreach((json_t *)map, key, v) {
+    json_object_foreach((json_t *)map, key, v)
+    {
         const char *name = json_string_value(v);
         if (r != RT_ok) break;
         if (!name || !*name || *name == '.' || strchr(name, '/'))
             r = rt_fail(err, RT_user, "'%s' names no plain file for tensor '%.100s'", path, key);
         else if (json_object_get(seen, name))
             continue;
-        else if (json_object_size(seen) >= MAX_SHARDS || json_object_set_new(seen, name, json_true()))
+        else if (json_object_size(seen) >= MAX_SHARDS ||
+                 json_object_set_new(seen, name, json_true()))
             r = rt_fail(err, RT_user, "'%s' names too many files", path);
         else
             r = open_one(f, dir, name, err);
@@ -296,14 +303,16 @@ static enum rt_status open_index(struct tensorfile *f, const char *dir, const ch
 static enum rt_status open_path(struct tensorfile *f, const char *path, struct rt_error *err)
 {
     struct stat st;
-    if (stat(path, &st)) return rt_fail(err, RT_user, "cannot read '%s': %s", path, strerror(errno));
+    if (stat(path, &st))
+        return rt_fail(err, RT_user, "cannot read '%s': %s", path, strerror(errno));
     if (!S_ISDIR(st.st_mode)) {
         RT_TRY(open_one(f, NULL, path, err));
         return index_names(f, err);
     }
     char index[PATH_MAX];
     int n = snprintf(index, sizeof index, "%s/model.safetensors.index.json", path);
-    if (n < 0 || (size_t)n >= sizeof index) return rt_fail(err, RT_user, "path too long: '%s'", path);
+    if (n < 0 || (size_t)n >= sizeof index)
+        return rt_fail(err, RT_user, "path too long: '%s'", path);
     if (io_exists(index)) return open_index(f, path, index, err);
     RT_TRY(open_one(f, path, "model.safetensors", err));
     return index_names(f, err);

@@ -43,7 +43,8 @@ static enum rt_status bytes_fits(const struct tokenizer *t, int64_t v, struct rt
 {
     (void)t;
     if (v >= 256) return RT_ok;
-    return rt_fail(err, RT_user, "the tokenizer 'bytes' needs a vocab_size of at least 256, not %lld",
+    return rt_fail(err, RT_user,
+                   "the tokenizer 'bytes' needs a vocab_size of at least 256, not %lld",
                    (long long)v);
 }
 
@@ -52,8 +53,8 @@ static void plain_close(struct tokenizer *t)
     free(t);
 }
 
-static const struct tokenizer_ops bytes_ops = {"bytes",    NULL,       bytes_encode, bytes_piece,
-                                               NULL,       bytes_fits, plain_close};
+static const struct tokenizer_ops bytes_ops = {"bytes", NULL,       bytes_encode, bytes_piece,
+                                               NULL,    bytes_fits, plain_close};
 
 enum rt_status tokenizer_bytes(struct tokenizer **out, struct rt_error *err)
 {
@@ -103,7 +104,8 @@ static enum rt_status chars_encode(const struct tokenizer *base, struct str text
         if (n <= 0) return rt_fail(err, RT_user, "invalid UTF-8 at byte %zu of the text", i);
         int32_t id = chars_id(t, cp);
         if (id < 0)
-            return rt_fail(err, RT_user, "the character U+%04X at byte %zu is not in the vocabulary",
+            return rt_fail(err, RT_user,
+                           "the character U+%04X at byte %zu is not in the vocabulary",
                            (unsigned)cp, i);
         RT_TRY(tok_ids_add(out, id, err));
         i += (size_t)n;
@@ -121,7 +123,8 @@ static void chars_save(const struct tokenizer *t, struct sb *out)
 {
     sb_str(out, "{\"type\": \"chars\", \"code_points\": [");
     for (int32_t i = 0; i < t->vocab_size; i++)
-        sb_printf(out, "%s%u", i ? ", " : "", (unsigned)((const struct chars_tokenizer *)t)->letter[i].cp);
+        sb_printf(out, "%s%u", i ? ", " : "",
+                  (unsigned)((const struct chars_tokenizer *)t)->letter[i].cp);
     sb_str(out, "]}\n");
 }
 

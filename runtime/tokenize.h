@@ -33,7 +33,8 @@ struct tokenizer {
     int32_t vocab_size;
 };
 
-/* Ids 0 to 255 are the bytes; any bytes are a text. vocab_size of the model must be at least 256. */
+/* Ids 0 to 255 are the bytes; any bytes are a text. vocab_size of the model must be at least 256.
+ */
 enum rt_status tokenizer_bytes(struct tokenizer **out, struct rt_error *err);
 /* Ids are the distinct code points of `text` in code-point order. Invalid UTF-8 is RT_user with the
  * byte offset; `label` names the text. vocab_size of the model must equal their number. */
@@ -50,11 +51,13 @@ void tokenizer_close(struct tokenizer *t);
 
 enum rt_status tokenizer_encode(const struct tokenizer *t, struct str text, struct tok_ids *out,
                                 struct rt_error *err);
-/* Appends the bytes of the ids, unchanged; an id without text (outside the vocabulary) gives U+FFFD. */
+/* Appends the bytes of the ids, unchanged; an id without text (outside the vocabulary) gives
+ * U+FFFD. */
 void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, struct sb *out);
 
 /* Text of ids as they come: bytes of a cut UTF-8 sequence are held back until it is whole, invalid
- * ones come out as U+FFFD, so that every piece given out is valid UTF-8. Zero-initialise to start. */
+ * ones come out as U+FFFD, so that every piece given out is valid UTF-8. Zero-initialise to start.
+ */
 struct tok_stream {
     char held[4]; /* the beginning of one sequence */
     size_t n;

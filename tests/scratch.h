@@ -8,8 +8,8 @@
 
 static char scratch_dir[256];
 
-/* Creates the folder under $TMPDIR, or else in memory, where thousands of fsyncs cost nothing; false
- * when that fails. scratch_close removes it. */
+/* Creates the folder under $TMPDIR, or else in memory, where thousands of fsyncs cost nothing;
+ * false when that fails. scratch_close removes it. */
 static inline bool scratch_open(void)
 {
     const char *tmp = getenv("TMPDIR"), *shm = "/dev/shm";
@@ -33,8 +33,8 @@ static inline char *in_dir(const char *name)
     return p;
 }
 
-/* The path of a file of the shared data folder ($STRATA_DATA, ../shared/data), or NULL with a message
- * where it is absent, on which the test skips. */
+/* The path of a file of the shared data folder ($STRATA_DATA, ../shared/data), or NULL with a
+ * message where it is absent, on which the test skips. */
 static inline const char *shared_data(const char *name)
 {
     static char path[512];

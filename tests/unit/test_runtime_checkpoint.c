@@ -1,5 +1,5 @@
-/* Checkpoints: whatever operation fails, and wherever the process is killed, the newest valid one is
- * the old or the new one; any changed or missing byte is refused with the file's name. */
+/* Checkpoints: whatever operation fails, and wherever the process is killed, the newest valid one
+ * is the old or the new one; any changed or missing byte is refused with the file's name. */
 #include "runtime/checkpoint.h"
 #include "scratch.h"
 #include <dirent.h>
@@ -11,10 +11,10 @@
 #include <cmocka.h>
 
 static float weights[64], moments[32];
-static const struct tf_tensor model = {.name = "w", .dtype = TF_F32, .rank = 2, .shape = {8, 8},
-                                       .data = weights};
-static const struct tf_tensor optimizer = {.name = "w.m", .dtype = TF_F32, .rank = 1, .shape = {32},
-                                           .data = moments};
+static const struct tf_tensor model = {
+    .name = "w", .dtype = TF_F32, .rank = 2, .shape = {8, 8}, .data = weights};
+static const struct tf_tensor optimizer = {
+    .name = "w.m", .dtype = TF_F32, .rank = 1, .shape = {32}, .data = moments};
 
 static enum rt_status save_step(struct ckpt_dir *d, uint64_t step, unsigned keep,
                                 struct rt_error *err)
@@ -24,9 +24,12 @@ static enum rt_status save_step(struct ckpt_dir *d, uint64_t step, unsigned keep
     ckpt_state_set(&state, "seed", -5);
     ckpt_state_set(&state, "tokens", (int64_t)step * 100);
     const struct ckpt_file files[] = {{"spec.yaml", STR("strata: 1\n")}, {"chars.json", STR("{}")}};
-    struct ckpt_content c = {.step = step, .model = {.tensors = &model, .count = 1},
-                             .optimizer = {.tensors = &optimizer, .count = 1}, .state = &state,
-                             .files = files, .num_files = 2};
+    struct ckpt_content c = {.step = step,
+                             .model = {.tensors = &model, .count = 1},
+                             .optimizer = {.tensors = &optimizer, .count = 1},
+                             .state = &state,
+                             .files = files,
+                             .num_files = 2};
     return ckpt_save(d, &c, keep, err);
 }
 
@@ -56,7 +59,8 @@ static uint64_t newest(const char *dir, struct sb *refused)
     char path[PATH_MAX];
     uint64_t step;
     struct sb text = {0};
-    assert_int_equal(ckpt_newest(dir, note_refused, refused ? refused : &text, path, &step, NULL), RT_ok);
+    assert_int_equal(ckpt_newest(dir, note_refused, refused ? refused : &text, path, &step, NULL),
+                     RT_ok);
     if (path[0]) { /* what is called valid must hold what was saved */
         struct tensorfile *f;
         assert_int_equal(tensorfile_open(path, &f, NULL), RT_ok);
@@ -118,8 +122,8 @@ static void saves_and_keeps(void **state)
 static void names_that_are_no_steps(void **state)
 {
     (void)state;
-    static const char *const names[] = {"step-", "step-01", "step-1x", "step-99999999999999999999",
-                                        "step", "step-2.tmp"};
+    static const char *const names[] = {
+        "step-", "step-01", "step-1x", "step-99999999999999999999", "step", "step-2.tmp"};
     char dir[512];
     snprintf(dir, sizeof dir, "%s", fresh("names"));
     io_mkdirs(dir);
@@ -276,8 +280,9 @@ static void damage_file(const char *dir, const char *name, struct sb *seen)
 static void damage_is_refused(void **state)
 {
     (void)state;
-    static const char *const names[] = {"model.safetensors", "optimizer.safetensors", "state.json",
-                                        "spec.yaml", "chars.json", "manifest.json"};
+    static const char *const names[] = {"model.safetensors", "optimizer.safetensors",
+                                        "state.json",        "spec.yaml",
+                                        "chars.json",        "manifest.json"};
     char dir[512], path[PATH_MAX];
     snprintf(dir, sizeof dir, "%s", fresh("damage"));
     struct ckpt_dir *d = open_dir(dir);
@@ -311,9 +316,9 @@ static void damage_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(saves_and_keeps),     cmocka_unit_test(names_that_are_no_steps),
-        cmocka_unit_test(one_run_a_folder),    cmocka_unit_test(any_operation_fails),
-        cmocka_unit_test(killed_anywhere),     cmocka_unit_test(damage_is_refused),
+        cmocka_unit_test(saves_and_keeps),  cmocka_unit_test(names_that_are_no_steps),
+        cmocka_unit_test(one_run_a_folder), cmocka_unit_test(any_operation_fails),
+        cmocka_unit_test(killed_anywhere),  cmocka_unit_test(damage_is_refused),
     };
     if (!scratch_open()) return 1;
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

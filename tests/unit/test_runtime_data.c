@@ -99,7 +99,8 @@ static void windows(void **state)
     tokenizer_close(t);
 }
 
-static void expect_bad(const char *path, const struct tokenizer *t, int64_t vocab, const char *phrase)
+static void expect_bad(const char *path, const struct tokenizer *t, int64_t vocab,
+                       const char *phrase)
 {
     struct dataset *d;
     struct rt_error err;
@@ -161,7 +162,8 @@ static void dataset_real(void **state)
 
 /* ---- sampling ---- */
 
-static int32_t sample1(double temperature, double top_p, const float *x, size_t n, uint64_t position)
+static int32_t sample1(double temperature, double top_p, const float *x, size_t n,
+                       uint64_t position)
 {
     struct sampler s = {temperature, top_p, 5};
     struct sample_slot scratch[8];
@@ -244,9 +246,10 @@ static void metrics_resume(void **state)
     assert_int_equal(metrics_end(m, NULL), RT_ok);
     assert_int_equal(metrics_sync(m, NULL), RT_ok);
     metrics_close(m);
-    expect_file(path, "{\"step\": 0, \"loss\": 0.5}\n{\"step\": 1, \"loss\": null}\n"
-                      "{\"step\": 2, \"loss\": 0.5}\n"
-                      "{\"step\": 2, \"name\": \"a\\\"\\n\", \"entropy\": [1, 2.5], \"lr\": 0.001}\n");
+    expect_file(path,
+                "{\"step\": 0, \"loss\": 0.5}\n{\"step\": 1, \"loss\": null}\n"
+                "{\"step\": 2, \"loss\": 0.5}\n"
+                "{\"step\": 2, \"name\": \"a\\\"\\n\", \"entropy\": [1, 2.5], \"lr\": 0.001}\n");
     put(path, "{\"step\": 0}\nnoise\n{\"step\": 2}\n{\"step\": 1}\n{\"step\": 1, \"los");
     assert_int_equal(metrics_open(path, 2, &m, NULL), RT_ok);
     metrics_int(m, "step", 2);
@@ -261,11 +264,15 @@ static void metrics_resume(void **state)
 static void progress_fits(void **state)
 {
     (void)state;
-    struct progress p = {.total = 500, .done = 125, .loss = 2.34567, .tokens_per_second = 12345,
+    struct progress p = {.total = 500,
+                         .done = 125,
+                         .loss = 2.34567,
+                         .tokens_per_second = 12345,
                          .step_seconds = 0.5};
     char buf[512];
-    assert_string_equal(progress_text(&p, 80, buf, sizeof buf),
-                        "step 125/500  [=====>                ]  loss 2.3457  12.3k tokens/s  3m08s left");
+    assert_string_equal(
+        progress_text(&p, 80, buf, sizeof buf),
+        "step 125/500  [=====>                ]  loss 2.3457  12.3k tokens/s  3m08s left");
     for (int width = 1; width < 200; width++)
         assert_true((int)strlen(progress_text(&p, width, buf, sizeof buf)) < width);
     assert_non_null(strstr(progress_text(&p, 200, buf, sizeof buf), "[=======>"));

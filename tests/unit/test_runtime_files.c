@@ -1,5 +1,5 @@
-/* safetensors and .npy: what is written is read back, the real files are read, and every rule of the
- * formats is enforced on small broken files. */
+/* safetensors and .npy: what is written is read back, the real files are read, and every rule of
+ * the formats is enforced on small broken files. */
 #include "base/io.h"
 #include "base/str.h"
 #include "runtime/npy.h"
@@ -39,7 +39,7 @@ static void expect_bad(const char *header, size_t data, const char *phrase)
         fail_msg("'%s' does not say '%s'", err.text, phrase);
 }
 
-#define T(name, dtype, shape, a, b)                                                                \
+#define T(name, dtype, shape, a, b) \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #a "," #b "]}"
 
 static void tensorfile_refuses(void **state)
@@ -83,9 +83,13 @@ static void tensorfile_values(void **state)
     (void)state;
     /* an odd header length leaves the data unaligned */
     unsigned char b[512];
-    size_t n = image(b, "{" T("h", "F16", "[5]", 0, 10) "," T("z", "F32", "[0,3]", 10, 10) ","
-                        T("d", "F64", "[]", 10, 18) "," T("b", "BF16", "[2]", 18, 22) ","
-                        T("i", "I32", "[1]", 22, 26) ", \"__metadata__\":{\"k\":\"v\"}}  ", 26);
+    size_t n = image(
+        b,
+        "{" T("h", "F16", "[5]", 0, 10) "," T("z", "F32", "[0,3]", 10, 10) "," T(
+            "d", "F64", "[]", 10, 18) "," T("b", "BF16", "[2]", 18,
+                                            22) "," T("i", "I32", "[1]", 22,
+                                                      26) ", \"__metadata__\":{\"k\":\"v\"}}  ",
+        26);
     const uint16_t half[5] = {0x3c00, 0xc000, 0x0001, 0x7c00, 0x83ff}, brain[2] = {0x3f80, 0xc040};
     const double d = 1e300;
     memcpy(b + n - 26, half, 10), memcpy(b + n - 16, &d, 8), memcpy(b + n - 8, brain, 4);
@@ -172,7 +176,8 @@ static void tensorfile_folders(void **state)
     struct tensorfile *f;
     io_mkdirs(in_dir("hf"));
     assert_int_equal(tensorfile_open(in_dir("hf"), &f, &err), RT_user);
-    struct tf_content one = {.tensors = sample, .count = 2}, two = {.tensors = sample + 2, .count = 1};
+    struct tf_content one = {.tensors = sample, .count = 2},
+                      two = {.tensors = sample + 2, .count = 1};
     assert_int_equal(tensorfile_write(in_dir("hf/1.safetensors"), &one, &err), RT_ok);
     assert_int_equal(tensorfile_write(in_dir("hf/2.safetensors"), &two, &err), RT_ok);
     assert_int_equal(tensorfile_write(in_dir("hf/model.safetensors"), &two, &err), RT_ok);
@@ -184,8 +189,8 @@ static void tensorfile_folders(void **state)
     expect_folder(W("2.safetensors", ",\"bytes\":\"2.safetensors\""), RT_user, "does not list");
     expect_folder(W("1.safetensors", ",\"bytes\":\"../2.safetensors\""), RT_user, "plain file");
     expect_folder(W("1.safetensors", ",\"bytes\":\"3.safetensors\""), RT_user, "cannot read");
-    expect_folder(W("1.safetensors", ",\"bytes\":\"2.safetensors\",\"x\":\"1.safetensors\""), RT_user,
-                  "does not hold");
+    expect_folder(W("1.safetensors", ",\"bytes\":\"2.safetensors\",\"x\":\"1.safetensors\""),
+                  RT_user, "does not hold");
     expect_folder(W("1.safetensors", ",\"bytes\":\"2.safetensors\",\"bytes\":\"2.safetensors\""),
                   RT_user, "JSON");
     expect_folder("{}", RT_user, "weight_map");
@@ -228,7 +233,8 @@ static void expect_bad_npy(const char *dict, size_t data, const char *phrase)
     if (!strstr(err.text, phrase)) fail_msg("'%s' does not say '%s'", err.text, phrase);
 }
 
-#define D(descr, order, shape) "{'descr': '" descr "', 'fortran_order': " order ", 'shape': " shape ", }"
+#define D(descr, order, shape) \
+    "{'descr': '" descr "', 'fortran_order': " order ", 'shape': " shape ", }"
 
 static void npy_refuses(void **state)
 {
@@ -270,9 +276,11 @@ static void npy_reads(void **state)
         assert_true(a.type == NPY_u16 && a.rank == 2 && a.shape[1] == 3 && a.count == 6);
         assert_int_equal(npy_int(&a, 5), 0x0c0b);
     }
-    assert_int_equal(npy_memory(b, npy_image(b, 1, D("<i8", "True", "(1,)"), 8), "x", &a, &err), RT_ok);
+    assert_int_equal(npy_memory(b, npy_image(b, 1, D("<i8", "True", "(1,)"), 8), "x", &a, &err),
+                     RT_ok);
     assert_true(npy_int(&a, 0) == 0x0807060504030201);
-    assert_int_equal(npy_memory(b, npy_image(b, 1, D("|u1", "False", "()"), 1), "x", &a, &err), RT_ok);
+    assert_int_equal(npy_memory(b, npy_image(b, 1, D("|u1", "False", "()"), 1), "x", &a, &err),
+                     RT_ok);
     assert_true(a.count == 1 && npy_int(&a, 0) == 1);
 }
 
@@ -317,10 +325,15 @@ static void npy_real(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tensorfile_refuses), cmocka_unit_test(tensorfile_values),
-        cmocka_unit_test(tensorfile_round_trip), cmocka_unit_test(tensorfile_folders),
-        cmocka_unit_test(tensorfile_real), cmocka_unit_test(npy_refuses),
-        cmocka_unit_test(npy_reads), cmocka_unit_test(npy_round_trip), cmocka_unit_test(npy_real),
+        cmocka_unit_test(tensorfile_refuses),
+        cmocka_unit_test(tensorfile_values),
+        cmocka_unit_test(tensorfile_round_trip),
+        cmocka_unit_test(tensorfile_folders),
+        cmocka_unit_test(tensorfile_real),
+        cmocka_unit_test(npy_refuses),
+        cmocka_unit_test(npy_reads),
+        cmocka_unit_test(npy_round_trip),
+        cmocka_unit_test(npy_real),
     };
     if (!scratch_open()) return 1;
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

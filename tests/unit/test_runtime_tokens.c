@@ -33,7 +33,7 @@ static void init_any_slice(void **state)
 {
     (void)state;
     static const struct init_rule rules[] = {
-        {INIT_normal, 0.02, 0}, {INIT_uniform, -0.5, 0.5}, {INIT_log_uniform, 1, 16},
+        {INIT_normal, 0.02, 0},    {INIT_uniform, -0.5, 0.5}, {INIT_log_uniform, 1, 16},
         {INIT_dt_bias, 1e-3, 0.1}, {INIT_constant, 1, 0},
     };
     enum { N = 97 };
@@ -90,8 +90,9 @@ static void utf8_is_strict(void **state)
         for (int cut = 1; cut < n && !surrogate; cut++)
             assert_int_equal(utf8_next(b, (size_t)cut, &got), -1);
     }
-    static const char *const bad[] = {"\x80", "\xc0\x80", "\xc1\xbf", "\xe0\x80", "\xed\xa0", "\xf0\x80",
-                                      "\xf4\x90", "\xf5", "\xff", "\xc3(", "\xe2\x82("};
+    static const char *const bad[] = {"\x80",     "\xc0\x80", "\xc1\xbf", "\xe0\x80",
+                                      "\xed\xa0", "\xf0\x80", "\xf4\x90", "\xf5",
+                                      "\xff",     "\xc3(",    "\xe2\x82("};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_int_equal(utf8_next(bad[i], strlen(bad[i]), &got), 0);
     assert_int_equal(utf8_check(STR("ab\xc3")), 2);
@@ -158,7 +159,8 @@ static void chars_tokens(void **state)
     struct rt_error err;
     struct tok_ids ids = {0};
     struct sb out = {0}, json = {0};
-    struct str text = STR("ba\xf0\x9f\x98\x80\xc3\xa9" "ab");
+    struct str text = STR("ba\xf0\x9f\x98\x80\xc3\xa9"
+                          "ab");
     assert_int_equal(tokenizer_chars(text, "x", &t, &err), RT_ok);
     assert_int_equal(t->vocab_size, 4);
     assert_int_equal(tokenizer_encode(t, text, &ids, &err), RT_ok);
@@ -194,12 +196,19 @@ static void chars_refuses(void **state)
     assert_int_equal(tokenizer_chars(STR("ab\xc3("), "x.txt", &t, &err), RT_user);
     assert_non_null(strstr(err.text, "'x.txt' has invalid UTF-8 at byte 2"));
     assert_int_equal(tokenizer_chars(STR(""), "x.txt", &t, &err), RT_user);
-    static const char *const bad[] = {
-        "", "{}", "[]", "{\"type\":\"chars\"}", "{\"type\":\"bytes\",\"code_points\":[1]}",
-        "{\"type\":\"chars\",\"code_points\":[]}", "{\"type\":\"chars\",\"code_points\":[2,1]}",
-        "{\"type\":\"chars\",\"code_points\":[1,1]}", "{\"type\":\"chars\",\"code_points\":[-1]}",
-        "{\"type\":\"chars\",\"code_points\":[55296]}", "{\"type\":\"chars\",\"code_points\":[1114112]}",
-        "{\"type\":\"chars\",\"code_points\":[\"a\"]}", "{\"type\":\"chars\",\"code_points\":[1.5]}"};
+    static const char *const bad[] = {"",
+                                      "{}",
+                                      "[]",
+                                      "{\"type\":\"chars\"}",
+                                      "{\"type\":\"bytes\",\"code_points\":[1]}",
+                                      "{\"type\":\"chars\",\"code_points\":[]}",
+                                      "{\"type\":\"chars\",\"code_points\":[2,1]}",
+                                      "{\"type\":\"chars\",\"code_points\":[1,1]}",
+                                      "{\"type\":\"chars\",\"code_points\":[-1]}",
+                                      "{\"type\":\"chars\",\"code_points\":[55296]}",
+                                      "{\"type\":\"chars\",\"code_points\":[1114112]}",
+                                      "{\"type\":\"chars\",\"code_points\":[\"a\"]}",
+                                      "{\"type\":\"chars\",\"code_points\":[1.5]}"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_int_equal(tokenizer_chars_parse(str_of(bad[i]), "x", &t, &err), RT_user);
     assert_int_equal(tokenizer_chars_of_file(in_dir("absent"), &t, &err), RT_user);
@@ -213,10 +222,10 @@ static void chars_refuses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(philox_known),      cmocka_unit_test(init_any_slice),
+        cmocka_unit_test(philox_known),       cmocka_unit_test(init_any_slice),
         cmocka_unit_test(init_distributions), cmocka_unit_test(utf8_is_strict),
-        cmocka_unit_test(bytes_tokens),      cmocka_unit_test(stream_holds_back),
-        cmocka_unit_test(chars_tokens),      cmocka_unit_test(chars_refuses),
+        cmocka_unit_test(bytes_tokens),       cmocka_unit_test(stream_holds_back),
+        cmocka_unit_test(chars_tokens),       cmocka_unit_test(chars_refuses),
     };
     if (!scratch_open()) return 1;
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
