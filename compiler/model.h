@@ -135,6 +135,9 @@ struct model *spec_load(struct arena *a, struct diag *d, const char *path,
 /* The same from text; `path` names it in messages and anchors relative paths. */
 struct model *spec_parse(struct arena *a, struct diag *d, const char *path, struct str text,
                          const struct spec_options *opt);
-/* Names of the enum values as written in YAML (for messages, reports and the drawing). */
+/* The first thing in which two models would train differently, as "KEY is X, but was Y" in the arena;
+ * NULL where there is none. Evaluation, checkpoint and serve settings are not compared. */
+const char *spec_difference(struct arena *a, const struct model *now, const struct model *then);
+/* The word of an enum value; key is the enum's tag: "mixer_type", "activation", ... */
 const char *spec_enum_name(const char *key, int value);
 #endif

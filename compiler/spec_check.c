@@ -17,9 +17,10 @@ static void check_heads(struct spec_ctx *c, const struct model *m, const struct 
                         struct mixer *x)
 {
     if (!spec_entry(n, "num_kv_heads")) x->num_kv_heads = x->num_heads;
-    if (x->num_heads % x->num_kv_heads)
+    if (x->num_heads % x->num_kv_heads &&
         spec_err(c, D_spec_not_divisible, spec_where(n, "num_kv_heads"), "num_heads", x->num_heads,
-                 "num_kv_heads", x->num_kv_heads);
+                 "num_kv_heads", x->num_kv_heads))
+        diag_note(c->d, spec_where(n, "num_heads"), "num_heads is set here");
     if (!spec_entry(n, "head_dim") && m->hidden_size) {
         if (m->hidden_size % x->num_heads) {
             if (spec_err(c, D_spec_not_divisible, spec_where(n, "num_heads"), "hidden_size",
@@ -309,9 +310,10 @@ static void check_train(struct checking *k)
     const struct node *train = spec_get(k->root, "train");
     if (!train) return;
     t->data_at = spec_where(train, "data.path");
-    if (t->micro_batches > 0 && t->batch_size % t->micro_batches)
+    if (t->micro_batches > 0 && t->batch_size % t->micro_batches &&
         spec_err(c, D_spec_not_divisible, spec_where(train, "micro_batches"), "batch_size",
-                 t->batch_size, "micro_batches", t->micro_batches);
+                 t->batch_size, "micro_batches", t->micro_batches))
+        diag_note(c->d, spec_where(train, "batch_size"), "batch_size is set here");
     if (t->steps > 0 && t->warmup + t->decay > t->steps)
         diag_add(c->d, D_spec_schedule_long, spec_where(train, "schedule.warmup"), t->warmup,
                  t->decay, t->steps);

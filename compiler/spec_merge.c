@@ -197,6 +197,10 @@ struct node *spec_set(struct spec_ctx *c, struct node *root, const char *arg)
         spec_err(c, D_spec_set_form, ((struct span){s.file, 0, 1}));
         return NULL;
     }
+    if (!eq[1]) {
+        spec_err(c, D_spec_set_form, ((struct span){s.file, (uint32_t)n, 1}));
+        return NULL;
+    }
     s.value = spec_tree_read(c, s.file, str_of(arg), n + 1);
     if (!s.value) return NULL;
     struct node *after = set_in(c, &s, 0, OBJ_root, false, root);

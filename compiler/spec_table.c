@@ -46,6 +46,13 @@ const struct spec_word *spec_word_find(enum spec_list list, struct str text)
     return NULL;
 }
 
+const char *spec_list_name(enum spec_list list)
+{
+    for (size_t i = 0; i < spec_num_words; i++)
+        if (spec_words[i].list == list) return spec_words[i].list_name;
+    BUG("list %d has no words", (int)list);
+}
+
 enum spec_list spec_type_list(enum spec_obj object)
 {
     if (object == OBJ_COUNT) return LIST_none;

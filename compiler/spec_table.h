@@ -85,6 +85,8 @@ extern const size_t spec_num_words;
 const struct spec_key *spec_key_find(enum spec_obj object, struct str name, int type);
 /* The word of a list, or NULL. */
 const struct spec_word *spec_word_find(enum spec_list list, struct str text);
+/* The tag of the list's enum: "mixer_type", ... */
+const char *spec_list_name(enum spec_list list);
 /* The list of the object's `type` key, LIST_none where it has none. */
 enum spec_list spec_type_list(enum spec_obj object);
 /* "[1,8]", "(0,1]", ... ; the whole line for "". */

@@ -56,8 +56,8 @@ uint32_t spec_source_add(struct spec_ctx *c, const char *name, struct str text, 
 /* Folder that relative paths at a span are relative to. */
 const char *spec_dir_of(const struct spec_ctx *c, struct span at);
 
-/* Reads the one YAML document in text[from..]; NULL after an error. `whole` is the registered text
- * of the file. */
+/* Reads the one YAML document in text[from..]. `whole` is the registered text of the file. NULL after
+ * an error that ended the reading; others leave a tree that can be checked further. */
 struct node *spec_tree_read(struct spec_ctx *c, uint32_t file, struct str whole, size_t from);
 
 /* The value of a key of a mapping, NULL where there is none (or it is no mapping). */

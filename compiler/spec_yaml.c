@@ -256,7 +256,10 @@ static struct node *parse_document(struct reader *r)
         if (!next(r, &e)) return NULL;
         yaml_event_type_t type = e.type;
         struct span at = event_span(r, &e);
-        if (type == YAML_DOCUMENT_START_EVENT && root) spec_err(r->c, D_spec_doc_many, at);
+        if (type == YAML_DOCUMENT_START_EVENT && root) {
+            spec_err(r->c, D_spec_doc_many, at);
+            r->failed = true;
+        }
         if (type == YAML_STREAM_END_EVENT && !root)
             spec_err(r->c, D_spec_doc_empty, ((struct span){r->file, (uint32_t)r->begin, 0}));
         bool stop = type == YAML_STREAM_END_EVENT || (type == YAML_DOCUMENT_START_EVENT && root);
@@ -271,7 +274,6 @@ static struct node *parse_document(struct reader *r)
 
 struct node *spec_tree_read(struct spec_ctx *c, uint32_t file, struct str whole, size_t from)
 {
-    size_t errors = c->errors;
     struct str text = {whole.p + from, whole.n - from};
     if (text.n > SPEC_MAX_FILE) {
         spec_err(c, D_spec_file_size, ((struct span){file, 0, 0}));
@@ -288,5 +290,5 @@ struct node *spec_tree_read(struct spec_ctx *c, uint32_t file, struct str whole,
     yaml_parser_set_input_string(&r.parser, (const unsigned char *)text.p, text.n);
     struct node *root = parse_document(&r);
     yaml_parser_delete(&r.parser);
-    return c->errors > errors ? NULL : root;
+    return r.failed ? NULL : root;
 }

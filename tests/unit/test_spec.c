@@ -461,6 +461,40 @@ static void test_documents(void **state)
     assert_true(ok);
 }
 
+static void test_difference(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *set, *says;
+    } rows[] = {
+        {"model.hidden_size=64", "model.hidden_size is 64, but was 32"},
+        {"model.norm=layernorm", "model.norm.type is layernorm, but was rmsnorm"},
+        {"model.mixers.m.rope={theta: 10}", "model.mixers.m.rope is true, but was false"},
+        {"model.mixers.m.window=3", "model.mixers.m.window is 3, but was 0"},
+        {"model.ffns.g.router.scale=2", "model.ffns.g.router.scale is 2, but was 1"},
+        {"model.layers=[{mixer: m, ffn: f}]", "the number of layers is 1, but was 5"},
+        {"model.residual.blocks=3", "the number of depth blocks is 3, but was 2"},
+        {"model.residual.boundaries=[4]", "depth block 1 begins at sublayer 4, but was 5"},
+        {"train.optimizer.lr=0.5", "train.optimizer.lr is 0.5, but was 0.001"},
+        {"train.optimizer.betas=[0, 0]", "train.optimizer.betas is [0, 0], but was [0.9, 0.95]"},
+        {"train.data.path=/b.npy", "train.data.path is '/b.npy', but was '/a.npy'"},
+        {"train.optimizer.lr=0.001", NULL},
+        {"train.checkpoint={dir: elsewhere}", NULL}};
+    static const char text[] =
+        HEAD "train: {data: {path: /a.npy}, seq_len: 8, batch_size: 4, steps: 9,\n"
+             "  optimizer: {type: adamw, lr: 1e-3}}\n"
+             BODY("  residual: {type: attnres, blocks: 2}\n", FIVE);
+    struct arena *a = arena_open("test");
+    struct model *then = good(a, text, NULL);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const char *says = spec_difference(a, good(a, text, rows[i].set), then);
+        if (rows[i].says && !says) fail_msg("no difference after %s", rows[i].set);
+        if (rows[i].says) assert_string_equal(says, rows[i].says);
+        else assert_null(says);
+    }
+    arena_close(a);
+}
+
 static void test_enum_names(void **state)
 {
     (void)state;
@@ -477,7 +511,8 @@ int main(void)
         cmocka_unit_test(test_defaults),  cmocka_unit_test(test_every_key),
         cmocka_unit_test(test_blocks),    cmocka_unit_test(test_set),
         cmocka_unit_test(test_merge),     cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_documents), cmocka_unit_test(test_enum_names)};
+        cmocka_unit_test(test_documents), cmocka_unit_test(test_enum_names),
+        cmocka_unit_test(test_difference)};
     update = getenv("UPDATE") && *getenv("UPDATE");
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
