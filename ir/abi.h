@@ -1,15 +1,16 @@
 /* The contract between generated code and the runtime: kernels, and the plan that strings them
- * together. A plan is flat arrays and indices (pointers only to whole arrays, texts and kernels), so
- * that it can be written to a file. Whoever builds a plan owns its arrays. */
+ * together. A plan is flat arrays and indices (pointers only to whole arrays, texts and kernels),
+ * so that it can be written to a file. Whoever builds a plan owns its arrays. */
 #ifndef STRATA_ABI_H
 #define STRATA_ABI_H
 #include <stdint.h>
 
-/* Computes items lo..hi-1 of a step. Items are independent of each other: neither who runs them, nor
- * in which pieces, nor in which order changes a bit of the result.
+/* Computes items lo..hi-1 of a step. Items are independent of each other: neither who runs them,
+ * nor in which pieces, nor in which order changes a bit of the result.
+ *
  *   p        the step's buffers, in the order that the kernel's text defines
  *   n        the step's integers (sizes, strides, counts), likewise
- *   scratch  the step's scratch_bytes bytes for this call alone, aligned to 64, contents undefined */
+ *   scratch  the step's scratch_bytes for this call alone, aligned to 64, contents undefined */
 typedef void sa_kernel(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch);
 
 /* Arenas: stretches of memory with one lifetime each. Ids from SA_external on are buffers of the

@@ -64,8 +64,7 @@ enum rt_status cc_version(struct arena *a, const char *path, const char **versio
     int status, e = io_spawn(a, argv, (struct str){0}, &out, &status);
     if (e) return rt_fail(err, RT_machine, "cannot run '%s': %s", path, strerror(e));
     const char *at = status || !out.n ? NULL : strstr(out.p, "clang version ");
-    if (!at)
-        return rt_fail(err, RT_user, "'%s' is not clang: it does not answer --version", path);
+    if (!at) return rt_fail(err, RT_user, "'%s' is not clang: it does not answer --version", path);
     int major = atoi(at + strlen("clang version "));
     if (major == 16)
         return rt_fail(err, RT_user,
@@ -113,7 +112,8 @@ enum rt_status cc_cpu(struct arena *a, const char *cpu, const char **text, struc
     if (!has_v3())
         return rt_fail(err, RT_machine, "this processor has no AVX2 and FMA (x86-64-v3)");
     if (v4 && !has_v4())
-        return rt_fail(err, RT_user, "this processor has no AVX-512: use --cpu x86-64-v3 or native");
+        return rt_fail(err, RT_user,
+                       "this processor has no AVX-512: use --cpu x86-64-v3 or native");
     *text = native ? cpu_of_machine(a) : cpu;
     return RT_ok;
 }
@@ -122,9 +122,20 @@ const char **cc_flags(struct arena *a, const char *cpu)
 {
     /* No libraries: kernels call nothing but memcpy and memset, which this process has. */
     const char *flags[] = {
-        "-x", "c", "-std=gnu11", "-O2", str_fmt(a, "-march=%s", cpu), "-mprefer-vector-width=512",
-        "-fno-math-errno", "-ffp-contract=off", "-fPIC", "-w", "-shared", "-nostdlib",
-        "-Wl,--build-id=none", NULL,
+        "-x",
+        "c",
+        "-std=gnu11",
+        "-O2",
+        str_fmt(a, "-march=%s", cpu),
+        "-mprefer-vector-width=512",
+        "-fno-math-errno",
+        "-ffp-contract=off",
+        "-fPIC",
+        "-w",
+        "-shared",
+        "-nostdlib",
+        "-Wl,--build-id=none",
+        NULL,
     };
     return arena_dup(a, flags, sizeof flags, STRATA_SITE);
 }

@@ -4,18 +4,18 @@
 #include "base/str.h"
 #include "runtime/status.h"
 
-/* The path of clang: $STRATA_CLANG (a path, or a name in PATH), else clang-19, else clang-14 in PATH;
- * NULL where none of the latter is installed. RT_user when STRATA_CLANG names no program. */
+/* The path of clang: $STRATA_CLANG (a path, or a name in PATH), else clang-19, else clang-14 in
+ * PATH; NULL where none of the latter is installed. RT_user when STRATA_CLANG names no program. */
 enum rt_status cc_find(struct arena *a, const char **path, struct rt_error *err);
 /* Path, size and time of change: differs whenever the compiler does, and needs no process. */
 const char *cc_identity(struct arena *a, const char *path);
-/* First line of --version. RT_user for clang 16, whose optimiser does not end on bf16 kernels, and for
- * what is no clang at all. */
+/* First line of --version. RT_user for clang 16, whose optimiser does not end on bf16 kernels, and
+ * for what is no clang at all. */
 enum rt_status cc_version(struct arena *a, const char *path, const char **version,
                           struct rt_error *err);
 /* What code for `cpu` depends on, as text: for native the model and features of this machine's
- * processor, for x86-64-v3 and x86-64-v4 their names. RT_user when `cpu` is none of the three or this
- * processor cannot run it, RT_machine when it cannot run what we generate at all. */
+ * processor, for x86-64-v3 and x86-64-v4 their names. RT_user when `cpu` is none of the three or
+ * this processor cannot run it, RT_machine when it cannot run what we generate at all. */
 enum rt_status cc_cpu(struct arena *a, const char *cpu, const char **text, struct rt_error *err);
 /* All flags but file names for `cpu`, terminated by NULL. */
 const char **cc_flags(struct arena *a, const char *cpu);
@@ -24,9 +24,9 @@ const char **cc_flags(struct arena *a, const char *cpu);
 struct cc_unit {
     const char *source, *object, *log; /* paths; the log takes what the compiler says */
 };
-/* Compiles all units at the same time, one process each. RT_machine when a process cannot be started,
- * is killed or fails for a reason outside the source. Errors in a source are our bug: aborts with the
- * messages and the path of the source. */
+/* Compiles all units at the same time, one process each. RT_machine when a process cannot be
+ * started, is killed or fails for a reason outside the source. Errors in a source are our bug:
+ * aborts with the messages and the path of the source. */
 enum rt_status cc_compile(struct arena *a, const char *path, const char **flags,
                           const struct cc_unit *unit, size_t n, struct rt_error *err);
 #endif

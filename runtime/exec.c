@@ -16,7 +16,7 @@ struct exec {
     size_t owned[SA_external]; /* bytes that exec_close gives back; 0: the caller's memory */
     size_t slot_stride;
     void **external;
-    void **pointer; /* [slots, num_bufs]: the bufs of the plan, resolved */
+    void **pointer;      /* [slots, num_bufs]: the bufs of the plan, resolved */
     struct tally *tally; /* [num_steps], NULL until profiling is on */
     bool external_moved; /* pointers to external inputs are out of date */
     bool profiling;

@@ -1,5 +1,5 @@
-/* Runs a plan: gives its arenas memory, resolves buffers to pointers, calls kernels through the pool,
- * and measures steps when asked. */
+/* Runs a plan: gives its arenas memory, resolves buffers to pointers, calls kernels through the
+ * pool, and measures steps when asked. */
 #ifndef STRATA_RUNTIME_EXEC_H
 #define STRATA_RUNTIME_EXEC_H
 #include <stdbool.h>
@@ -12,9 +12,9 @@ struct exec;
 
 struct exec_options {
     unsigned slots; /* micro-batches in flight, 0 means 1 */
-    /* Memory to use instead of an allocation of our own, by arena: how plans of several shapes share
-     * their parameters. Aligned to 64, at least the plan's arena_bytes (of SA_slot: slots times,
-     * each rounded up to 64), outlives the exec. */
+    /* Memory to use instead of an allocation of our own, by arena: how plans of several shapes
+     * share their parameters. Aligned to 64, at least the plan's arena_bytes (of SA_slot: slots
+     * times, each rounded up to 64), outlives the exec. */
     void *memory[SA_external];
 };
 

@@ -37,14 +37,27 @@ static const char *join_flags(struct arena *a, const char **flags)
     return sb_take(&s, a).p;
 }
 
-/* The file that remembers which compiler filled the cache last, so that the cache can be read where
- * there is none. */
+/* The file that remembers which compiler filled the cache last (its identity, then its version, a
+ * line each), so that the cache can be read where there is none, and --version need not be asked
+ * again. */
 static const char *memo_path(struct jit *j)
 {
     char hex[33];
     const char *t = str_fmt(j->arena, FORMAT "\n%s\n%s", j->flag_text, j->cpu);
     hash_hex(t, strlen(t), hex);
     return str_fmt(j->arena, "%s/compiler-%.16s", j->root, hex);
+}
+
+static void recall(struct jit *j)
+{
+    struct str memo;
+    const char *nl = NULL;
+    if (!io_read(j->arena, memo_path(j), 65536, &memo)) nl = strchr(memo.p, '\n');
+    const char *identity = nl ? str_dup(j->arena, (struct str){memo.p, (size_t)(nl - memo.p)}) : "";
+    if (!j->clang)
+        j->identity = identity;
+    else if (nl && nl[1] && !strcmp(identity, j->identity))
+        j->version = nl + 1;
 }
 
 enum rt_status jit_open(const struct jit_options *options, struct jit **out, struct rt_error *err)
@@ -64,13 +77,8 @@ enum rt_status jit_open(const struct jit_options *options, struct jit **out, str
     }
     j->flags = cc_flags(a, cpu);
     j->flag_text = join_flags(a, j->flags);
-    struct str memo;
-    if (j->clang)
-        j->identity = cc_identity(a, j->clang);
-    else if (!io_read(a, memo_path(j), 65536, &memo))
-        j->identity = memo.p;
-    else
-        j->identity = "none";
+    if (j->clang) j->identity = cc_identity(a, j->clang);
+    recall(j);
     *out = j;
     return RT_ok;
 }
@@ -155,7 +163,8 @@ static int longest_first(const void *pa, const void *pb)
     return strcmp(a->k->symbol, b->k->symbol);
 }
 
-/* Deals texts out to units of about equal length: the longest first, always to the shortest unit. */
+/* Deals texts out to units of about equal length: the longest first, always to the shortest unit.
+ */
 static void split(struct arena *a, struct item **item, size_t n, struct unit *u, size_t units)
 {
     qsort(item, n, sizeof *item, longest_first);
@@ -188,8 +197,8 @@ static enum rt_status write_unit(struct jit *j, const char *prelude, const struc
     return RT_ok;
 }
 
-/* Compiles the missing kernels in a folder of its own, which stays only when it aborts, and moves the
- * objects into the store. */
+/* Compiles the missing kernels in a folder of its own, which stays only when it aborts, and moves
+ * the objects into the store. */
 static enum rt_status compile_in(struct jit *j, struct arena *a, const char *work,
                                  const char *prelude, struct unit *u, size_t units,
                                  struct store *store, struct rt_error *err)
@@ -217,7 +226,8 @@ static enum rt_status compile(struct jit *j, struct arena *a, const char *prelud
     if (!j->clang)
         return rt_fail(err, RT_user,
                        "%zu kernels must be compiled and neither clang-19 nor clang-14 is in PATH: "
-                       "run 'apt-get install --no-install-recommends clang-19' as root", n);
+                       "run 'apt-get install --no-install-recommends clang-19' as root",
+                       n);
     double t0 = mem_seconds();
     if (!j->version) RT_TRY(cc_version(j->arena, j->clang, &j->version, err));
     size_t units = pool_cores() < n ? pool_cores() : n;
@@ -234,7 +244,8 @@ static enum rt_status compile(struct jit *j, struct arena *a, const char *prelud
     enum rt_status st = compile_in(j, a, work, prelude, u, units, store, err);
     io_remove_tree(work);
     RT_TRY(st);
-    io_write_atomic(memo_path(j), j->identity, strlen(j->identity));
+    const char *memo = str_fmt(a, "%s\n%s", j->identity, j->version);
+    io_write_atomic(memo_path(j), memo, strlen(memo)); /* without it the next run asks again */
     rep->compiled = n;
     rep->units = units;
     rep->compiler = j->version;

@@ -12,10 +12,10 @@ struct jit_options {
     uint64_t cache_bytes; /* what the cache may hold, oldest use goes first; 0 means 512 MiB */
 };
 
-/* A kernel to load. The text defines the function `symbol`, not static. Several kernels may share one
- * text, which is then compiled once. Different texts of one jit_load may share a translation unit,
- * after the prelude: their global and static names must differ (begin them with the symbol). The
- * cache knows a kernel by its symbol and its text, so symbols need not contain a hash. */
+/* A kernel to load. The text defines the function `symbol`, not static. Several kernels may share
+ * one text, which is then compiled once. Different texts of one jit_load may share a translation
+ * unit, after the prelude: their global and static names must differ (begin them with the symbol).
+ * The cache knows a kernel by its symbol and its text, so symbols need not contain a hash. */
 struct jit_kernel {
     const char *symbol; /* at most 255 bytes, a C identifier */
     struct str text;
@@ -37,11 +37,11 @@ struct jit_report {
 enum rt_status jit_open(const struct jit_options *options, struct jit **out, struct rt_error *err);
 /* Unloads all kernels. NULL is fine. */
 void jit_close(struct jit *j);
-/* Gives all kernels their addresses: from memory, else from the cache, else compiled together, in as
- * many translation units as there are cores. rep may be NULL. RT_user when something must be compiled
- * and no clang is installed (the message has the command that installs it) or the cache cannot be
- * written, RT_machine when the disk or a process fails. A text with errors is our bug and aborts; its
- * source stays and the message names it. */
+/* Gives all kernels their addresses: from memory, else from the cache, else compiled together, in
+ * as many translation units as there are cores. rep may be NULL. RT_user when something must be
+ * compiled and no clang is installed (the message has the command that installs it) or the cache
+ * cannot be written, RT_machine when the disk or a process fails. A text with errors is our bug and
+ * aborts; its source stays and the message names it. */
 enum rt_status jit_load(struct jit *j, const char *prelude, struct jit_kernel *k, size_t n,
                         struct jit_report *rep, struct rt_error *err);
 #endif

@@ -28,8 +28,8 @@ struct store {
     struct arena *arena;
     const char *dir;
     VEC(struct object) object;
-    struct map by_name;   /* checksum to object + 1 */
-    struct map by_entry;  /* entry to object + 1 */
+    struct map by_name;  /* checksum to object + 1 */
+    struct map by_entry; /* entry to object + 1 */
 };
 
 static const char *object_path(struct store *s, struct arena *a, const char *name, const char *end)
@@ -187,11 +187,13 @@ enum rt_status store_add(struct store *s, const char *path, const char *const *e
     }
     if (!e) {
         const uint32_t *known = map_find(&s->by_name, str_of(name));
-        uint32_t id = known && s->object.p[*known - 1].state != BROKEN ? *known : add_object(s, name);
+        uint32_t id =
+            known && s->object.p[*known - 1].state != BROKEN ? *known : add_object(s, name);
         for (size_t i = 0; i < n; i++) *map_str(&s->by_entry, str_of(entry[i])) = id;
     }
     arena_close(a);
-    if (e) return rt_fail(err, RT_machine, "cannot write to the cache '%s': %s", s->dir, strerror(e));
+    if (e)
+        return rt_fail(err, RT_machine, "cannot write to the cache '%s': %s", s->dir, strerror(e));
     return RT_ok;
 }
 

@@ -1,6 +1,6 @@
-/* A folder of shared objects and the symbols in them: the cache of compiled kernels. Nothing in it is
- * trusted: an object is loaded only when its checksum is right, and what is broken is deleted, as if
- * it had never been there. Safe under several processes, and under a kill at any moment.
+/* A folder of shared objects and the symbols in them: the cache of compiled kernels. Nothing in it
+ * is trusted: an object is loaded only when its checksum is right, and what is broken is deleted,
+ * as if it had never been there. Safe under several processes, and under a kill at any moment.
  *
  *   <name>.so    a shared object; its name is its checksum
  *   <name>.idx   "strata-objects 1", its size, its entries, "end", a line each
@@ -20,19 +20,22 @@ enum rt_status store_open(struct arena *a, const char *dir, struct store **out,
 /* Unloads the objects: addresses of their symbols die. NULL is fine. */
 void store_close(struct store *s);
 const char *store_dir(const struct store *s);
-/* The address of an entry's symbol, loading its object when that was not yet done; NULL where no sound
- * object has it. *bytes (may be NULL) is raised by the size of an object loaded by this call. */
+/* The address of an entry's symbol, loading its object when that was not yet done; NULL where no
+ * sound object has it. *bytes (may be NULL) is raised by the size of an object loaded by this call.
+ */
 void *store_find(struct store *s, const char *entry, size_t *bytes);
 /* Takes the index files that other processes added since. */
 void store_rescan(struct store *s);
-/* Moves the object `path` (a file in the folder, or a folder of it) into the store with these entries. */
+/* Moves the object `path` (a file in the folder, or a folder of it) into the store with these
+ * entries. */
 enum rt_status store_add(struct store *s, const char *path, const char *const *entry, size_t n,
                          struct rt_error *err);
-/* One process at a time: a descriptor for store_unlock, or -1 where the file system has no locks (two
- * processes may then compile the same thing, which does no harm). */
+/* One process at a time: a descriptor for store_unlock, or -1 where the file system has no locks
+ * (two processes may then compile the same thing, which does no harm). */
 int store_lock(struct store *s);
 void store_unlock(int lock);
-/* Deletes the objects that were used longest ago, in all stores that are folders of `root`, until the
- * rest is at most `bytes`, and working folders left over since a day. Objects that a process has loaded stay usable there. */
+/* Deletes the objects that were used longest ago, in all stores that are folders of `root`, until
+ * the rest is at most `bytes`, and working folders left over since a day. Objects that a process
+ * has loaded stay usable there. */
 void store_trim(const char *root, uint64_t bytes);
 #endif

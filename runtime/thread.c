@@ -1,11 +1,12 @@
-/* How a run is shared out. A 64-bit ticket holds the number of the run (high half) and how many of its
- * pieces are left (low half). A thread takes a piece by lowering the ticket by one with
- * compare-and-swap, which fails once the run is over. A thread that wakes up late thus finds nothing
- * to take, and nobody waits for it: a run ends when its pieces are done, not when all threads have
- * looked at it.
+/* How a run is shared out. A 64-bit ticket holds the number of the run (high half) and how many of
+ * its pieces are left (low half). A thread takes a piece by lowering the ticket by one with
+ * compare-and-swap, which fails once the run is over. A thread that wakes up late thus finds
+ * nothing to take, and nobody waits for it: a run ends when its pieces are done, not when all
+ * threads have looked at it.
  *
  * Waiting is a bounded spin, then a futex. A spin without bound would lose a thousandfold as soon
- * as something else takes a core; a futex alone costs microseconds at each of thousands of steps. */
+ * as something else takes a core; a futex alone costs microseconds at each of thousands of steps.
+ */
 #include "runtime/thread.h"
 #include "runtime/mem.h"
 #include "base/arena.h"

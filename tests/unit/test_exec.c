@@ -1,4 +1,5 @@
-/* A plan made by hand: y = a * x + y row by row, then the sum of y, over all arenas, in two slots. */
+/* A plan made by hand: y = a * x + y row by row, then the sum of y, over all arenas, in two slots.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -58,9 +59,20 @@ static const struct sa_extern externs[] = {{"x", SIZE * sizeof(float)}, {"out", 
 static struct sa_plan plan_of(void)
 {
     return (struct sa_plan){
-        .kernels = kernels, .steps = steps, .bufs = bufs, .ints = ints, .entries = entries,
-        .values = values, .externs = externs, .num_kernels = 2, .num_steps = 4, .num_bufs = 6,
-        .num_ints = 2, .num_entries = 2, .num_values = 4, .num_externs = 2,
+        .kernels = kernels,
+        .steps = steps,
+        .bufs = bufs,
+        .ints = ints,
+        .entries = entries,
+        .values = values,
+        .externs = externs,
+        .num_kernels = 2,
+        .num_steps = 4,
+        .num_bufs = 6,
+        .num_ints = 2,
+        .num_entries = 2,
+        .num_values = 4,
+        .num_externs = 2,
         .arena_bytes = {64 + ROWS * 4, 128 + SIZE * 4, 0},
     };
 }
@@ -77,7 +89,8 @@ static struct exec *open_exec(const struct sa_plan *plan, struct pool *pool, uns
 {
     struct rt_error err;
     struct exec *x;
-    assert_int_equal(exec_open(plan, pool, &(struct exec_options){.slots = slots}, &x, &err), RT_ok);
+    assert_int_equal(exec_open(plan, pool, &(struct exec_options){.slots = slots}, &x, &err),
+                     RT_ok);
     return x;
 }
 
@@ -238,9 +251,9 @@ static void test_unbound(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_run),     cmocka_unit_test(test_names_and_rebinding),
+        cmocka_unit_test(test_run),           cmocka_unit_test(test_names_and_rebinding),
         cmocka_unit_test(test_shared_memory), cmocka_unit_test(test_too_large),
-        cmocka_unit_test(test_profile), cmocka_unit_test(test_unbound),
+        cmocka_unit_test(test_profile),       cmocka_unit_test(test_unbound),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

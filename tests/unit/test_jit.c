@@ -29,7 +29,8 @@ static struct jit_kernel kernel(int factor)
                          "    float *x = p[0];\n    int64_t w = n[0];\n"
                          "    for (int64_t r = lo; r < hi; r++)\n"
                          "        for (int64_t i = 0; i < w; i += 16)\n"
-                         "            *(v16 *)(x + r * w + i) *= %d.0f;\n}\n", factor);
+                         "            *(v16 *)(x + r * w + i) *= %d.0f;\n}\n",
+                         factor);
     char hex[33];
     hash_hex(body, strlen(body), hex);
     struct jit_kernel k = {.symbol = str_fmt(arena, "k_scale_%.16s", hex)};
@@ -94,7 +95,8 @@ static size_t cache_files(const char *end, const char *out[64])
         const char *sub = io_join(arena, root, e->d_name);
         DIR *ds = e->d_name[0] == '.' ? NULL : opendir(sub);
         for (struct dirent *f; ds && (f = readdir(ds));)
-            if (n < 64 && str_ends(str_of(f->d_name), end)) out[n++] = io_join(arena, sub, f->d_name);
+            if (n < 64 && str_ends(str_of(f->d_name), end))
+                out[n++] = io_join(arena, sub, f->d_name);
         if (ds) closedir(ds);
     }
     if (d) closedir(d);
@@ -153,9 +155,10 @@ static void test_compile_and_cache(void **state)
 static void test_texts(void **state)
 {
     (void)state;
-    struct str pair = STR("static float half(float x) { return x / 2; }\n"
-                          "void k_half(void **p) { *(float *)p[0] = half(*(float *)p[0]); }\n"
-                          "void k_quarter(void **p) { *(float *)p[0] = half(*(float *)p[0]) / 2; }\n");
+    struct str pair =
+        STR("static float half(float x) { return x / 2; }\n"
+            "void k_half(void **p) { *(float *)p[0] = half(*(float *)p[0]); }\n"
+            "void k_quarter(void **p) { *(float *)p[0] = half(*(float *)p[0]) / 2; }\n");
     struct str third = STR("void k_half(void **p) { *(float *)p[0] = -1; }\n");
     for (int round = 0; round < 2; round++) {
         struct jit_kernel k[] = {{"k_half", pair, NULL}, kernel(3), {"k_quarter", pair, NULL}};
@@ -211,8 +214,12 @@ static void test_broken_cache(void **state)
         case 2: assert_int_equal(unlink(file[0]), 0); break;
         case 3: assert_int_equal(truncate(idx, 40), 0); break;
         case 4: assert_int_equal(truncate(idx, 0), 0); break;
-        default: wrong = 0; assert_int_equal(io_write_atomic(io_join(arena, io_dirname(arena,
-                 idx), "0123456789abcdef0123456789abcdef.idx"), "\377\0\n", 3), 0);
+        default:
+            wrong = 0;
+            assert_int_equal(io_write_atomic(io_join(arena, io_dirname(arena, idx),
+                                                     "0123456789abcdef0123456789abcdef.idx"),
+                                             "\377\0\n", 3),
+                             0);
         }
         j = open_jit("native");
         struct jit_report rep = load(j, k, 2);
@@ -331,14 +338,19 @@ static void test_bad_compilers(void **state)
     struct rt_error err;
     assert_int_equal(load_with("no-such-compiler", &err), RT_user);
     assert_non_null(strstr(err.text, "no-such-compiler"));
-    assert_int_equal(load_with(script("#!/bin/sh\necho Debian clang version 16.0.6\n"), &err), RT_user);
+    assert_int_equal(load_with(script("#!/bin/sh\necho Debian clang version 16.0.6\n"), &err),
+                     RT_user);
     assert_non_null(strstr(err.text, "clang 16"));
     assert_int_equal(load_with(script("#!/bin/sh\necho tcc 1\n"), &err), RT_user);
     assert_int_equal(load_with(script("#!/bin/sh\n[ $1 = --version ] && echo clang version 19\n"
-                                      "[ $1 = --version ] || kill -9 $$\n"), &err), RT_machine);
+                                      "[ $1 = --version ] || kill -9 $$\n"),
+                               &err),
+                     RT_machine);
     assert_non_null(strstr(err.text, "signal 9"));
     assert_int_equal(load_with(script("#!/bin/sh\n[ $1 = --version ] && echo clang version 19 && "
-                                      "exit\necho 'disk full'; exit 1\n"), &err), RT_machine);
+                                      "exit\necho 'disk full'; exit 1\n"),
+                               &err),
+                     RT_machine);
     assert_non_null(strstr(err.text, "disk full"));
     /* Succeeds without an object: nothing is taken into the cache. */
     assert_int_equal(load_with(script("#!/bin/sh\necho clang version 19\n"), &err), RT_machine);
@@ -370,7 +382,8 @@ static void test_bad_text(void **state)
     pid_t pid = fork();
     if (pid == 0) {
         dup2(fd[1], 2);
-        struct jit_kernel k = {.symbol = "k_bad", .text = STR("void k_bad(void) { return nonsense; }")};
+        struct jit_kernel k = {.symbol = "k_bad",
+                               .text = STR("void k_bad(void) { return nonsense; }")};
         load(open_jit("native"), &k, 1);
         _exit(0);
     }
@@ -396,10 +409,15 @@ int main(void)
     unsetenv("STRATA_CLANG");
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_compile_and_cache), TEST(test_broken_cache), TEST(test_concurrent),
+        TEST(test_compile_and_cache),
+        TEST(test_broken_cache),
+        TEST(test_concurrent),
         TEST(test_texts),
-        TEST(test_cpus),              TEST(test_trim),          TEST(test_bad_compilers),
-        TEST(test_unusable_folder),   TEST(test_bad_text),
+        TEST(test_cpus),
+        TEST(test_trim),
+        TEST(test_bad_compilers),
+        TEST(test_unusable_folder),
+        TEST(test_bad_text),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arena_close(arena);

@@ -49,7 +49,8 @@ static void run_sizes(unsigned threads)
     for (int round = 0; round < 40; round++)
         for (unsigned s = 0; s < 7; s++)
             for (unsigned g = 0; g < 5; g++) {
-                struct job j = {.hits = hits, .items = sizes[s], .grain = grains[g], .threads = threads};
+                struct job j = {
+                    .hits = hits, .items = sizes[s], .grain = grains[g], .threads = threads};
                 memset(hits, 0, sizeof hits);
                 pool_run(p, count, &j, sizes[s], grains[g]);
                 assert_int_equal(j.bad, 0);
@@ -74,8 +75,9 @@ static void add_one(void *arg, int64_t lo, int64_t hi, unsigned worker)
     for (int64_t i = lo; i < hi; i++) v[i] += i + 1;
 }
 
-/* Short runs one after the other, with pauses that let the workers fall asleep: a worker that is late
- * for one run must not touch the next. Plain additions, so that a lost or doubled one shows. */
+/* Short runs one after the other, with pauses that let the workers fall asleep: a worker that is
+ * late for one run must not touch the next. Plain additions, so that a lost or doubled one shows.
+ */
 static void test_many_short_runs(void **state)
 {
     (void)state;
@@ -182,9 +184,9 @@ static void test_large_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),       cmocka_unit_test(test_many_short_runs),
-        cmocka_unit_test(test_scratch),     cmocka_unit_test(test_environment),
-        cmocka_unit_test(test_fork),        cmocka_unit_test(test_large_memory),
+        cmocka_unit_test(test_sizes),   cmocka_unit_test(test_many_short_runs),
+        cmocka_unit_test(test_scratch), cmocka_unit_test(test_environment),
+        cmocka_unit_test(test_fork),    cmocka_unit_test(test_large_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
