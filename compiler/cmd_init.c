@@ -32,7 +32,7 @@ int cmd_init(int argc, char **argv)
     int64_t seed = -1;
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"output", CLI_text, &out}, {"seed", CLI_int, &seed}));
-    if (!out) cli_fail(RT_user, "init needs -o FILE");
+    if (!out) cli_fail((enum rt_status)EXIT_USAGE, "init needs -o FILE");
     const struct model *m = cli_model(&c, c.arg.p[0]);
     const struct params *ps = params_of(c.arena, m);
     struct draw d = {.ps = ps, .seed = seed >= 0 ? (uint64_t)seed : m->train.seed};

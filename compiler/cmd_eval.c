@@ -1,0 +1,134 @@
+#include "compiler/run.h"
+#include "runtime/dataset.h"
+#include "runtime/npy.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+static const char help[] =
+    "usage: strata eval SPEC --weights W --tokens TOK.npy [--logits L.npy] [--grads G.safetensors]\n"
+    "                   [--depth-weights A.safetensors]\n\n"
+    "Runs the model on token ids int32 [B, T+1]: inputs are all columns but the last, targets all but\n"
+    "the first. Prints 'loss X': the mean cross-entropy in nats over all targets that are not negative.\n"
+    "Loss and gradients come from the training program, logits and depth weights from the forward\n"
+    "program.\n\n"
+    "  strata init specs/tiny-attnres.yaml -o w.safetensors\n"
+    "  strata eval specs/tiny-attnres.yaml --weights w.safetensors --tokens tok.npy --logits l.npy\n\n"
+    "  --weights W        safetensors file, Hugging Face folder, step folder or run folder\n"
+    "  --logits L.npy     float32 [B, T, V]\n"
+    "  --grads G          one gradient per trainable weight, under the weight's name\n"
+    "  --depth-weights A  one tensor [n, B, T] per active depth site, sources in order\n" RUN_HELP;
+
+struct batch {
+    int64_t B, T;
+    int32_t *in, *target;
+    double count;
+};
+
+static struct batch read_tokens(struct cli *c, const char *path, int64_t vocab)
+{
+    struct npy n;
+    cli_check(c, npy_open(path, &n, &c->err));
+    if (n.type == NPY_f32 || n.rank != 2 || n.shape[0] < 1 || n.shape[1] < 2)
+        cli_fail(RT_user, "%s: eval needs token ids [B, T+1] with at least one row and two columns", path);
+    struct batch b = {.B = n.shape[0], .T = n.shape[1] - 1};
+    size_t w = (size_t)n.shape[1], rows = (size_t)b.B, t = (size_t)b.T;
+    int32_t *row = NEW(c->arena, int32_t, w);
+    b.in = NEW(c->arena, int32_t, rows * t);
+    b.target = NEW(c->arena, int32_t, rows * t);
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t i = 0; i < w; i++) {
+            int64_t id = npy_int(&n, r * w + i);
+            if (id >= vocab || id < INT32_MIN)
+                cli_fail(RT_user, "%s: id %lld in row %zu is not in the vocabulary of %lld", path,
+                         (long long)id, r, (long long)vocab);
+            row[i] = (int32_t)id;
+        }
+        dataset_targets(row, t, b.in + r * t, b.target + r * t);
+    }
+    for (size_t i = 0; i < rows * t; i++) b.count += b.target[i] >= 0;
+    if (b.count == 0) cli_fail(RT_user, "%s: every target is negative, so there is no loss", path);
+    npy_close(&n);
+    return b;
+}
+
+static void bind(const struct plan *p, const struct batch *b)
+{
+    memcpy(plan_value(p, "tokens")->p, b->in, (size_t)(b->B * b->T) * 4);
+    const struct plan_value *target = plan_value(p, "targets");
+    if (!target) return;
+    memcpy(target->p, b->target, (size_t)(b->B * b->T) * 4);
+    *(float *)plan_value(p, "count")->p = (float)b->count;
+}
+
+static void write_grads(struct run *r, const struct plan *p, const char *path)
+{
+    struct cli *c = r->cli;
+    bool *keep = NEW(c->arena, bool, r->params->n);
+    float **grad = NEW(c->arena, float *, r->params->n);
+    for (size_t i = 0; i < r->params->n; i++) {
+        keep[i] = r->params->p[i].kind != PARAM_state;
+        if (keep[i]) grad[i] = plan_value(p, str_fmt(c->arena, "grad.%s", r->params->p[i].name))->p;
+    }
+    tf_list list = {0};
+    weights_list(c->arena, r->params, grad, keep, "", &list);
+    const struct tf_content content = {.tensors = list.p, .count = list.n};
+    cli_check(c, tensorfile_write(path, &content, &c->err));
+}
+
+/* [B*T, n] of each site as [n, B, T]. */
+static void write_depth(struct run *r, const struct plan *p, const struct batch *b, const char *path)
+{
+    struct cli *c = r->cli;
+    VEC(struct tf_tensor) list = {0};
+    size_t count;
+    const struct plan_value *v = plan_values(p, &count);
+    for (size_t i = 0; i < count; i++) {
+        if (!str_starts(str_of(v[i].name), "depth.")) continue;
+        int64_t n = v[i].dims[1], rows = v[i].dims[0];
+        float *out = NEW(c->arena, float, n * rows);
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t s = 0; s < n; s++) out[s * rows + t] = ((const float *)v[i].p)[t * n + s];
+        struct tf_tensor x = {.name = v[i].name + strlen("depth."), .dtype = TF_F32, .rank = 3,
+                              .shape = {n, b->B, b->T}, .data = out};
+        vec_push(c->arena, &list, x);
+    }
+    const struct tf_content content = {.tensors = list.p, .count = list.n};
+    cli_check(c, tensorfile_write(path, &content, &c->err));
+}
+
+int cmd_eval(int argc, char **argv)
+{
+    struct cli c = {0};
+    struct run_options o = {0};
+    const char *weights = NULL, *tokens = NULL, *logits = NULL, *grads = NULL, *depth = NULL;
+    cli_parse(&c, argc, argv, help, 1,
+              CLI_OPTIONS({"weights", CLI_text, &weights}, {"tokens", CLI_text, &tokens},
+                          {"logits", CLI_text, &logits}, {"grads", CLI_text, &grads},
+                          {"depth-weights", CLI_text, &depth}, RUN_OPTIONS(o)));
+    if (!weights || !tokens) cli_fail((enum rt_status)EXIT_USAGE, "eval needs --weights and --tokens");
+    const struct model *m = cli_model(&c, c.arg.p[0]);
+    const struct batch b = read_tokens(&c, tokens, m->vocab_size);
+    struct run r;
+    run_open(&r, &c, m, &o);
+    const struct build_options build = {.depth_weights = depth != NULL}, plain = {0};
+    struct plan *train = program_plan(run_program(&r, BUILD_train, &plain, b.B, b.T), b.B, b.T);
+    struct plan *forward = NULL;
+    if (logits || depth)
+        forward = program_plan(run_program(&r, BUILD_forward, &build, b.B, b.T), b.B, b.T);
+    run_ready(&r, train, NULL);
+    run_load(&r, weights);
+    bind(train, &b);
+    plan_run(train);
+    if (forward) {
+        bind(forward, &b);
+        plan_run(forward);
+    }
+    if (logits)
+        cli_check(&c, npy_write_f32(logits, plan_value(forward, "logits")->p, 3,
+                                    (const int64_t[]){b.B, b.T, m->vocab_size}, &c.err));
+    if (grads) write_grads(&r, train, grads);
+    if (depth) write_depth(&r, forward, &b, depth);
+    printf("loss %.9g\n", (double)*(const float *)plan_value(train, "loss")->p);
+    run_close(&r);
+    return 0;
+}

@@ -1,0 +1,74 @@
+#include "compiler/run.h"
+#include "runtime/checkpoint.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+struct texts { /* of passes, shown when the session is ready */
+    struct sb times, report, dump;
+};
+static struct texts texts;
+
+void run_open(struct run *r, struct cli *c, const struct model *m, const struct run_options *o)
+{
+    *r = (struct run){.cli = c, .model = m, .params = params_of(c->arena, m)};
+    struct session_options s = {.cpu = o->cpu, .threads = (unsigned)o->threads, .diag = c->diag};
+    if (o->threads < 0 || o->threads > 1024) cli_fail((enum rt_status)EXIT_USAGE, "--threads must be from 1 to 1024");
+    s.pipeline = (struct pipeline_options){.skip = o->skip, .dump_ir = o->dump_ir, .repro = o->repro,
+                                           .roundtrip_each = o->roundtrip};
+    if (o->dump_ir) s.pipeline.dump = &texts.dump;
+    if (o->report) s.pipeline.report = &texts.report;
+    if (o->time_passes) s.pipeline.times = &texts.times;
+    cli_check(c, session_open(&s, &r->session, &c->err));
+}
+
+struct program *run_program(struct run *r, enum build_program which, const struct build_options *o,
+                            int64_t B, int64_t T)
+{
+    static const char *const name[] = {"forward", "loss", "train"};
+    struct ir_graph *g = build_model(r->cli->arena, r->model, r->params, which, o);
+    if (which == BUILD_train) build_gradients(g);
+    struct program *p = program_open(r->session, g, name[which], (struct ir_bind){B, T});
+    if (p) return p;
+    cli_diagnostics(r->cli);
+    exit(EXIT_USER);
+}
+
+static void show(struct sb *s)
+{
+    if (s->n) fputs(s->p, stderr);
+    sb_free(s);
+}
+
+void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
+{
+    cli_check(r->cli, session_compile(r->session, rep, &r->cli->err));
+    show(&texts.dump);
+    show(&texts.report);
+    show(&texts.times);
+    if (r->weights) return;
+    r->weights = NEW(r->cli->arena, float *, r->params->n);
+    for (size_t i = 0; i < r->params->n; i++) {
+        const struct param *p = &r->params->p[i];
+        const struct plan_value *v = plan_value(plan, p->name);
+        r->weights[i] = v ? v->p : NEW(r->cli->arena, float, p->count);
+    }
+}
+
+void run_close(struct run *r)
+{
+    session_close(r->session);
+}
+
+void run_refused(void *cli, const char *step_dir, const char *why)
+{
+    (void)cli;
+    fprintf(stderr, "strata: warning: %s is not used: %s\n", step_dir, why);
+}
+
+void run_load(struct run *r, const char *path)
+{
+    char real[PATH_MAX];
+    struct cli *c = r->cli;
+    cli_check(c, ckpt_weights(path, run_refused, c, real, &c->err));
+    cli_check(c, weights_load(r->params, real, r->weights, c->diag, &c->err));
+}

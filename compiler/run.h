@@ -1,0 +1,50 @@
+/* What the commands that run a model share: its programs in one session, and its weights in memory. */
+#ifndef STRATA_COMPILER_RUN_H
+#define STRATA_COMPILER_RUN_H
+#include "compiler/build.h"
+#include "compiler/cli.h"
+#include "compiler/program.h"
+#include "compiler/weights.h"
+
+struct run {
+    struct cli *cli;
+    const struct model *model;
+    struct params *params;
+    struct session *session;
+    float **weights; /* per parameter; set by run_ready */
+};
+
+/* Options of every command that compiles: --cpu, --threads, --skip ... */
+struct run_options {
+    const char *cpu, *skip, *dump_ir, *repro;
+    int64_t threads;
+    bool report, time_passes, roundtrip;
+};
+#define RUN_OPTIONS(o)                                                                             \
+    {"cpu", CLI_text, &(o).cpu}, {"threads", CLI_int, &(o).threads}, {"skip", CLI_text, &(o).skip}, \
+        {"dump-ir", CLI_text, &(o).dump_ir}, {"report", CLI_flag, &(o).report},                    \
+        {"time-passes", CLI_flag, &(o).time_passes}, {"repro", CLI_text, &(o).repro},              \
+        {"roundtrip-each", CLI_flag, &(o).roundtrip}
+#define RUN_HELP                                                                                   \
+    "  --cpu NAME         native (default), x86-64-v3 or x86-64-v4\n"                              \
+    "  --threads N        threads; default $STRATA_THREADS, else the cores this process may use\n" \
+    "  --skip PASS,...    leave out passes (fuse-rows: every operation its own kernel)\n"          \
+    "  --dump-ir WHEN,... before:PASS, after:PASS, after:all: graphs to standard error\n"          \
+    "  --report           what the passes decided, and why\n"                                      \
+    "  --time-passes      milliseconds a pass\n"                                                   \
+    "  --set KEY=VALUE    change a value of the spec, as model.residual.blocks=2\n"
+
+/* Opens a session for a model; exits on failure. */
+void run_open(struct run *r, struct cli *c, const struct model *m, const struct run_options *o);
+/* Builds and compiles a program (through the passes); gradients are added to BUILD_train. */
+struct program *run_program(struct run *r, enum build_program which, const struct build_options *o,
+                            int64_t B, int64_t T);
+/* Compiles what is missing, prints --report and --time-passes, and points r->weights at every
+ * parameter: into `plan` where it has it, else to memory of its own. */
+void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep);
+void run_close(struct run *r);
+/* Weights from --weights PATH (file, Hugging Face folder, step folder or run folder); exits on failure. */
+void run_load(struct run *r, const char *path);
+/* The same without exiting: also tells where the weights came from (step folder). */
+void run_refused(void *cli, const char *step_dir, const char *why);
+#endif
