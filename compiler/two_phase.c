@@ -256,7 +256,11 @@ static void site_grad(struct tp *t, size_t site, ir_id *dp, ir_id *du)
     gr->dh[i] = dh;
     gr->delta[i] = dot(t, dh, m.h);
     gr->lse[i] = m.lse;
-    if (!x->partial) return;
+    if (!x->partial) { /* a column of the op's log-sum-exps: the gradient wants it by itself */
+        if (gr->count > 1)
+            gr->lse[i] = ir_add(t->r, OP_concat, SRCS(m.lse), ATTRS(A_INT(axis, 1)), NULL);
+        return;
+    }
     ir_id u = mapped(t, x->mix, 0), p = mapped(t, x->mix, 1 + gr->finished);
     ir_id ds = op2(t, OP_mul, m.b, op2(t, OP_sub, dot(t, dh, p), gr->delta[i]));
     ir_id dsr = op2(t, OP_mul, ds, m.r2);
