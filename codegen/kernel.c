@@ -30,7 +30,10 @@ bool cg_strided_result(const struct ir_graph *g, ir_id n, uint32_t result)
 {
     switch (ir_at(g, n)->op) {
     case OP_matmul: return ir_ty(g, n)->rank == 2;
-    case OP_rows:
+    case OP_rows: { /* the pass decided: the stride is in the region's text */
+        const struct ir_graph *r = g->region.p[ir_int(g, n, AK_region, 0)];
+        return r->out.p[result].ld != 0;
+    }
     case OP_rope:
     case OP_grouped_matmul: return true;
     case OP_attention: return result == 0; /* not the log-sum-exp */
