@@ -23,13 +23,18 @@ static struct depth sizes(const struct ir_graph *g, ir_id node, uint32_t v, stru
     return s;
 }
 
+/* Queries of a block. */
+static uint32_t block(struct depth s)
+{
+    return s.q < MAX_BLOCK ? s.q : MAX_BLOCK;
+}
+
 /* dots + a kernel's own section. */
 static struct str kernel(struct arena *a, const char *name, struct depth s,
                          const struct cg_var *more, size_t nmore)
 {
-    uint32_t qb = s.q < MAX_BLOCK ? s.q : MAX_BLOCK;
     const struct cg_var vars[] = {{"D", str_fmt(a, "%lld", (long long)s.d)},
-                                  {"QB", str_fmt(a, "%u", qb)}};
+                                  {"QB", str_fmt(a, "%u", block(s))}};
     struct str dots = cg_section(a, text, "dots", vars, 2);
     struct str body = cg_section(a, text, name, more, nmore);
     return str_of(str_fmt(a, "%s%s", dots.p, body.p));
@@ -40,18 +45,20 @@ static const char *label(struct arena *a, const struct ir_graph *g, ir_id node, 
     return str_fmt(a, "%s %s", name, ir_word(g, node, AK_site, ""));
 }
 
-static size_t row_scratch(struct depth s, size_t arrays)
-{
-    return arrays * ((s.n + 15u) / 16 * 16) * sizeof(float);
-}
-
 static void mix(struct arena *a, const struct ir_graph *g, ir_id node, struct ir_bind b,
                 struct cg_lowering *out)
 {
     struct depth s = sizes(g, node, ir_at(g, node)->nsrc - 1, b);
-    const struct cg_var eps = {"EPS", str_fmt(a, "%.9ef", ir_num(g, node, AK_eps, 1e-6))};
+    int64_t lanes = block(s) + 1, tile = 16 / lanes, tiles = (s.rows + tile - 1) / tile;
+    struct sb square = {0}; /* per lane, where its row's mean square is */
+    for (int64_t i = 0; i < 16; i++)
+        sb_printf(&square, "%s%lld", i ? ", " : "",
+                  (long long)(i / lanes < tile ? i / lanes * lanes + lanes - 1 : 15));
+    const struct cg_var vars[] = {{"EPS", str_fmt(a, "%.9ef", ir_num(g, node, AK_eps, 1e-6))},
+                                  {"ROWS", str_fmt(a, "%lld", (long long)tile)},
+                                  {"SQUARE_LANE", sb_take(&square, a).p}};
     const char *name = op_info((enum ir_op)ir_at(g, node)->op)->name;
-    struct cg_step *step = cg_add(a, out, "depth_mix", kernel(a, "depth_mix", s, &eps, 1),
+    struct cg_step *step = cg_add(a, out, "depth_mix", kernel(a, "depth_mix", s, vars, 3),
                                   label(a, g, node, name));
     uint32_t nref = 2 * s.q + s.n + 3;
     struct cg_ref *ref = NEW(a, struct cg_ref, nref);
@@ -59,8 +66,8 @@ static void mix(struct arena *a, const struct ir_graph *g, ir_id node, struct ir
     for (uint32_t i = 0; i < s.q + 3; i++) ref[s.q + s.n + i] = R_(i);
     cg_refs(a, step, ref, nref);
     cg_nums(a, step, CG_NUMS(s.rows, s.n, s.q));
-    step->scratch = row_scratch(s, MAX_BLOCK);
-    cg_items(step, s.rows, 4 * s.d * (int64_t)(s.n + s.q));
+    step->scratch = s.n * 16 * sizeof(float);
+    cg_items(step, tiles, tile * 4 * s.d * (int64_t)(s.n + s.q));
 }
 
 /* Operands of a gradient in the kernel's order: s, r, u.., dh.., h or delta.., lse.., v.., acc...
@@ -105,7 +112,8 @@ static void grad(struct arena *a, const struct ir_graph *g, ir_id node, struct i
     ref[at] = W_(0);
     cg_refs(a, step, ref, nref);
     cg_nums(a, step, num, 3 + 2 * (size_t)s.n);
-    step->scratch = row_scratch(s, 2 * MAX_BLOCK + 1);
+    /* per source and query 16 lane sums, weight and two gradients; and one coefficient per source */
+    step->scratch = ((s.n + 15u) / 16 * 16) * (block(s) * 18 + 1) * sizeof(float);
     int64_t items = (s.rows + GRAD_ROWS - 1) / GRAD_ROWS;
     cg_items(step, items, GRAD_ROWS * 4 * s.d * (int64_t)(3 * s.n + s.q));
 
