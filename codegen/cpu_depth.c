@@ -19,7 +19,9 @@ static struct depth sizes(const struct ir_graph *g, ir_id node, uint32_t v, stru
     struct depth s = {(uint32_t)ir_int(g, node, AK_queries, 1),
                       (uint32_t)ir_int(g, node, AK_sources, 0), cg_src_rows(g, node, v, b),
                       cg_src_cols(g, node, v, b)};
-    for (uint32_t i = 0; i < ir_at(g, node)->nsrc; i++) cg_need_dense(g, node, i);
+    bool strided = ir_at(g, node)->op == OP_depth_inter_grad; /* its log-sum-exps: columns of a matrix */
+    for (uint32_t i = 0; i < ir_at(g, node)->nsrc; i++)
+        if (!strided || i < 2 + 3 * s.q || i >= 2 + 4 * s.q) cg_need_dense(g, node, i);
     return s;
 }
 
@@ -97,7 +99,7 @@ static void grad(struct arena *a, const struct ir_graph *g, ir_id node, struct i
                                   label(a, g, node, name));
     uint32_t nref = 2 + 4 * s.q + 3 * s.n + 1, at;
     struct cg_ref *ref = NEW(a, struct cg_ref, nref);
-    int64_t *num = NEW(a, int64_t, 3 + 2 * (size_t)s.n);
+    int64_t *num = NEW(a, int64_t, 3 + 2 * (size_t)s.n + s.q);
     uint32_t v = grad_operands(g, node, s, ref), acc = v + s.n;
     num[0] = s.rows, num[1] = s.n, num[2] = s.q;
     for (uint32_t j = 0; j < s.n; j++) {
@@ -108,10 +110,12 @@ static void grad(struct arena *a, const struct ir_graph *g, ir_id node, struct i
         num[3 + j] = has;
         num[3 + s.n + j] = 1;
     }
+    for (uint32_t i = 0; i < s.q; i++)
+        num[3 + 2 * s.n + i] = whole ? 1 : cg_src_ld(g, node, 2 + 3 * s.q + i);
     at = v + 3 * s.n;
     ref[at] = W_(0);
     cg_refs(a, step, ref, nref);
-    cg_nums(a, step, num, 3 + 2 * (size_t)s.n);
+    cg_nums(a, step, num, 3 + 2 * (size_t)s.n + s.q);
     /* per source and query 16 lane sums, weight and two gradients; and one coefficient per source */
     step->scratch = ((s.n + 15u) / 16 * 16) * (block(s) * 18 + 1) * sizeof(float);
     int64_t items = (s.rows + GRAD_ROWS - 1) / GRAD_ROWS;

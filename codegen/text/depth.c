@@ -207,7 +207,7 @@ INLINE void @FN@_block(const int q, const int un, void *const *p, const int64_t 
         @FN@_dots(q, un, dh, (const float *)v[j] + row * @FN@_D, sums + j, ld, 0);
     for (int64_t j = 0; j < count; j += 16) st16(c + j, splat16(0));
     for (int i = 0; i < q; i++) {
-        float sum, l = ((const float *)lse[i])[row];
+        float sum, l = ((const float *)lse[i])[row * n[3 + 2 * count + from + i]];
         if (${FROM_MIX}) { /* the whole mix is there, delta = dh . h */
             v16 lanes;
             @FN@_dots(1, un, dh + i, (const float *)delta[i] + row * @FN@_D, &lanes, 0, 0);
@@ -232,7 +232,7 @@ INLINE void @FN@_block(const int q, const int un, void *const *p, const int64_t 
 /* p: logits [N,q*n], reciprocal rms [N,n], queries (times gains), dh, ${FROM_MIX} ? mixes : dh . h,
  * log-sum-exps, sources, accumulators, source gradients (accumulator and gradient may be one),
  * partial sums of the query gradients [items, q, D].  n: rows, sources, queries, per source whether
- * it has an accumulator, then as many ones.  Item = ${ROWS} rows. */
+ * it has an accumulator, then as many ones, strides of the log-sum-exps.  Item = ${ROWS} rows. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     for (int64_t item = lo; item < hi; item++) {
         float *du = (float *)p[2 + 4 * n[2] + 3 * n[1]] + item * n[2] * @FN@_D;
