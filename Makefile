@@ -83,10 +83,12 @@ check: all $(TESTS) $(REPLAY)
 	@for t in $(TESTS); do echo "== $$t"; $$t || exit 1; done
 	@for t in $(FUZZ); do echo "== replay $$t"; $(BUILD)/replay/$$t tests/fuzz/corpus/$$t || exit 1; done
 
-# Every CPU kernel as a share of the machine's measured multiply-add peak.
-$(BUILD)/bench_kernels: tests/bench/bench_kernels.c $(BUILD)/libstrata.a
+# Speed of CPU kernels, for people to read: bench-kernels (products and attention, as a share of the
+# machine's measured multiply-add peak), bench-depth (beside the speed of memcpy).
+$(BUILD)/bench_%: tests/bench/bench_%.c $(BUILD)/libstrata.a
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -Itests -o $@ $< $(BUILD)/libstrata.a $(LDFLAGS) $(LDLIBS)
-bench-kernels: $(BUILD)/bench_kernels
+.PRECIOUS: $(BUILD)/bench_%
+bench-kernels bench-depth: bench-%: $(BUILD)/bench_%
 	$<
 
 clean:

@@ -19,17 +19,24 @@ static struct depth sizes(const struct ir_graph *g, ir_id node, uint32_t v, stru
     struct depth s = {(uint32_t)ir_int(g, node, AK_queries, 1),
                       (uint32_t)ir_int(g, node, AK_sources, 0), cg_src_rows(g, node, v, b),
                       cg_src_cols(g, node, v, b)};
-    for (uint32_t i = 0; i < ir_at(g, node)->nsrc; i++) cg_need_dense(g, node, i);
+    bool strided = ir_at(g, node)->op == OP_depth_inter_grad; /* its log-sum-exps: columns of a matrix */
+    for (uint32_t i = 0; i < ir_at(g, node)->nsrc; i++)
+        if (!strided || i < 2 + 3 * s.q || i >= 2 + 4 * s.q) cg_need_dense(g, node, i);
     return s;
+}
+
+/* Queries of a block. */
+static uint32_t block(struct depth s)
+{
+    return s.q < MAX_BLOCK ? s.q : MAX_BLOCK;
 }
 
 /* dots + a kernel's own section. */
 static struct str kernel(struct arena *a, const char *name, struct depth s,
                          const struct cg_var *more, size_t nmore)
 {
-    uint32_t qb = s.q < MAX_BLOCK ? s.q : MAX_BLOCK;
     const struct cg_var vars[] = {{"D", str_fmt(a, "%lld", (long long)s.d)},
-                                  {"QB", str_fmt(a, "%u", qb)}};
+                                  {"QB", str_fmt(a, "%u", block(s))}};
     struct str dots = cg_section(a, text, "dots", vars, 2);
     struct str body = cg_section(a, text, name, more, nmore);
     return str_of(str_fmt(a, "%s%s", dots.p, body.p));
@@ -40,18 +47,20 @@ static const char *label(struct arena *a, const struct ir_graph *g, ir_id node, 
     return str_fmt(a, "%s %s", name, ir_word(g, node, AK_site, ""));
 }
 
-static size_t row_scratch(struct depth s, size_t arrays)
-{
-    return arrays * ((s.n + 15u) / 16 * 16) * sizeof(float);
-}
-
 static void mix(struct arena *a, const struct ir_graph *g, ir_id node, struct ir_bind b,
                 struct cg_lowering *out)
 {
     struct depth s = sizes(g, node, ir_at(g, node)->nsrc - 1, b);
-    const struct cg_var eps = {"EPS", str_fmt(a, "%.9ef", ir_num(g, node, AK_eps, 1e-6))};
+    int64_t lanes = block(s) + 1, tile = 16 / lanes, tiles = (s.rows + tile - 1) / tile;
+    struct sb square = {0}; /* per lane, where its row's mean square is */
+    for (int64_t i = 0; i < 16; i++)
+        sb_printf(&square, "%s%lld", i ? ", " : "",
+                  (long long)(i / lanes < tile ? i / lanes * lanes + lanes - 1 : 15));
+    const struct cg_var vars[] = {{"EPS", str_fmt(a, "%.9ef", ir_num(g, node, AK_eps, 1e-6))},
+                                  {"ROWS", str_fmt(a, "%lld", (long long)tile)},
+                                  {"SQUARE_LANE", sb_take(&square, a).p}};
     const char *name = op_info((enum ir_op)ir_at(g, node)->op)->name;
-    struct cg_step *step = cg_add(a, out, "depth_mix", kernel(a, "depth_mix", s, &eps, 1),
+    struct cg_step *step = cg_add(a, out, "depth_mix", kernel(a, "depth_mix", s, vars, 3),
                                   label(a, g, node, name));
     uint32_t nref = 2 * s.q + s.n + 3;
     struct cg_ref *ref = NEW(a, struct cg_ref, nref);
@@ -59,8 +68,8 @@ static void mix(struct arena *a, const struct ir_graph *g, ir_id node, struct ir
     for (uint32_t i = 0; i < s.q + 3; i++) ref[s.q + s.n + i] = R_(i);
     cg_refs(a, step, ref, nref);
     cg_nums(a, step, CG_NUMS(s.rows, s.n, s.q));
-    step->scratch = row_scratch(s, MAX_BLOCK);
-    cg_items(step, s.rows, 4 * s.d * (int64_t)(s.n + s.q));
+    step->scratch = s.n * 16 * sizeof(float);
+    cg_items(step, tiles, tile * 4 * s.d * (int64_t)(s.n + s.q));
 }
 
 /* Operands of a gradient in the kernel's order: s, r, u.., dh.., h or delta.., lse.., v.., acc...
@@ -90,7 +99,7 @@ static void grad(struct arena *a, const struct ir_graph *g, ir_id node, struct i
                                   label(a, g, node, name));
     uint32_t nref = 2 + 4 * s.q + 3 * s.n + 1, at;
     struct cg_ref *ref = NEW(a, struct cg_ref, nref);
-    int64_t *num = NEW(a, int64_t, 3 + 2 * (size_t)s.n);
+    int64_t *num = NEW(a, int64_t, 3 + 2 * (size_t)s.n + s.q);
     uint32_t v = grad_operands(g, node, s, ref), acc = v + s.n;
     num[0] = s.rows, num[1] = s.n, num[2] = s.q;
     for (uint32_t j = 0; j < s.n; j++) {
@@ -101,11 +110,14 @@ static void grad(struct arena *a, const struct ir_graph *g, ir_id node, struct i
         num[3 + j] = has;
         num[3 + s.n + j] = 1;
     }
+    for (uint32_t i = 0; i < s.q; i++)
+        num[3 + 2 * s.n + i] = whole ? 1 : cg_src_ld(g, node, 2 + 3 * s.q + i);
     at = v + 3 * s.n;
     ref[at] = W_(0);
     cg_refs(a, step, ref, nref);
-    cg_nums(a, step, num, 3 + 2 * (size_t)s.n);
-    step->scratch = row_scratch(s, 2 * MAX_BLOCK + 1);
+    cg_nums(a, step, num, 3 + 2 * (size_t)s.n + s.q);
+    /* per source and query 16 lane sums, weight and two gradients; and one coefficient per source */
+    step->scratch = ((s.n + 15u) / 16 * 16) * (block(s) * 18 + 1) * sizeof(float);
     int64_t items = (s.rows + GRAD_ROWS - 1) / GRAD_ROWS;
     cg_items(step, items, GRAD_ROWS * 4 * s.d * (int64_t)(3 * s.n + s.q));
 

@@ -1,5 +1,5 @@
-/* From the merged tree to the checked model: the generic reader does keys, kinds and ranges; here is
- * what involves several keys. */
+/* From the merged tree to the checked model: the generic reader does keys, kinds and ranges; here
+ * is what involves several keys. */
 #include "compiler/spec_read.h"
 #include "base/map.h"
 
@@ -54,8 +54,8 @@ static void check_ffn(struct spec_ctx *c, const struct entry *e, struct ffn *x)
     const char *what = str_fmt(c->a, "ffn '%s'", spec_shown(c, e->key));
     if (!spec_read_object(c, OBJ_ffn, e->value, e->key_at, what, x)) return;
     if (x->type == FFN_moe && x->experts_per_token > x->num_experts &&
-        spec_err(c, D_spec_experts_few, spec_where(e->value, "experts_per_token"), x->experts_per_token,
-                 x->num_experts)) {
+        spec_err(c, D_spec_experts_few, spec_where(e->value, "experts_per_token"),
+                 x->experts_per_token, x->num_experts)) {
         diag_note(c->d, spec_where(e->value, "num_experts"), "num_experts is set here");
         diag_hint(c->d, "Use a value from 1 to %lld.", (long long)x->num_experts);
     }

@@ -108,8 +108,8 @@ static const char *layers_diff(struct arena *a, const struct model *x, const str
 
 static const char *blocks_diff(struct arena *a, const struct model *x, const struct model *y)
 {
-    const char *d = count_diff(a, "the number of depth blocks", x->num_boundaries + 1,
-                               y->num_boundaries + 1);
+    const char *d =
+        count_diff(a, "the number of depth blocks", x->num_boundaries + 1, y->num_boundaries + 1);
     for (size_t i = 0; !d && i < x->num_boundaries; i++)
         if (x->boundary[i] != y->boundary[i])
             d = str_fmt(a, "depth block %zu begins at sublayer %lld, but was %lld", i + 1,
@@ -119,9 +119,9 @@ static const char *blocks_diff(struct arena *a, const struct model *x, const str
 
 const char *spec_difference(struct arena *a, const struct model *now, const struct model *then)
 {
-    static const enum spec_obj objects[] = {OBJ_model, OBJ_norm, OBJ_init,      OBJ_residual,
-                                            OBJ_train, OBJ_data, OBJ_optimizer, OBJ_schedule,
-                                            OBJ_tokenizer};
+    static const enum spec_obj objects[] = {OBJ_model,     OBJ_norm,     OBJ_init,
+                                            OBJ_residual,  OBJ_train,    OBJ_data,
+                                            OBJ_optimizer, OBJ_schedule, OBJ_tokenizer};
     const char *d = object_diff(a, OBJ_root, "", now, then);
     for (size_t i = 0; !d && i < sizeof objects / sizeof *objects; i++)
         d = object_diff(a, objects[i], "", now, then);

@@ -3,17 +3,18 @@
 
 static const char intro[] =
     "# The keys of a spec\n\n"
-    "Made by `strata spec --reference` from `compiler/spec.def`; edit that file, never this one.\n\n"
-    "A spec is one YAML document, UTF-8, at most 4 MiB. Numbers are decimal without leading zeros,\n"
-    "booleans are `true` and `false` only, what is quoted is text, `null` is allowed where it says\n"
-    "so. Tags and `<<` are refused; anchors and aliases are fine. Every key is known and used by\n"
-    "the chosen type, or it is an error. **required** keys may come from the file that `extends`\n"
-    "names.\n\n"
-    "`extends: FILE` starts from another spec: mappings merge key by key; a mapping whose `type`\n"
-    "differs replaces the other; naming one of `block_size`, `blocks` and `boundaries` removes the\n"
-    "other two; everything else replaces. `--set KEY=VALUE` (dotted key, YAML value) then replaces\n"
-    "single values. Data and tokenizer paths are relative to the file that names them,\n"
-    "`train.checkpoint.dir` and paths in `--set` to the working directory.\n";
+    "Made by `strata spec --reference` from `compiler/spec.def`; edit that file, never this\n"
+    "one.\n\n"
+    "A spec is one YAML document, UTF-8, at most 4 MiB. Numbers are decimal without leading\n"
+    "zeros, booleans are `true` and `false` only, what is quoted is text, `null` is allowed\n"
+    "where it says so. Tags and `<<` are refused; anchors and aliases are fine. Every key is\n"
+    "known and used by the chosen type, or it is an error. **required** keys may come from\n"
+    "the file that `extends` names.\n\n"
+    "`extends: FILE` starts from another spec: mappings merge key by key; a mapping whose\n"
+    "`type` differs replaces the other; naming one of `block_size`, `blocks` and `boundaries`\n"
+    "removes the other two; everything else replaces. `--set KEY=VALUE` (dotted key, YAML\n"
+    "value) then replaces single values. Data and tokenizer paths are relative to the file\n"
+    "that names them, `train.checkpoint.dir` and paths in `--set` to the working directory.\n";
 
 static void words_code(struct sb *out, enum spec_list list)
 {
@@ -30,7 +31,7 @@ static void when_text(struct sb *out, const struct spec_key *k)
 {
     enum spec_list list = spec_type_list(k->object);
     bool first = true;
-    if (k->when == 0xffffffffu || list == LIST_none) return;
+    if (k->when == SPEC_ANY || list == LIST_none) return;
     for (size_t i = 0; i < spec_num_words; i++) {
         if (spec_words[i].list != list || !(k->when >> spec_words[i].value & 1)) continue;
         sb_printf(out, "%s`%s`", first ? "" : ", ", spec_words[i].word);
@@ -41,13 +42,22 @@ static void when_text(struct sb *out, const struct spec_key *k)
 
 static void value_text(struct sb *out, const struct spec_key *k)
 {
-    static const char *const kinds[] = {
-        [K_int] = "integer",          [K_int0] = "`null` or integer", [K_int_all] = "`all` or integer",
-        [K_seed] = "integer",         [K_num] = "number",             [K_num0] = "`null` or number",
-        [K_pair] = "two numbers",     [K_bool] = "`true`, `false`",   [K_str] = "text",
-        [K_name] = "name",            [K_path] = "file name",         [K_ints] = "list of integers",
-        [K_stop] = "list of ids",     [K_special] = "texts to ids",   [K_any] = "keys to lists",
-        [K_layers] = "list of layers"};
+    static const char *const kinds[] = {[K_int] = "integer",
+                                        [K_int0] = "`null` or integer",
+                                        [K_int_all] = "`all` or integer",
+                                        [K_seed] = "integer",
+                                        [K_num] = "number",
+                                        [K_num0] = "`null` or number",
+                                        [K_pair] = "two numbers",
+                                        [K_bool] = "`true`, `false`",
+                                        [K_str] = "text",
+                                        [K_name] = "name",
+                                        [K_path] = "file name",
+                                        [K_ints] = "list of integers",
+                                        [K_stop] = "list of ids",
+                                        [K_special] = "texts to ids",
+                                        [K_any] = "keys to lists",
+                                        [K_layers] = "list of layers"};
     if (k->kind == K_word) {
         words_code(out, (enum spec_list)k->arg);
     } else if (k->kind == K_obj || k->kind == K_named) {
@@ -93,8 +103,7 @@ void spec_reference(struct sb *out)
         sb_str(out, obj->help);
         if (obj->bare == BARE_type)
             sb_str(out, " Where only the type is given, its bare word may stand for the mapping.");
-        if (obj->bare == BARE_flag)
-            sb_str(out, " A bare `true` or `false` stands for all keys.");
+        if (obj->bare == BARE_flag) sb_str(out, " A bare `true` or `false` stands for all keys.");
         sb_printf(out, "\n\n| key | value | default | %smeaning |\n|---|---|---|---|%s\n",
                   typed ? "types | " : "", typed ? "---|" : "");
         for (size_t i = 0; i < spec_num_keys; i++)

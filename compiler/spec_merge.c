@@ -106,8 +106,8 @@ static struct node *without_sites(struct spec_ctx *c, struct node *list, size_t 
             ++*dropped;
         }
         if (inner)
-            item = with(c, item, inner->key, inner->key_at,
-                        without_sites(c, inner->value, dropped));
+            item =
+                with(c, item, inner->key, inner->key_at, without_sites(c, inner->value, dropped));
         n->item[i] = item;
     }
     return n;

@@ -61,8 +61,8 @@ static void wrong_kind(struct spec_ctx *c, const struct node *n, const char *wha
     plain.quoted = false;
     bool number = spec_parse_int(&plain, &i) || parse_num(&plain, &x);
     if (n->kind != NODE_scalar) return;
-    if (n->quoted && (number || str_is(n->text, "true") || str_is(n->text, "false") ||
-                      str_is(n->text, "null")))
+    if (n->quoted &&
+        (number || str_is(n->text, "true") || str_is(n->text, "false") || str_is(n->text, "null")))
         diag_hint(c->d, "Remove the quotes.");
     else if (strstr(want, "true or false") &&
              (str_is(n->text, "yes") || str_is(n->text, "on") || str_is(n->text, "True")))
@@ -180,8 +180,7 @@ static bool read_text(struct spec_ctx *c, const struct node *n, const struct spe
         return false;
     }
     *out = n->text.p;
-    if (k->kind == K_path)
-        *out = absolute(c, io_join(c->a, spec_dir_of(c, n->at), n->text.p));
+    if (k->kind == K_path) *out = absolute(c, io_join(c->a, spec_dir_of(c, n->at), n->text.p));
     return true;
 }
 
@@ -215,7 +214,10 @@ static void *field_of(const struct spec_key *k, void *base, void *nowhere)
 static bool read_number(struct spec_ctx *c, const struct spec_key *k, const struct node *n,
                         void *base)
 {
-    union { int64_t i; double x; } none;
+    union {
+        int64_t i;
+        double x;
+    } none;
     void *field = field_of(k, base, &none);
     int64_t i = 0;
     double x = 0;
@@ -258,7 +260,11 @@ static bool check_form(struct spec_ctx *c, const struct spec_key *k, const struc
 static bool read_value(struct spec_ctx *c, const struct spec_key *k, const struct node *n,
                        struct span key_at, void *base)
 {
-    union { double pair[2]; bool flag; const char *text; } none;
+    union {
+        double pair[2];
+        bool flag;
+        const char *text;
+    } none;
     void *field = field_of(k, base, &none);
     int word;
     switch (k->kind) {
@@ -412,7 +418,7 @@ static void read_keys(struct spec_ctx *c, enum spec_obj object, int type, const 
     for (size_t i = 0; i < spec_num_keys; i++) {
         const struct spec_key *k = &spec_keys[i];
         if (k->object != object || (type >= 0 && !(k->when >> type & 1))) continue;
-        if (type < 0 && k->when != 0xffffffffu) continue; /* an unknown type uses unknown keys */
+        if (type < 0 && k->when != SPEC_ANY) continue; /* an unknown type uses unknown keys */
         bool is_type = k->kind == K_word && strcmp(k->name, "type") == 0;
         struct entry *e = spec_entry(n, k->name);
         if (is_type && type >= 0)
@@ -427,7 +433,8 @@ static void read_keys(struct spec_ctx *c, enum spec_obj object, int type, const 
             read_default(c, k, base);
     }
     if (missing.n)
-        spec_err(c, D_spec_key_missing, key_at, what, strchr(missing.p, ',') ? "keys" : "key", missing.p);
+        spec_err(c, D_spec_key_missing, key_at, what, strchr(missing.p, ',') ? "keys" : "key",
+                 missing.p);
     sb_free(&missing);
 }
 
@@ -439,8 +446,8 @@ bool spec_read_object(struct spec_ctx *c, enum spec_obj object, const struct nod
     static const struct node empty = {.kind = NODE_map};
     if (n && n->kind == NODE_scalar && bare == BARE_flag)
         return read_flags(c, object, n, what, base);
-    bool word = n && n->kind == NODE_scalar && bare == BARE_type && n->text.n &&
-                !spec_plain(n, "null");
+    bool word =
+        n && n->kind == NODE_scalar && bare == BARE_type && n->text.n && !spec_plain(n, "null");
     if (n && n->kind != NODE_map && !word) {
         wrong_kind(c, n, what,
                    bare == BARE_type   ? "a mapping or the name of a type"

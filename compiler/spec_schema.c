@@ -195,7 +195,9 @@ static void definition(struct schema *s, enum spec_obj o)
     bool single = list == LIST_none && spec_objects[o].bare == BARE_no;
     sb_printf(s->out, "    \"%s%s\": {\n      \"description\": \"%s\",\n      \"%s\": [",
               spec_objects[o].id, s->part ? "_part" : "", spec_objects[o].help,
-              single ? "allOf" : s->part ? "anyOf" : "oneOf");
+              single    ? "allOf"
+              : s->part ? "anyOf"
+                        : "oneOf");
     bare(s, o, list);
     const char *sep = "";
     for (size_t i = 0; i < spec_num_words && list != LIST_none; i++) {

@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-#define ANY 0xffffffffu
+#define ANY SPEC_ANY
 #define T(type) (1u << (type))
 #define NOWHERE SPEC_NOWHERE
 #define MODEL(field) offsetof(struct model, field)

@@ -1,4 +1,5 @@
-/* The table of the spec language (spec.def) as data, for the reader, the merger and the documents. */
+/* The table of the spec language (spec.def) as data, for the reader, the merger and the documents.
+ */
 #ifndef STRATA_COMPILER_SPEC_TABLE_H
 #define STRATA_COMPILER_SPEC_TABLE_H
 #include "compiler/model.h"
@@ -36,9 +37,20 @@ enum spec_kind {
 
 enum spec_list {
     LIST_none,
-    LIST_norm_type, LIST_residual_type, LIST_mixer_type, LIST_gate_type, LIST_gate_rank,
-    LIST_ffn_type, LIST_activation, LIST_router_score, LIST_balance_type, LIST_tokenizer_type,
-    LIST_data_order, LIST_optimizer_type, LIST_schedule_type, LIST_precision
+    LIST_norm_type,
+    LIST_residual_type,
+    LIST_mixer_type,
+    LIST_gate_type,
+    LIST_gate_rank,
+    LIST_ffn_type,
+    LIST_activation,
+    LIST_router_score,
+    LIST_balance_type,
+    LIST_tokenizer_type,
+    LIST_data_order,
+    LIST_optimizer_type,
+    LIST_schedule_type,
+    LIST_precision
 };
 
 struct spec_word {
@@ -55,13 +67,14 @@ struct spec_key {
     enum spec_obj object;
     const char *name;
     enum spec_kind kind;
-    int arg;         /* enum spec_list or enum spec_obj */
-    uint32_t when;   /* bit set of the object's types that use the key */
+    int arg;       /* enum spec_list or enum spec_obj */
+    uint32_t when; /* bit set of the object's types that use the key */
     const char *dflt, *range;
-    size_t field;    /* offset in struct model, mixer, ffn or spec_item; SPEC_NOWHERE */
+    size_t field; /* offset in struct model, mixer, ffn or spec_item; SPEC_NOWHERE */
     const char *help;
 };
 #define SPEC_NOWHERE ((size_t)-1)
+#define SPEC_ANY 0xffffffffu /* spec_key.when: used by every type */
 
 /* What a row of layers or repeat is read into, before references are resolved. */
 struct spec_item {

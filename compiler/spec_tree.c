@@ -127,7 +127,8 @@ const char *spec_nearest(struct str text, const char *const *names, size_t n)
     unsigned limit = text.n < 3 ? 1 : text.n < 6 ? 2 : 3, least = limit + 1;
     for (size_t i = 0; i < n; i++) {
         unsigned far = str_distance(text, str_of(names[i]));
-        if (far && far < least && far < text.n && far < strlen(names[i])) least = far, best = names[i];
+        if (far && far < least && far < text.n && far < strlen(names[i]))
+            least = far, best = names[i];
     }
     return best;
 }
@@ -147,7 +148,8 @@ const char *spec_shown(struct spec_ctx *c, struct str text)
 const char *spec_describe(struct spec_ctx *c, const struct node *n)
 {
     if (n->kind == NODE_map) return "a mapping";
-    if (n->kind == NODE_list) return n->n == 1 ? "a list of 1" : str_fmt(c->a, "a list of %zu", n->n);
+    if (n->kind == NODE_list)
+        return n->n == 1 ? "a list of 1" : str_fmt(c->a, "a list of %zu", n->n);
     if (n->quoted) return str_fmt(c->a, "the quoted text \"%s\"", spec_shown(c, n->text));
     if (n->text.n == 0) return "an empty value";
     return str_fmt(c->a, "'%s'", spec_shown(c, n->text));

@@ -17,20 +17,20 @@ struct entry {
 /* Never changed once built: merging makes new nodes, so aliases may share them. */
 struct node {
     enum node_kind kind;
-    bool quoted;           /* scalar that was written in quotes or as a block */
-    uint8_t height;        /* levels of lists and mappings below and including this one */
-    struct span at;        /* scalar: all of it; others: where they begin */
-    struct str text;       /* scalar; terminated */
-    struct entry *entry;   /* map */
-    struct node **item;    /* list */
-    size_t n;              /* entries or items */
-    uint64_t weight;       /* size of the node with aliases written out */
+    bool quoted;         /* scalar that was written in quotes or as a block */
+    uint8_t height;      /* levels of lists and mappings below and including this one */
+    struct span at;      /* scalar: all of it; others: where they begin */
+    struct str text;     /* scalar; terminated */
+    struct entry *entry; /* map */
+    struct node **item;  /* list */
+    size_t n;            /* entries or items */
+    uint64_t weight;     /* size of the node with aliases written out */
 };
 
 struct spec_source { /* a file of the diagnostics */
     uint32_t file;
-    const char *dir;    /* what relative paths in it are relative to */
-    struct span from;   /* the `extends` that named it; {0} for the others */
+    const char *dir;  /* what relative paths in it are relative to */
+    struct span from; /* the `extends` that named it; {0} for the others */
 };
 
 struct spec_seen { /* a diagnostic that was added */
@@ -56,8 +56,8 @@ uint32_t spec_source_add(struct spec_ctx *c, const char *name, struct str text, 
 /* Folder that relative paths at a span are relative to. */
 const char *spec_dir_of(const struct spec_ctx *c, struct span at);
 
-/* Reads the one YAML document in text[from..]. `whole` is the registered text of the file. NULL after
- * an error that ended the reading; others leave a tree that can be checked further. */
+/* Reads the one YAML document in text[from..]. `whole` is the registered text of the file. NULL
+ * after an error that ended the reading; others leave a tree that can be checked further. */
 struct node *spec_tree_read(struct spec_ctx *c, uint32_t file, struct str whole, size_t from);
 
 /* The value of a key of a mapping, NULL where there is none (or it is no mapping). */

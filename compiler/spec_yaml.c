@@ -1,4 +1,5 @@
-/* YAML events to a tree: one document, UTF-8, no tags, no merge keys, bounded nesting and aliases. */
+/* YAML events to a tree: one document, UTF-8, no tags, no merge keys, bounded nesting and aliases.
+ */
 #include "compiler/spec_tree.h"
 #include "base/map.h"
 #include <yaml.h>
@@ -12,9 +13,9 @@ struct reader {
     struct spec_ctx *c;
     yaml_parser_t parser;
     uint32_t file;
-    struct str text;    /* the whole registered text */
-    size_t begin;       /* where the document's text begins in it */
-    size_t mark, off;   /* libyaml counts characters: the byte offset of character `mark` */
+    struct str text;  /* the whole registered text */
+    size_t begin;     /* where the document's text begins in it */
+    size_t mark, off; /* libyaml counts characters: the byte offset of character `mark` */
     VEC(struct anchor) anchor;
     uint64_t from_aliases;
     bool failed;

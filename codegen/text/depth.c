@@ -1,11 +1,12 @@
-/* Mixes over depth. A row (token) at a time, so that after the first touch its source rows are in the
- * L1 cache: first all dot products with a source in one read, then softmax, then weighted sums.
+/* Mixes over depth. A row (token) or a few at a time, so that after the first touch their sources are
+ * in the L1 cache: all dot products with a source in one read, then softmax, then weighted sums.
  * Queries go in blocks of at most ${QB}; sums over columns and queries have one fixed order. */
 //== dots
 enum { @FN@_D = ${D}, @FN@_QB = ${QB} };
-/* dot[i * ld] = a_i . v for i < q, and *square = v . v where wanted; `un` independent sums each. */
-INLINE void @FN@_dots(const int q, const int un, const float *const *a, const float *v, float *dot,
-                      int64_t ld, float *square) {
+/* Lane sums of the products a_i * v in sum[i * ld] for i < q, and of v * v in *square where wanted:
+ * lane l has the columns l, l + 16 ... in `un` independent chains. */
+INLINE void @FN@_dots(const int q, const int un, const float *const *a, const float *v, v16 *sum,
+                      int64_t ld, v16 *square) {
     v16 s[4][@FN@_QB], sq[4];
     for (int c = 0; c < un; c++) {
         sq[c] = splat16(0);
@@ -29,41 +30,60 @@ INLINE void @FN@_dots(const int q, const int un, const float *const *a, const fl
         sq[0] += sq[c];
         for (int i = 0; i < q; i++) s[0][i] += s[c][i];
     }
-    if (square) *square = hsum16(sq[0]);
-    for (int i = 0; i < q; i++) dot[i * ld] = hsum16(s[0][i]);
+    if (square) *square = sq[0];
+    for (int i = 0; i < q; i++) sum[i * ld] = s[0][i];
+}
+#define @FN@_PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+/* hsum16 of 16 vectors at once: lane l is the sum of t[l]. */
+INLINE v16 @FN@_sums(const v16 *t) {
+    v16 a[8], b[4], c[2];
+    for (int k = 0; k < 8; k++)
+        a[k] = @FN@_PICK(t[k], t[k + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               @FN@_PICK(t[k], t[k + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int k = 0; k < 4; k++)
+        b[k] = @FN@_PICK(a[k], a[k + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               @FN@_PICK(a[k], a[k + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int k = 0; k < 2; k++)
+        c[k] = @FN@_PICK(b[k], b[k + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               @FN@_PICK(b[k], b[k + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    return @FN@_PICK(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           @FN@_PICK(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 //== depth_mix
-/* s (n values, in memory up to a multiple of 16) becomes its softmax; returns the log-sum-exp. */
-INLINE float @FN@_softmax(float *s, int64_t n) {
-    v16 m = splat16(-INFF), z = splat16(0);
-    for (int64_t j = 0; j < n; j += 16) {
-        v16 x = sel16(iota16() < (int32_t)min64(n - j, 16), ld16(s + j), splat16(-INFF));
-        st16(s + j, x);
-        m = max16(m, x);
-    }
-    float top = hmax16(m);
-    for (int64_t j = 0; j < n; j += 16) {
-        v16 e = exp16(ld16(s + j) - top);
-        st16(s + j, e);
-        z += e;
-    }
-    float sum = hsum16(z), inv = 1.0f / sum;
-    for (int64_t j = 0; j < n; j += 16) st16(s + j, ld16(s + j) * inv);
-    return top + log1(sum);
+/* A tile is as many rows as fit in 16 lanes with the queries of a block and one lane for the mean
+ * square of the row's source: row r has the lanes r * LANES .. r * LANES + QB. */
+enum { @FN@_LANES = @FN@_QB + 1, @FN@_ROWS = ${ROWS} };
+/* w[j], a lane per logit: what dots gave becomes the logits. Unused lanes hold anything. */
+INLINE v16 @FN@_logit(v16 x, v16 *r) {
+    v16 sq = __builtin_shufflevector(x, x, ${SQUARE_LANE}); /* each lane its row's */
+    *r = rsqrt16(sq * (1.0f / (float)@FN@_D) + ${EPS});
+    return x * *r;
 }
-/* out_i = sum_j w_ij v_j for one row and q queries; w of query i at w + i * ld. */
-INLINE void @FN@_sum(const int q, const int un, const float *w, int64_t ld, void *const *v, int64_t n,
-                     int64_t row, void *const *out) {
-    v16 o[@FN@_QB][4];
+/* The logits w[0..n-1] become their softmax lane by lane; returns the log-sum-exp. */
+INLINE v16 @FN@_softmax(v16 *w, int64_t n) {
+    v16 m = w[0], z = splat16(0);
+    for (int64_t j = 1; j < n; j++) m = max16(m, w[j]);
+    for (int64_t j = 0; j < n; j++) {
+        w[j] = exp16(w[j] - m);
+        z += w[j];
+    }
+    v16 inv = 1.0f / z;
+    for (int64_t j = 0; j < n; j++) w[j] *= inv;
+    return m + log16(z);
+}
+/* out_i = sum_j w_ij v_j for one row and q queries; w_ij is w[16 * j + i]. */
+INLINE void @FN@_sum(const int q, const int un, const float *w, void *const *v, int64_t n, int64_t row,
+                     void *const *out) {
+    v16 o[@FN@_QB][8];
     int64_t d = 0;
     for (; d + 16 * un <= @FN@_D; d += 16 * un) {
         for (int i = 0; i < q; i++)
             for (int c = 0; c < un; c++) o[i][c] = splat16(0);
         for (int64_t j = 0; j < n; j++) {
             const float *x = (const float *)v[j] + row * @FN@_D + d;
-            for (int i = 0; i < q; i++)
-                for (int c = 0; c < un; c++)
-                    o[i][c] = fma16(splat16(w[i * ld + j]), ld16(x + 16 * c), o[i][c]);
+            for (int c = 0; c < un; c++)
+                for (int i = 0; i < q; i++)
+                    o[i][c] = fma16(splat16(w[16 * j + i]), ld16(x + 16 * c), o[i][c]);
         }
         for (int i = 0; i < q; i++)
             for (int c = 0; c < un; c++)
@@ -74,41 +94,49 @@ INLINE void @FN@_sum(const int q, const int un, const float *w, int64_t ld, void
         for (int i = 0; i < q; i++) o[i][0] = splat16(0);
         for (int64_t j = 0; j < n; j++) {
             v16 x = ld16k((const float *)v[j] + row * @FN@_D + d, k);
-            for (int i = 0; i < q; i++) o[i][0] = fma16(splat16(w[i * ld + j]), x, o[i][0]);
+            for (int i = 0; i < q; i++) o[i][0] = fma16(splat16(w[16 * j + i]), x, o[i][0]);
         }
         for (int i = 0; i < q; i++) st16k((float *)out[i] + row * @FN@_D + d, o[i][0], k);
     }
 }
-/* One row and queries from..from+q-1. w: q rows of scratch. */
-INLINE void @FN@_block(const int q, const int un, void *const *p, const int64_t *n, int64_t row,
-                       int64_t from, float *w) {
-    const int64_t count = n[1], all = n[2], ld = (count + 15) & ~(int64_t)15;
+/* Rows first..first+rows-1 of a tile and queries from..from+q-1. w: a vector per source. */
+INLINE void @FN@_block(const int q, const int un, void *const *p, const int64_t *n, int64_t first,
+                       int64_t rows, int64_t from, v16 *w) {
+    const int64_t count = n[1], all = n[2];
     void *const *u = p + from, *const *v = p + all, *const *o = v + count + from;
-    float *s = (float *)p[2 * all + count] + row * all * count + from * count;
-    float *r = (float *)p[2 * all + count + 1] + row * count;
-    float *lse = (float *)p[2 * all + count + 2] + row * all + from;
+    float *s = (float *)p[2 * all + count] + first * all * count + from * count;
+    float *r = (float *)p[2 * all + count + 1] + first * count;
+    float *lse = (float *)p[2 * all + count + 2] + first * all + from;
+    v16 t[16], rj;
+    for (int i = 0; i < 16; i++) t[i] = splat16(1);
     for (int64_t j = 0; j < count; j++) {
-        float square;
-        @FN@_dots(q, un, (const float *const *)u, (const float *)v[j] + row * @FN@_D, w + j, ld,
-                  &square);
-        r[j] = rsqrt1(square / (float)@FN@_D + ${EPS});
+        for (int64_t i = 0; i < rows; i++)
+            @FN@_dots(q, un, (const float *const *)u,
+                      (const float *)v[j] + (first + i) * @FN@_D, t + i * @FN@_LANES, 1,
+                      t + i * @FN@_LANES + @FN@_QB);
+        w[j] = @FN@_logit(@FN@_sums(t), &rj);
+        for (int64_t i = 0; i < rows; i++) {
+            r[i * count + j] = rj[i * @FN@_LANES];
+            for (int k = 0; k < q; k++)
+                s[(i * all + k) * count + j] = w[j][i * @FN@_LANES + k];
+        }
     }
-    for (int i = 0; i < q; i++) {
-        for (int64_t j = 0; j < count; j++) s[i * count + j] = w[i * ld + j] *= r[j];
-        lse[i] = @FN@_softmax(w + i * ld, count);
+    t[0] = @FN@_softmax(w, count);
+    for (int64_t i = 0; i < rows; i++) {
+        for (int k = 0; k < q; k++) lse[i * all + k] = t[0][i * @FN@_LANES + k];
+        @FN@_sum(q, q == 1 ? 8 : 2, (const float *)w + i * @FN@_LANES, v, count, first + i, o);
     }
-    @FN@_sum(q, un, w, ld, v, count, row, o);
 }
 /* p: queries (times gains), sources, mixes, logits [N,q*n], reciprocal rms [N,n], log-sum-exp [N,q].
- * n: rows, sources, queries.  Item = row. */
+ * n: rows, sources, queries.  Item = tile of rows. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
-    for (int64_t row = lo; row < hi; row++) {
-        int64_t from = 0;
+    for (int64_t tile = lo; tile < hi; tile++) {
+        int64_t first = tile * @FN@_ROWS, rows = min64(n[0] - first, @FN@_ROWS), from = 0;
         for (; from + @FN@_QB <= n[2]; from += @FN@_QB)
-            @FN@_block(@FN@_QB, @FN@_QB == 1 ? 4 : 2, p, n, row, from, scratch);
-        if (@FN@_QB > 3 && n[2] - from == 3) @FN@_block(3, 2, p, n, row, from, scratch);
-        if (@FN@_QB > 2 && n[2] - from == 2) @FN@_block(2, 2, p, n, row, from, scratch);
-        if (@FN@_QB > 1 && n[2] - from == 1) @FN@_block(1, 2, p, n, row, from, scratch);
+            @FN@_block(@FN@_QB, @FN@_QB == 1 ? 4 : 2, p, n, first, rows, from, scratch);
+        if (@FN@_QB > 3 && n[2] - from == 3) @FN@_block(3, 2, p, n, first, rows, from, scratch);
+        if (@FN@_QB > 2 && n[2] - from == 2) @FN@_block(2, 2, p, n, first, rows, from, scratch);
+        if (@FN@_QB > 1 && n[2] - from == 1) @FN@_block(1, 2, p, n, first, rows, from, scratch);
     }
 }
 //== depth_grad
@@ -170,23 +198,28 @@ INLINE void @FN@_block(const int q, const int un, void *const *p, const int64_t 
     const int64_t count = n[1], all = n[2], ld = (count + 15) & ~(int64_t)15;
     void *const *u = p + 2 + from, *const *delta = u + 2 * all;
     void *const *lse = delta + all, *const *v = p + 2 + 4 * all, *const *dv = v + 2 * count;
-    float *a = scratch, *b = a + q * ld, *c = b + q * ld;
+    v16 *sums = (v16 *)scratch;
+    float *a = scratch + q * ld * 16, *b = a + q * ld, *c = b + q * ld;
     const float *s = (const float *)p[0] + row * all * count + from * count;
     const float *r = (const float *)p[1] + row * count, *dh[@FN@_QB];
     for (int i = 0; i < q; i++) dh[i] = (const float *)u[all + i] + row * @FN@_D;
     for (int64_t j = 0; j < count; j++)
-        @FN@_dots(q, un, dh, (const float *)v[j] + row * @FN@_D, b + j, ld, 0);
+        @FN@_dots(q, un, dh, (const float *)v[j] + row * @FN@_D, sums + j, ld, 0);
     for (int64_t j = 0; j < count; j += 16) st16(c + j, splat16(0));
     for (int i = 0; i < q; i++) {
-        float sum, l = ((const float *)lse[i])[row];
-        if (${FROM_MIX}) /* the whole mix is there, delta = dh . h */
-            @FN@_dots(1, un, dh + i, (const float *)delta[i] + row * @FN@_D, &sum, 0, 0);
-        else
+        float sum, l = ((const float *)lse[i])[row * n[3 + 2 * count + from + i]];
+        if (${FROM_MIX}) { /* the whole mix is there, delta = dh . h */
+            v16 lanes;
+            @FN@_dots(1, un, dh + i, (const float *)delta[i] + row * @FN@_D, &lanes, 0, 0);
+            sum = hsum16(lanes);
+        } else {
             sum = ((const float *)delta[i])[row];
+        }
         for (int64_t j = 0; j < count; j += 16) {
             int64_t k = min64(count - j, 16);
             v16 sj = ld16k(s + i * count + j, k), rj = ld16k(r + j, k);
-            v16 pj = exp16(sj - l), t = pj * (ld16(b + i * ld + j) - sum) * rj;
+            v16 pj = exp16(sj - l);
+            v16 t = pj * (@FN@_sums(sums + i * ld + j) - sum) * rj;
             st16(a + i * ld + j, pj);
             st16(b + i * ld + j, t);
             st16(c + j, ld16(c + j) - t * sj * rj * (1.0f / (float)@FN@_D));
@@ -199,7 +232,7 @@ INLINE void @FN@_block(const int q, const int un, void *const *p, const int64_t 
 /* p: logits [N,q*n], reciprocal rms [N,n], queries (times gains), dh, ${FROM_MIX} ? mixes : dh . h,
  * log-sum-exps, sources, accumulators, source gradients (accumulator and gradient may be one),
  * partial sums of the query gradients [items, q, D].  n: rows, sources, queries, per source whether
- * it has an accumulator, then as many ones.  Item = ${ROWS} rows. */
+ * it has an accumulator, then as many ones, strides of the log-sum-exps.  Item = ${ROWS} rows. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     for (int64_t item = lo; item < hi; item++) {
         float *du = (float *)p[2 + 4 * n[2] + 3 * n[1]] + item * n[2] * @FN@_D;

@@ -81,6 +81,18 @@ INLINE v16 sqrt16(v16 x) {
 }
 #endif
 
+/* The same for k numbers that lie ld floats apart. */
+INLINE v16 ldrows16(const float *p, int64_t ld, int64_t k) {
+    float x[16] = {0};
+    for (int64_t i = 0; i < k; i++) x[i] = p[i * ld];
+    return ld16(x);
+}
+INLINE void strows16(float *p, int64_t ld, v16 v, int64_t k) {
+    float x[16];
+    st16(x, v);
+    for (int64_t i = 0; i < k; i++) p[i * ld] = x[i];
+}
+
 /* a * b + c, rounded once. */
 INLINE v16 fma16(v16 a, v16 b, v16 c) {
 #pragma clang fp contract(on)

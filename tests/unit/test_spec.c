@@ -1,5 +1,6 @@
 /* The spec front end: every golden of tests/err, values and defaults, composing, the round trip of
- * the canonical text, and the documents made from the table. UPDATE=1 rewrites goldens and documents. */
+ * the canonical text, and the documents made from the table. UPDATE=1 rewrites goldens and
+ * documents. */
 #include "base/io.h"
 #include "compiler/model.h"
 #include "compiler/spec_doc.h"
@@ -210,11 +211,11 @@ static void test_files(void **state)
 }
 
 #define HEAD "strata: 1\nname: x\n"
-#define BODY(residual, layers)                                                                     \
-    "model:\n  vocab_size: 300\n  hidden_size: 32\n" residual                                      \
-    "  mixers: {m: {type: attention, num_heads: 4}}\n"                                             \
-    "  ffns: {f: {type: mlp, intermediate_size: 8},\n"                                             \
-    "    g: {type: moe, num_experts: 4, experts_per_token: 2, intermediate_size: 8}}\n"            \
+#define BODY(residual, layers)                                                          \
+    "model:\n  vocab_size: 300\n  hidden_size: 32\n" residual                           \
+    "  mixers: {m: {type: attention, num_heads: 4}}\n"                                  \
+    "  ffns: {f: {type: mlp, intermediate_size: 8},\n"                                  \
+    "    g: {type: moe, num_experts: 4, experts_per_token: 2, intermediate_size: 8}}\n" \
     "  layers:\n" layers
 #define ONE "    - {mixer: m, ffn: f}\n"
 #define FIVE "    - {repeat: 2, layers: [{repeat: 2, layers: [{mixer: m, ffn: f}]}]}\n" ONE
@@ -244,8 +245,10 @@ static void test_defaults(void **state)
     assert_int_equal(m->serve_max_sequences, 16);
     round_trip(a, m);
 
-    m = good(a, HEAD "train: {data: {path: t.npy}, seq_len: 8, batch_size: 4, steps: 9,\n"
-                     "  optimizer: {type: muon, lr: 1e-3}}\n" BODY("", ONE), NULL);
+    m = good(a,
+             HEAD "train: {data: {path: t.npy}, seq_len: 8, batch_size: 4, steps: 9,\n"
+                  "  optimizer: {type: muon, lr: 1e-3}}\n" BODY("", ONE),
+             NULL);
     assert_true(m->train.present);
     assert_true(m->train.beta1 == 0.9 && m->train.beta2 == 0.95 && m->train.eps == 1e-8);
     assert_true(m->train.momentum == 0.95 && m->train.weight_decay == 0 && m->train.lr == 1e-3);
@@ -266,35 +269,9 @@ static void test_every_key(void **state)
 {
     (void)state;
     struct arena *a = arena_open("test");
-    struct model *m = good(a,
-        "# every key with another value than its default\n" HEAD
-        "tokenizer: {path: tok.bin, bos: 1, eos: 2, stop: [2, 3], pattern: \"a|b\\\\s\",\n"
-        "  special: {\"<|im_end|>\": 250, \"a: b\": 251}, chat_template: kimi}\n"
-        "parallel: {data: 1, pipeline: 1, virtual_stages: 1, expert: 1}\n"
-        "serve: {max_sequences: 3, max_context: 99}\n"
-        "model:\n  vocab_size: 300\n  hidden_size: 32\n  tie_embeddings: true\n"
-        "  norm: {type: layernorm, eps: 1.0e-5}\n  init: {std: 0.1, embedding_std: 1}\n"
-        "  residual: {type: attnres, boundaries: [1, 4], eps: 1e-4, output: false}\n"
-        "  mixers:\n"
-        "    k: {type: kda, num_heads: 2, head_dim: 16, conv_size: 3, output_gate: full,\n"
-        "        gate: {type: bounded, lower_bound: -3}}\n"
-        "    l: {type: mla, num_heads: 2, q_lora_rank: 8, kv_lora_rank: 16, qk_nope_head_dim: 4,\n"
-        "        qk_rope_head_dim: 6, v_head_dim: 5, rope: {theta: 5e5}, output_gate: true}\n"
-        "    m: {type: attention, num_heads: 4, num_kv_heads: 2, head_dim: 6, rope: {}, qk_norm: true,"
-        " window: 7}\n"
-        "  ffns:\n"
-        "    g: {type: moe, num_experts: 4, experts_per_token: 2, intermediate_size: 8, latent_size: 16,"
-        "\n        num_shared_experts: 3, activation: situ, router: {score: softmax, renormalize: false,"
-        "\n        scale: 2.5, balance: bias}}\n"
-        "  layers:\n    - {mixer: m, ffn: g, attnres: {mixer: false}}\n"
-        "    - {mixer: m, ffn: g, attnres: false}\n    - {mixer: m, ffn: g, attnres: true}\n"
-        "train:\n  data: {path: /abs/t.txt, val_fraction: 0.5, order: sequential}\n"
-        "  seq_len: 7\n  batch_size: 6\n  micro_batches: 3\n  steps: 11\n"
-        "  optimizer: {type: muon, lr: 2, betas: [0.5, 0.25], eps: 1e-3, weight_decay: 0.5,"
-        " momentum: 0.5}\n"
-        "  schedule: {type: wsd, warmup: 2, decay: 3, min_lr: 0.5}\n  grad_clip: 0.5\n"
-        "  precision: bf16\n  seed: 9223372036854775807\n  eval: {every: 2, sequences: 5}\n"
-        "  checkpoint: {dir: out, every: 3, keep: 4}\n", NULL);
+    struct diag *d = diag_open(a);
+    struct model *m = spec_load(a, d, "tests/fuzz/corpus/spec/every-key.yaml", NULL);
+    assert_non_null(m);
     const struct mixer *k = &m->mixer[0], *l = &m->mixer[1], *x = &m->mixer[2];
     assert_true(m->norm == NORM_layernorm && m->norm_eps == 1e-5 && m->tie_embeddings);
     assert_true(m->init_std == 0.1 && m->init_embedding_std == 1);
@@ -377,8 +354,9 @@ static void test_set(void **state)
     assert_int_equal(good(a, text, "model.mixers.m.window=5")->mixer[0].window, 5);
     assert_int_equal(good(a, text, "serve.max_context=77")->serve_max_context, 77);
     assert_int_equal(good(a, text, "tokenizer={type: bytes}")->tokenizer.type, TOK_bytes);
-    m = good(a, text, "train={data: {path: a.txt, tokenizer: bytes}, seq_len: 8, batch_size: 4, "
-                      "steps: 9, optimizer: {type: adamw, lr: 0}}");
+    m = good(a, text,
+             "train={data: {path: a.txt, tokenizer: bytes}, seq_len: 8, batch_size: 4, "
+             "steps: 9, optimizer: {type: adamw, lr: 0}}");
     assert_false(str_ends(str_of(m->train.data_path), "dir/a.txt")); /* of the working directory */
     assert_int_equal(good(a, text, "model.layers=[{mixer: m, ffn: g}]")->layer[0].ffn, 1);
     arena_close(a);
@@ -389,10 +367,11 @@ static void test_merge(void **state)
     (void)state;
     struct arena *a = arena_open("test");
     struct diag *d = diag_open(a);
-    static const char text[] = "extends: bench-a.yaml\nname: y\n"
-                               "model: {residual: {block_size: 3}, norm: {eps: 1e-5},\n"
-                               "  mixers: {full: {window: 9}, new: {type: attention, num_heads: 1}}}\n"
-                               "train: {schedule: constant, optimizer: {lr: 0.5}}\n";
+    static const char text[] =
+        "extends: bench-a.yaml\nname: y\n"
+        "model: {residual: {block_size: 3}, norm: {eps: 1e-5},\n"
+        "  mixers: {full: {window: 9}, new: {type: attention, num_heads: 1}}}\n"
+        "train: {schedule: constant, optimizer: {lr: 0.5}}\n";
     struct model *m = spec_parse(a, d, "specs/y.yaml", STR(text), NULL);
     assert_non_null(m);
     assert_string_equal(m->name, "y");
@@ -443,8 +422,10 @@ static void test_limits(void **state)
     assert_int_equal(diag_errors(d), 1);
     /* A byte order mark and Windows line ends are fine and do not move columns. */
     assert_non_null(good(a, "\xef\xbb\xbf" HEAD BODY("", ONE), NULL));
-    refused(a, STR("\xef\xbb\xbfstrata: 2\r\nna\xc3\xafve: 1\r\n"), "t.yaml:1:9: error: strata must");
-    refused(a, STR("x: \xc3\xaf\r\nna\xc3\xafve: zz\r\nstrata: 3"), "t.yaml:3:9: error: strata must");
+    refused(a, STR("\xef\xbb\xbfstrata: 2\r\nna\xc3\xafve: 1\r\n"),
+            "t.yaml:1:9: error: strata must");
+    refused(a, STR("x: \xc3\xaf\r\nna\xc3\xafve: zz\r\nstrata: 3"),
+            "t.yaml:3:9: error: strata must");
     arena_close(a);
 }
 
@@ -480,17 +461,19 @@ static void test_difference(void **state)
         {"train.data.path=/b.npy", "train.data.path is '/b.npy', but was '/a.npy'"},
         {"train.optimizer.lr=0.001", NULL},
         {"train.checkpoint={dir: elsewhere}", NULL}};
-    static const char text[] =
-        HEAD "train: {data: {path: /a.npy}, seq_len: 8, batch_size: 4, steps: 9,\n"
-             "  optimizer: {type: adamw, lr: 1e-3}}\n"
-             BODY("  residual: {type: attnres, blocks: 2}\n", FIVE);
+    static const char text[] = HEAD
+        "train: {data: {path: /a.npy}, seq_len: 8, batch_size: 4, steps: 9,\n"
+        "  optimizer: {type: adamw, lr: 1e-3}}\n" BODY("  residual: {type: attnres, blocks: 2}\n",
+                                                       FIVE);
     struct arena *a = arena_open("test");
     struct model *then = good(a, text, NULL);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const char *says = spec_difference(a, good(a, text, rows[i].set), then);
         if (rows[i].says && !says) fail_msg("no difference after %s", rows[i].set);
-        if (rows[i].says) assert_string_equal(says, rows[i].says);
-        else assert_null(says);
+        if (rows[i].says)
+            assert_string_equal(says, rows[i].says);
+        else
+            assert_null(says);
     }
     arena_close(a);
 }
