@@ -127,6 +127,7 @@ static void probe(struct builder *b, const char *what, size_t block, ir_id x)
     if (!b->options->probes) return;
     ir_id sq = ir_unary(b->g, OP_sum, ir_binary(b->g, OP_mul, x, x));
     ir_output(b->g, b_name(b, "probe.%s.%zu", what, block), sq);
+    ir_output(b->g, b_name(b, "probed.%zu", block), x); /* build_gradients makes probe.grad of it */
 }
 
 /* ---- the model ---- */
@@ -221,9 +222,21 @@ void build_gradients(struct ir_graph *g)
     VEC(ir_id) wrt = {0};
     for (ir_id n = 0; n < g->node.n; n++)
         if (ir_at(g, n)->op == OP_param) vec_push(s, &wrt, n);
+    size_t params = wrt.n, kept = 0;
+    for (size_t i = 0; i < g->out.n; i++) { /* probed.N: magnitudes of gradients of blocks */
+        struct ir_output o = g->out.p[i];
+        if (str_starts(str_of(intern_text(g->names, o.name)), "probed."))
+            vec_push(s, &wrt, o.id);
+        else
+            g->out.p[kept++] = o;
+    }
+    g->out.n = kept;
     ir_id *grad = NEW(s, ir_id, wrt.n);
     autodiff(g, ir_find_output(g, "loss"), wrt.p, wrt.n, grad);
-    for (size_t i = 0; i < wrt.n; i++)
+    for (size_t i = 0; i < params; i++)
         ir_output(g, str_fmt(s, "grad.%s", ir_name(g, wrt.p[i])), grad[i]);
+    for (size_t i = params; i < wrt.n; i++)
+        ir_output(g, str_fmt(s, "probe.grad.%zu", i - params),
+                  ir_unary(g, OP_sum, ir_binary(g, OP_mul, grad[i], grad[i])));
     arena_close(s);
 }

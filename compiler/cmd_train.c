@@ -1,0 +1,182 @@
+#include "compiler/trainer.h"
+#include "runtime/progress.h"
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static const char help[] =
+    "usage: strata train SPEC [--weights W] [--resume] [--steps N]\n\n"
+    "Trains as the spec's train section says. Checkpoints and metrics.jsonl go to\n"
+    "train.checkpoint.dir; --resume continues from the newest valid checkpoint there, bit for bit as\n"
+    "if the run had not been interrupted. SIGINT (Ctrl-C) and SIGTERM save and leave.\n\n"
+    "  strata train examples/tiny-moe/spec.yaml\n"
+    "  strata train examples/tiny-moe/spec.yaml --resume\n"
+    "  strata train examples/tiny-moe/spec.yaml --set model.residual.blocks=1 --set train.checkpoint.dir=out/b1\n\n"
+    "  --weights W        start from these weights (safetensors, folder, step or run folder)\n"
+    "  --resume           go on from the newest valid checkpoint; start at step 0 where there is none\n"
+    "  --steps N          stop after step N; the schedule keeps train.steps\n"
+    "  --profile          at the end, where the time went, kernel by kernel\n" RUN_HELP;
+
+static volatile sig_atomic_t stop;
+
+static void on_signal(int sig)
+{
+    (void)sig;
+    stop = 1;
+}
+
+static void catch_signals(void)
+{
+    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigaction(SIGINT, &a, NULL);
+    sigaction(SIGTERM, &a, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+struct loop {
+    struct trainer t;
+    struct ckpt_dir *dir;    /* NULL: nothing is saved */
+    struct metrics *metrics; /* likewise */
+    struct progress bar;
+    uint64_t saved;          /* step of the last checkpoint */
+    bool any_saved;
+};
+
+static void machine(struct loop *l, enum rt_status st)
+{
+    if (st == RT_ok) return;
+    progress_end(&l->bar);
+    cli_check(l->t.run.cli, st);
+}
+
+static void save(struct loop *l)
+{
+    struct rt_error *err = &l->t.run.cli->err;
+    if (!l->dir || (l->any_saved && l->saved == l->t.step)) return;
+    machine(l, metrics_sync(l->metrics, err));
+    machine(l, trainer_save(&l->t, l->dir, err));
+    l->saved = l->t.step;
+    l->any_saved = true;
+}
+
+static void log_step(struct loop *l, const struct step_result *r)
+{
+    const struct train_spec *s = &l->t.run.model->train;
+    double rate = (double)(s->batch_size * s->seq_len) / r->seconds;
+    progress_step(&l->bar, l->t.step, (double)r->loss, rate);
+    if (!l->metrics) return;
+    struct metrics *m = l->metrics;
+    metrics_int(m, "step", (int64_t)l->t.step - 1);
+    metrics_float(m, "loss", r->loss);
+    metrics_double(m, "lr", r->lr);
+    metrics_float(m, "grad_norm", r->grad_norm);
+    metrics_double(m, "tokens_per_second", rate);
+    if (!r->finite) {
+        metrics_text(m, "skipped", r->culprit);
+        metrics_int(m, "skipped_steps", (int64_t)l->t.skipped);
+    }
+    machine(l, metrics_end(m, &l->t.run.cli->err));
+}
+
+static void evaluate(struct loop *l)
+{
+    double loss = trainer_validate(&l->t);
+    if (loss < 0) return;
+    progress_message(&l->bar, "step %llu: validation loss %.6f", (unsigned long long)l->t.step, loss);
+    if (!l->metrics) return;
+    metrics_int(l->metrics, "step", (int64_t)l->t.step - 1);
+    metrics_double(l->metrics, "val_loss", loss);
+    trainer_probes(&l->t, l->metrics);
+    machine(l, metrics_end(l->metrics, &l->t.run.cli->err));
+}
+
+static void not_finite(struct loop *l, const struct step_result *r)
+{
+    progress_message(&l->bar, "step %llu: skipped: %s is not finite",
+                     (unsigned long long)l->t.step - 1, r->culprit);
+    if (l->t.bad_in_row < TRAIN_MAX_BAD) return;
+    progress_end(&l->bar);
+    cli_fail(RT_machine,
+             "%d steps in a row were not finite (last: %s); the last checkpoint stays as it was\n"
+             "hint: Lower train.optimizer.lr, or set train.grad_clip.",
+             TRAIN_MAX_BAD, r->culprit);
+}
+
+static void run_steps(struct loop *l, uint64_t end)
+{
+    const struct train_spec *s = &l->t.run.model->train;
+    while (l->t.step < end && !stop) {
+        struct step_result r = trainer_step(&l->t);
+        log_step(l, &r);
+        if (!r.finite) not_finite(l, &r);
+        uint64_t n = l->t.step;
+        if (s->eval_every && (n % (uint64_t)s->eval_every == 0 || n == (uint64_t)s->steps)) evaluate(l);
+        if (s->checkpoint_every && n % (uint64_t)s->checkpoint_every == 0) save(l);
+    }
+}
+
+/* Locks the folder, and decides where to begin. */
+static void begin(struct loop *l, bool resume, const char *weights)
+{
+    struct cli *c = l->t.run.cli;
+    const char *dir = l->t.run.model->train.checkpoint_dir;
+    bool resumed = false;
+    if (dir) {
+        cli_check(c, ckpt_open(dir, &l->dir, &c->err));
+        if (!resume && ckpt_any(dir))
+            cli_fail(RT_user, "%s holds checkpoints already\nhint: --resume goes on from them; --set "
+                              "train.checkpoint.dir=OTHER starts anew elsewhere.", dir);
+        if (resume) resumed = trainer_resume(&l->t, dir);
+    } else if (resume) {
+        cli_fail(RT_user, "--resume needs train.checkpoint.dir in the spec");
+    }
+    if (!resumed) trainer_start(&l->t, weights);
+    l->any_saved = resumed;
+    l->saved = l->t.step;
+    if (dir)
+        cli_check(c, metrics_open(str_fmt(c->arena, "%s/metrics.jsonl", dir), l->t.step, &l->metrics,
+                                  &c->err));
+    if (resumed)
+        fprintf(stderr, "resuming %s at step %llu\n", dir, (unsigned long long)l->t.step);
+}
+
+static void profile(struct loop *l)
+{
+    struct sb s = {0};
+    exec_profile_print(plan_exec(l->t.train), &s);
+    exec_profile_print(plan_exec(l->t.apply), &s);
+    if (s.n) fputs(s.p, stderr);
+    sb_free(&s);
+}
+
+int cmd_train(int argc, char **argv)
+{
+    static struct loop loop;
+    struct loop *l = &loop;
+    struct cli c = {0};
+    struct run_options o = {0};
+    const char *weights = NULL;
+    bool resume = false, prof = false;
+    int64_t steps = -1;
+    cli_parse(&c, argc, argv, help, 1,
+              CLI_OPTIONS({"weights", CLI_text, &weights}, {"resume", CLI_flag, &resume},
+                          {"steps", CLI_int, &steps}, {"profile", CLI_flag, &prof}, RUN_OPTIONS(o)));
+    const struct model *m = cli_model(&c, c.arg.p[0]);
+    if (!m->train.present) cli_fail(RT_user, "%s has no train section", c.arg.p[0]);
+    uint64_t end = (uint64_t)m->train.steps;
+    if (steps >= 0 && (uint64_t)steps < end) end = (uint64_t)steps;
+    trainer_open(&l->t, &c, m, &o);
+    begin(l, resume, weights);
+    catch_signals();
+    if (prof) exec_profile(plan_exec(l->t.train), true), exec_profile(plan_exec(l->t.apply), true);
+    progress_start(&l->bar, STDERR_FILENO, l->t.step, end, 10);
+    run_steps(l, end);
+    save(l);
+    progress_end(&l->bar);
+    if (prof) profile(l);
+    metrics_close(l->metrics);
+    ckpt_close(l->dir);
+    trainer_close(&l->t);
+    return 0;
+}

@@ -1,0 +1,123 @@
+/* Checkpoints of a training run: what is saved, and how a run goes on from it. */
+#include "compiler/trainer.h"
+#include <stdio.h>
+
+/* First and second moments by parameter; keep[] says which exist. */
+struct moments {
+    float **p;
+    bool *keep;
+};
+
+static struct moments moments(const struct trainer *t, struct arena *a, const char *which)
+{
+    const struct params *ps = t->run.params;
+    struct moments m = {NEW(a, float *, ps->n), NEW(a, bool, ps->n)};
+    for (size_t i = 0; i < ps->n; i++) {
+        const struct plan_value *v = plan_value(t->apply, str_fmt(a, "%s%s", which, ps->p[i].name));
+        m.keep[i] = v != NULL;
+        if (v) m.p[i] = v->p;
+    }
+    return m;
+}
+
+static struct ckpt_state state_of(const struct trainer *t)
+{
+    struct ckpt_state s = {.n = 0};
+    ckpt_state_set(&s, "skipped", (int64_t)t->skipped);
+    ckpt_state_set(&s, "bad_in_row", (int64_t)t->bad_in_row);
+    ckpt_state_set(&s, "data", (int64_t)dataset_fingerprint(t->data));
+    return s;
+}
+
+enum rt_status trainer_save(struct trainer *t, struct ckpt_dir *dir, struct rt_error *err)
+{
+    struct arena *a = arena_open("save");
+    tf_list model = {0}, opt = {0};
+    struct moments m = moments(t, a, "m."), v = moments(t, a, "v.");
+    weights_list(a, t->run.params, t->run.weights, NULL, "", &model);
+    weights_list(a, t->run.params, m.p, m.keep, "m.", &opt);
+    weights_list(a, t->run.params, v.p, v.keep, "v.", &opt);
+    struct ckpt_state state = state_of(t);
+    struct ckpt_file file[2] = {{"spec.yaml", str_of(t->run.model->canonical)}};
+    const struct tf_meta meta = {"format", "pt"};
+    struct ckpt_content c = {.step = t->step,
+                             .model = {.tensors = model.p, .count = model.n, .meta = &meta, .num_meta = 1},
+                             .optimizer = {.tensors = opt.p, .count = opt.n},
+                             .state = &state, .files = file, .num_files = 1};
+    if (t->tokenizer && t->tokenizer->ops->file) {
+        struct sb s = {0};
+        t->tokenizer->ops->save(t->tokenizer, &s);
+        file[c.num_files++] = (struct ckpt_file){t->tokenizer->ops->file, sb_take(&s, a)};
+    }
+    int64_t keep = t->run.model->train.checkpoint_keep;
+    enum rt_status st = ckpt_save(dir, &c, keep > 0 ? (unsigned)keep : UINT32_MAX, err);
+    arena_close(a);
+    return st;
+}
+
+/* The first line in which two texts differ, for people: "a: 1" against "a: 2". */
+static void first_difference(struct arena *a, const char *was, const char *is, const char **x,
+                             const char **y)
+{
+    for (;;) {
+        size_t n = strcspn(was, "\n"), k = strcspn(is, "\n");
+        if (n != k || memcmp(was, is, n) || !was[n] || !is[k]) {
+            *x = str_dup(a, (struct str){was, n});
+            *y = str_dup(a, (struct str){is, k});
+            while (**x == ' ') ++*x;
+            while (**y == ' ') ++*y;
+            return;
+        }
+        was += n + 1, is += k + 1;
+    }
+}
+
+static void same_spec(struct trainer *t, const char *step_dir)
+{
+    struct arena *a = t->run.cli->arena;
+    struct str was;
+    const char *path = str_fmt(a, "%s/spec.yaml", step_dir), *x, *y;
+    if (io_read(a, path, 4 << 20, &was)) cli_fail(RT_machine, "cannot read %s", path);
+    if (str_is(was, t->run.model->canonical)) return;
+    first_difference(a, was.p, t->run.model->canonical, &x, &y);
+    cli_fail(RT_user,
+             "%s was saved by another spec: it says '%s', the spec now says '%s'\n"
+             "hint: Undo the change, or train into another checkpoint.dir (with --weights %s to start "
+             "from these weights).",
+             step_dir, x, y, step_dir);
+}
+
+static void load_moments(struct trainer *t, const char *path)
+{
+    struct cli *c = t->run.cli;
+    struct tensorfile *f;
+    struct moments m = moments(t, c->arena, "m."), v = moments(t, c->arena, "v.");
+    cli_check(c, tensorfile_open(path, &f, &c->err));
+    cli_check(c, weights_read(t->run.params, f, path, "m.", m.keep, m.p, c->diag, &c->err));
+    cli_check(c, weights_read(t->run.params, f, path, "v.", v.keep, v.p, c->diag, &c->err));
+    tensorfile_close(f);
+}
+
+bool trainer_resume(struct trainer *t, const char *dir)
+{
+    struct cli *c = t->run.cli;
+    char step_dir[PATH_MAX];
+    uint64_t step;
+    cli_check(c, ckpt_newest(dir, run_refused, c, step_dir, &step, &c->err));
+    if (!*step_dir) return false;
+    same_spec(t, step_dir);
+    struct ckpt_state s;
+    cli_check(c, ckpt_load_state(step_dir, &s, &c->err));
+    int64_t skipped = 0, bad = 0, data = 0;
+    if (!ckpt_state_get(&s, "skipped", &skipped) || !ckpt_state_get(&s, "bad_in_row", &bad) ||
+        !ckpt_state_get(&s, "data", &data))
+        cli_fail(RT_user, "%s/state.json lacks what a run continues from", step_dir);
+    if ((uint64_t)data != dataset_fingerprint(t->data))
+        cli_fail(RT_user, "the data is not what %s was trained on: %s has changed", step_dir,
+                 t->run.model->train.data_path);
+    const char *model = str_fmt(c->arena, "%s/model.safetensors", step_dir);
+    cli_check(c, weights_load(t->run.params, model, t->run.weights, c->diag, &c->err));
+    load_moments(t, str_fmt(c->arena, "%s/optimizer.safetensors", step_dir));
+    t->step = step, t->skipped = (uint64_t)skipped, t->bad_in_row = (unsigned)bad;
+    return true;
+}
