@@ -331,12 +331,17 @@ struct ir_view ir_view(const struct ir_graph *g, ir_id n)
 {
     const struct ir_node *x = ir_at(g, n);
     struct ir_dim cols = ir_cols(g, n);
-    if (x->op == OP_slice) {
+    int64_t axis = ir_int(g, n, AK_axis, 0), last = (int64_t)ir_ty(g, n)->rank - 1;
+    /* a slice of an axis between rows and columns has no single row stride */
+    if (x->op == OP_slice && (axis == 0 || axis == last)) {
         struct ir_view v = ir_view(g, ir_src(g, n, 0));
-        int64_t from = ir_int(g, n, AK_from, 0);
-        struct ir_dim d = dim_const(ir_int(g, n, AK_axis, 0) == 0 ? from * v.ld : from);
+        int64_t step = axis == last ? 1 : v.ld;
+        for (int64_t i = 1; i < last && axis != last; i++) {
+            CHECK(dim_is_const(ir_ty(g, n)->dim[i]));
+            step *= ir_ty(g, n)->dim[i].add;
+        }
         CHECK(dim_is_const(v.offset));
-        v.offset.add += d.add;
+        v.offset.add += ir_int(g, n, AK_from, 0) * step;
         return v;
     }
     if (x->op == OP_reshape) {
