@@ -171,25 +171,28 @@ static ir_id fold(struct ir_graph *g, enum ir_op op, const ir_id *src, ir_type_i
 }
 
 static ir_id add_node(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src,
-                      size_t nsrc, const struct ir_attr *attr, size_t nattr, const char *name)
+                      size_t nsrc, const struct ir_attr *attr, size_t nattr, uint32_t instance,
+                      const char *name)
 {
     ir_id two[2];
     if ((op_info(op)->flags & F_COMM) && src[0] > src[1]) {
         two[0] = src[1], two[1] = src[0];
         src = two;
     }
-    ir_id folded = fold(g, op, src, type);
+    ir_id folded = instance ? IR_NONE : fold(g, op, src, type);
     if (folded != IR_NONE) return folded;
     struct ir_node x = {.op = (uint16_t)op, .nsrc = (uint32_t)nsrc, .type = type};
     x.attr = attrs_encode(g, attr, nattr);
-    if (op_info(op)->flags & F_STATE) x.instance = ++g->next_instance;
+    x.instance = instance || !(op_info(op)->flags & F_STATE) ? instance : ++g->next_instance;
+    if (instance > g->next_instance) g->next_instance = instance;
     x.span = span_id(g, g->cur_span);
     if (name && *name) x.name = intern_add(g->names, str_of(name));
     return insert(g, &x, src);
 }
 
 static ir_id checked(struct ir_graph *g, enum ir_op op, ir_type_id given, const ir_id *src,
-                     size_t nsrc, const struct ir_attr *attr, size_t nattr, const char *name)
+                     size_t nsrc, const struct ir_attr *attr, size_t nattr, uint32_t instance,
+                     const char *name)
 {
     ir_type_id small[64], *types = nsrc <= 64 ? small : NEW(g->arena, ir_type_id, nsrc);
     for (size_t i = 0; i < nsrc; i++) types[i] = ir_at(g, src[i])->type;
@@ -198,19 +201,26 @@ static ir_id checked(struct ir_graph *g, enum ir_op op, ir_type_id given, const 
     const char *why = NULL;
     if (!op_shape(op, &c, &type, &why))
         BUG("%s%s%s: %s", op_info(op)->name, name ? " " : "", name ? name : "", why);
-    return add_node(g, op, type, src, nsrc, attr, nattr, name);
+    return add_node(g, op, type, src, nsrc, attr, nattr, instance, name);
 }
 
 ir_id ir_add(struct ir_graph *g, enum ir_op op, const ir_id *src, size_t nsrc,
              const struct ir_attr *attr, size_t nattr, const char *name)
 {
-    return checked(g, op, UINT32_MAX, src, nsrc, attr, nattr, name);
+    return checked(g, op, UINT32_MAX, src, nsrc, attr, nattr, 0, name);
 }
 
 ir_id ir_add_typed(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src, size_t nsrc,
                    const struct ir_attr *attr, size_t nattr, const char *name)
 {
-    return checked(g, op, type, src, nsrc, attr, nattr, name);
+    return checked(g, op, type, src, nsrc, attr, nattr, 0, name);
+}
+
+ir_id ir_add_instance(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src,
+                      size_t nsrc, const struct ir_attr *attr, size_t nattr, uint32_t instance,
+                      const char *name)
+{
+    return checked(g, op, type, src, nsrc, attr, nattr, instance, name);
 }
 
 ir_id ir_copy(struct ir_graph *g, const struct ir_graph *from, ir_id n, const ir_id *src)
