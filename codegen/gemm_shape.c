@@ -62,7 +62,7 @@ int64_t cg_gemm_scratch(void) { return (int64_t)MC * KC * 4; }
 
 int64_t cg_attn_query_rows(int64_t h, int64_t kv)
 {
-    return at_least(192 / (h / kv) / MR * MR, 2 * MR);
+    return at_least(288 / (h / kv) / MR * MR, 2 * MR);
 }
 
 int64_t cg_attn_fwd_items(int64_t b, int64_t t, int64_t h, int64_t kv)

@@ -135,7 +135,6 @@ static void form_groups(struct fuse_plan *p)
 {
     const struct ir_graph *g = p->g;
     for (ir_id n = 0; n < g->node.n; n++) {
-        ir_id mate = IR_NONE; /* the last reader of n in each group kind: few, so a linear look */
         bool producer = fuse_is_row_op(g, n) && !is_const(g, n);
         for (uint32_t u = p->first_user[n]; u < p->first_user[n + 1]; u++) {
             ir_id m = p->users[u];
@@ -143,7 +142,7 @@ static void form_groups(struct fuse_plan *p)
             if (producer && ir_at(g, n)->op != OP_colsum && may_join(p, n, m)) join(p, n, m);
             if (!fuse_is_full(g, n, p->domain[m]) || is_const(g, n)) continue;
             for (uint32_t w = p->first_user[n]; w < u; w++) {
-                mate = p->users[w];
+                ir_id mate = p->users[w];
                 if (!fuse_is_row_op(g, mate) || !may_join(p, mate, m)) continue;
                 join(p, mate, m);
                 break;
@@ -236,7 +235,8 @@ static enum fuse_store why_stored(const struct fuse_plan *p, ir_id n, bool unfus
     if (ir_at(g, n)->op == OP_colsum && p->first_user[n] < p->first_user[n + 1]) return FS_colsum;
     if (!other || is_const(g, n)) return FS_no;
     if (unfused) return FS_unfused;
-    if (!fuse_is_full(g, n, p->domain[n])) return FS_row;
+    bool rows = !dim_eq(p->domain[n].rows, dim_const(1)) && p->domain[n].cols != 1;
+    if (!rows || !fuse_is_full(g, n, p->domain[n])) return FS_row;
     return cheap ? FS_no : FS_costly;
 }
 

@@ -48,7 +48,7 @@ struct region { /* under construction */
 static const char *const reasons[] = {
     [FS_no] = "",
     [FS_output] = "an output",
-    [FS_reader] = "read by an operation that is no row operation",
+    [FS_reader] = "read by another operation",
     [FS_row] = "small, needed by another kernel",
     [FS_colsum] = "a sum over rows",
     [FS_costly] = "needed by other kernels; computing it again would read more",
@@ -109,6 +109,31 @@ static void report_bytes(struct sb *out, double bytes)
     else sb_printf(out, "%.0f B", bytes);
 }
 
+/* The first operation that reads n and is no row operation. */
+static ir_id other_reader(const struct fuse *f, ir_id n)
+{
+    const struct fuse_plan *p = f->plan;
+    for (uint32_t u = p->first_user[n]; u < p->first_user[n + 1]; u++)
+        if (!fuse_is_row_op(f->in, p->users[u])) return p->users[u];
+    return IR_NONE;
+}
+
+/* What people see of a kernel: the name of its first named result, or of what its results go into. */
+static const char *region_name(struct fuse *f, const ir_id *member, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (*ir_name(f->in, member[i]))
+            return str_fmt(f->scratch, "%s%s", ir_name(f->in, member[i]), count > 1 ? ".rows" : "");
+    for (uint32_t i = 0; i < count; i++) {
+        ir_id m = other_reader(f, member[i]);
+        if (m == IR_NONE) continue;
+        if (*ir_name(f->in, m)) return str_fmt(f->scratch, "%s.in", ir_name(f->in, m));
+        const char *site = ir_word(f->in, m, AK_site, "");
+        if (*site) return str_fmt(f->scratch, "%s.in", site);
+    }
+    return NULL;
+}
+
 static void report_region(struct fuse *f, const struct region *r, ir_id rows)
 {
     struct sb *out = f->c->report;
@@ -123,23 +148,18 @@ static void report_region(struct fuse *f, const struct region *r, ir_id rows)
               r->g->out.n);
     report_bytes(out, op_cost(f->out, rows, f->c->bind).bytes);
     sb_char(out, '\n');
-    ir_id group = r->group;
-    for (uint32_t i = f->first[group]; i < f->first[group + 1]; i++) {
-        ir_id n = f->member[i];
-        sb_printf(out, "  writes %%%u %s ", f->now[n], ir_name(f->in, n));
+    for (uint32_t i = f->first[r->group]; i < f->first[r->group + 1]; i++) {
+        ir_id n = f->member[i], m = other_reader(f, n);
+        sb_printf(out, "  writes %%%u ", f->now[n]);
         type_print(f->in->types, ir_at(f->in, n)->type, out);
         sb_char(out, ' ');
         report_bytes(out, 4 * (double)type_count(f->in->types, ir_at(f->in, n)->type, f->c->bind));
-        sb_printf(out, ": %s", reasons[f->plan->store[n]]);
-        if (f->plan->store[n] == FS_reader) {
-            uint32_t u = f->plan->first_user[n];
-            while (fuse_is_row_op(f->in, f->plan->users[u])) u++;
-            ir_id m = f->plan->users[u];
-            const char *name = ir_name(f->in, m);
-            sb_printf(out, " (%s%s%s)", op_info((enum ir_op)ir_at(f->in, m)->op)->name,
-                      *name ? " " : "", name);
-        }
-        if (f->plan->ld[n]) sb_printf(out, ", in place in a concat");
+        if (f->plan->store[n] == FS_reader)
+            sb_printf(out, ": read by %s %s", op_info((enum ir_op)ir_at(f->in, m)->op)->name,
+                      ir_name(f->in, m));
+        else
+            sb_printf(out, ": %s", reasons[f->plan->store[n]]);
+        if (f->plan->ld[n]) sb_str(out, ", in place");
         sb_char(out, '\n');
     }
 }
@@ -158,14 +178,10 @@ static void place_rows(struct fuse *f, struct region *r, int64_t index)
         need(f, r->operand.p[i]);
         src[i] = f->now[r->operand.p[i]];
     }
-    const char *name = "";
-    for (uint32_t i = 0; i < count; i++) {
-        types[i] = ir_at(f->in, member[i])->type;
-        if (!*name) name = ir_name(f->in, member[i]);
-    }
+    for (uint32_t i = 0; i < count; i++) types[i] = ir_at(f->in, member[i])->type;
+    const char *name = region_name(f, member, count);
     g->cur_span = ir_span(f->in, member[0]);
     ir_type_id type = count == 1 ? types[0] : type_tuple(g->types, types, count);
-    if (count > 1 && *name) name = str_fmt(f->scratch, "%s.rows", name);
     ir_id rows = ir_add_typed(g, OP_rows, type, src, r->operand.n, ATTRS(A_INT(region, index)), name);
     for (uint32_t i = 0; i < count; i++) {
         g->cur_span = ir_span(f->in, member[i]);

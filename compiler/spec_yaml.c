@@ -4,19 +4,15 @@
 #include "base/map.h"
 #include <yaml.h>
 
-struct anchor {
-    struct str name;
-    struct node *node; /* NULL while it is being read */
-};
-
 struct reader {
     struct spec_ctx *c;
     yaml_parser_t parser;
     uint32_t file;
-    struct str text;  /* the whole registered text */
-    size_t begin;     /* where the document's text begins in it */
-    size_t mark, off; /* libyaml counts characters: the byte offset of character `mark` */
-    VEC(struct anchor) anchor;
+    struct str text;           /* the whole registered text */
+    size_t begin;              /* where the document's text begins in it */
+    size_t mark, off;          /* libyaml counts characters: the byte offset of character `mark` */
+    VEC(struct node *) anchor; /* what each names; NULL while it is being read */
+    struct map anchor_at;      /* name -> 1 + index of its latest anchor */
     uint64_t from_aliases;
     bool failed;
 };
@@ -163,30 +159,30 @@ static struct node *parse_alias(struct reader *r, const yaml_event_t *e, struct 
                                 unsigned depth)
 {
     struct str name = str_of((const char *)e->data.alias.anchor);
-    for (size_t i = r->anchor.n; i--;) {
-        if (!str_eq(r->anchor.p[i].name, name)) continue;
-        struct node *n = r->anchor.p[i].node;
-        if (!n) {
-            spec_err(r->c, D_spec_alias_loop, at, name.p);
-            return fail(r);
-        }
-        if (depth + n->height > SPEC_MAX_DEPTH) {
-            spec_err(r->c, D_spec_yaml_depth, at, SPEC_MAX_DEPTH);
-            return fail(r);
-        }
-        r->from_aliases += n->weight;
-        if (r->from_aliases > SPEC_MAX_FILE) {
-            spec_err(r->c, D_spec_alias_size, at);
-            return fail(r);
-        }
-        if (n->kind != NODE_scalar) return n;
-        /* A copy, so that a mistake is shown where the value is used. */
-        struct node *copy = arena_dup(r->c->a, n, sizeof *n, STRATA_SITE);
-        copy->at = at;
-        return copy;
+    const uint32_t *index = map_find(&r->anchor_at, name);
+    if (!index) {
+        spec_err(r->c, D_spec_alias_unknown, at, name.p);
+        return fail(r);
     }
-    spec_err(r->c, D_spec_alias_unknown, at, name.p);
-    return fail(r);
+    struct node *n = r->anchor.p[*index - 1];
+    if (!n) {
+        spec_err(r->c, D_spec_alias_loop, at, name.p);
+        return fail(r);
+    }
+    if (depth + n->height > SPEC_MAX_DEPTH) {
+        spec_err(r->c, D_spec_yaml_depth, at, SPEC_MAX_DEPTH);
+        return fail(r);
+    }
+    r->from_aliases += n->weight;
+    if (r->from_aliases > SPEC_MAX_FILE) {
+        spec_err(r->c, D_spec_alias_size, at);
+        return fail(r);
+    }
+    if (n->kind != NODE_scalar) return n;
+    /* A copy, so that a mistake is shown where the value is used. */
+    struct node *copy = arena_dup(r->c->a, n, sizeof *n, STRATA_SITE);
+    copy->at = at;
+    return copy;
 }
 
 static const char *tag_of(const yaml_event_t *e, const char **anchor)
@@ -210,8 +206,8 @@ static struct node *parse_node(struct reader *r, yaml_event_t *e, unsigned depth
     if (tag_of(e, &anchor)) spec_err(r->c, D_spec_yaml_tag, at);
     size_t slot = r->anchor.n;
     if (anchor) {
-        struct anchor new = {{str_dup(r->c->a, str_of(anchor)), strlen(anchor)}, NULL};
-        vec_push(r->c->a, &r->anchor, new);
+        vec_push(r->c->a, &r->anchor, (struct node *)NULL);
+        *map_str(&r->anchor_at, str_of(anchor)) = (uint32_t)r->anchor.n;
     }
     struct node *n = NEW(r->c->a, struct node, 1);
     n->at = at;
@@ -227,7 +223,7 @@ static struct node *parse_node(struct reader *r, yaml_event_t *e, unsigned depth
     } else {
         n = e->type == YAML_MAPPING_START_EVENT ? parse_map(r, n, depth) : parse_list(r, n, depth);
     }
-    if (n && anchor) r->anchor.p[slot].node = n;
+    if (n && anchor) r->anchor.p[slot] = n;
     return n;
 }
 
@@ -286,6 +282,7 @@ struct node *spec_tree_read(struct spec_ctx *c, uint32_t file, struct str whole,
         return NULL;
     }
     struct reader r = {.c = c, .file = file, .text = whole, .begin = from, .off = from};
+    map_init(&r.anchor_at, c->a);
     if (!yaml_parser_initialize(&r.parser)) BUG("libyaml has no memory");
     yaml_parser_set_encoding(&r.parser, YAML_UTF8_ENCODING);
     yaml_parser_set_input_string(&r.parser, (const unsigned char *)text.p, text.n);

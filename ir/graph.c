@@ -171,25 +171,28 @@ static ir_id fold(struct ir_graph *g, enum ir_op op, const ir_id *src, ir_type_i
 }
 
 static ir_id add_node(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src,
-                      size_t nsrc, const struct ir_attr *attr, size_t nattr, const char *name)
+                      size_t nsrc, const struct ir_attr *attr, size_t nattr, uint32_t instance,
+                      const char *name)
 {
     ir_id two[2];
     if ((op_info(op)->flags & F_COMM) && src[0] > src[1]) {
         two[0] = src[1], two[1] = src[0];
         src = two;
     }
-    ir_id folded = fold(g, op, src, type);
+    ir_id folded = instance ? IR_NONE : fold(g, op, src, type);
     if (folded != IR_NONE) return folded;
     struct ir_node x = {.op = (uint16_t)op, .nsrc = (uint32_t)nsrc, .type = type};
     x.attr = attrs_encode(g, attr, nattr);
-    if (op_info(op)->flags & F_STATE) x.instance = ++g->next_instance;
+    x.instance = instance || !(op_info(op)->flags & F_STATE) ? instance : ++g->next_instance;
+    if (instance > g->next_instance) g->next_instance = instance;
     x.span = span_id(g, g->cur_span);
     if (name && *name) x.name = intern_add(g->names, str_of(name));
     return insert(g, &x, src);
 }
 
 static ir_id checked(struct ir_graph *g, enum ir_op op, ir_type_id given, const ir_id *src,
-                     size_t nsrc, const struct ir_attr *attr, size_t nattr, const char *name)
+                     size_t nsrc, const struct ir_attr *attr, size_t nattr, uint32_t instance,
+                     const char *name)
 {
     ir_type_id small[64], *types = nsrc <= 64 ? small : NEW(g->arena, ir_type_id, nsrc);
     for (size_t i = 0; i < nsrc; i++) types[i] = ir_at(g, src[i])->type;
@@ -198,19 +201,26 @@ static ir_id checked(struct ir_graph *g, enum ir_op op, ir_type_id given, const 
     const char *why = NULL;
     if (!op_shape(op, &c, &type, &why))
         BUG("%s%s%s: %s", op_info(op)->name, name ? " " : "", name ? name : "", why);
-    return add_node(g, op, type, src, nsrc, attr, nattr, name);
+    return add_node(g, op, type, src, nsrc, attr, nattr, instance, name);
 }
 
 ir_id ir_add(struct ir_graph *g, enum ir_op op, const ir_id *src, size_t nsrc,
              const struct ir_attr *attr, size_t nattr, const char *name)
 {
-    return checked(g, op, UINT32_MAX, src, nsrc, attr, nattr, name);
+    return checked(g, op, UINT32_MAX, src, nsrc, attr, nattr, 0, name);
 }
 
 ir_id ir_add_typed(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src, size_t nsrc,
                    const struct ir_attr *attr, size_t nattr, const char *name)
 {
-    return checked(g, op, type, src, nsrc, attr, nattr, name);
+    return checked(g, op, type, src, nsrc, attr, nattr, 0, name);
+}
+
+ir_id ir_add_instance(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src,
+                      size_t nsrc, const struct ir_attr *attr, size_t nattr, uint32_t instance,
+                      const char *name)
+{
+    return checked(g, op, type, src, nsrc, attr, nattr, instance, name);
 }
 
 ir_id ir_copy(struct ir_graph *g, const struct ir_graph *from, ir_id n, const ir_id *src)
@@ -331,12 +341,17 @@ struct ir_view ir_view(const struct ir_graph *g, ir_id n)
 {
     const struct ir_node *x = ir_at(g, n);
     struct ir_dim cols = ir_cols(g, n);
-    if (x->op == OP_slice) {
+    int64_t axis = ir_int(g, n, AK_axis, 0), last = (int64_t)ir_ty(g, n)->rank - 1;
+    /* a slice of an axis between rows and columns has no single row stride */
+    if (x->op == OP_slice && (axis == 0 || axis == last)) {
         struct ir_view v = ir_view(g, ir_src(g, n, 0));
-        int64_t from = ir_int(g, n, AK_from, 0);
-        struct ir_dim d = dim_const(ir_int(g, n, AK_axis, 0) == 0 ? from * v.ld : from);
+        int64_t step = axis == last ? 1 : v.ld;
+        for (int64_t i = 1; i < last && axis != last; i++) {
+            CHECK(dim_is_const(ir_ty(g, n)->dim[i]));
+            step *= ir_ty(g, n)->dim[i].add;
+        }
         CHECK(dim_is_const(v.offset));
-        v.offset.add += d.add;
+        v.offset.add += ir_int(g, n, AK_from, 0) * step;
         return v;
     }
     if (x->op == OP_reshape) {

@@ -86,6 +86,10 @@ ir_id ir_add(struct ir_graph *g, enum ir_op op, const ir_id *src, size_t nsrc,
 /* The same for ops with shape `given` (and reshape): the type is stated. */
 ir_id ir_add_typed(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src, size_t nsrc,
                    const struct ir_attr *attr, size_t nattr, const char *name);
+/* The same with a stated instance: merged only with an equal node of that instance (0: as above). */
+ir_id ir_add_instance(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src,
+                      size_t nsrc, const struct ir_attr *attr, size_t nattr, uint32_t instance,
+                      const char *name);
 /* Copies node n of graph `from` (which shares types and names) with new operands; keeps type, attrs,
  * name, span, instance. The workhorse of passes. */
 ir_id ir_copy(struct ir_graph *g, const struct ir_graph *from, ir_id n, const ir_id *src);

@@ -66,7 +66,10 @@ static bool value_name(struct parser *p, ir_id *out)
     if (!eat(p, "%")) return fail(p, "%name expected");
     struct str w = word(p);
     uint32_t *id = map_find(&p->names, w);
-    if (!id || !*id) return fail(p, "no such value");
+    if (!id || !*id) {
+        p->at = w.p;
+        return fail(p, "no such value");
+    }
     *out = *id - 1;
     return true;
 }
@@ -100,23 +103,24 @@ static bool attrs(struct parser *p, struct ir_attr *attr, size_t *n, uint32_t *i
             *instance = (uint32_t)strtoul(p->at, (char **)&p->at, 10);
         } else {
             if (*n == AK_COUNT) return fail(p, "too many attributes");
-            if (!one_attr(p, &attr[(*n)++])) return false;
+            if (!one_attr(p, &attr[*n])) return false;
+            for (size_t i = 0; i < *n; i++)
+                if (attr[i].key == attr[*n].key) return fail(p, "an attribute is given twice");
+            ++*n;
         }
         eat(p, ",");
     }
     return true;
 }
 
-/* A printed name back to the node's own: positions are no names, 'N suffixes are dropped. */
+/* A printed name back to the node's own: 'N suffixes are dropped, positions are no names. */
 static const char *own_name(struct parser *p, struct str w)
 {
-    if (w.n && isdigit((unsigned char)w.p[0])) {
-        size_t i = 0;
-        while (i < w.n && isdigit((unsigned char)w.p[i])) i++;
-        if (i == w.n) return NULL;
-    }
     const char *tick = memchr(w.p, '\'', w.n);
-    return str_dup(p->arena, (struct str){w.p, tick ? (size_t)(tick - w.p) : w.n});
+    if (tick) w.n = (size_t)(tick - w.p);
+    size_t digits = 0;
+    while (digits < w.n && isdigit((unsigned char)w.p[digits])) digits++;
+    return digits == w.n ? NULL : str_dup(p->arena, w);
 }
 
 static bool node_line(struct parser *p)
@@ -150,11 +154,26 @@ static bool node_line(struct parser *p)
     const char *why;
     if (!op_shape(op, &c, &got, &why)) return fail(p, why);
     if (got != type) return fail(p, "the type is not what the operands give");
-    /* STATE ops take the next instance; set the counter so that it is the printed one. */
-    if (instance) g->next_instance = instance - 1;
-    ir_id id = ir_add_typed(g, op, type, src.p, src.n, attr, nattr, own_name(p, name));
-    g->node.p[id].instance = instance;
-    *map_str(&p->names, name) = id + 1;
+    *map_str(&p->names, name) = 1 + ir_add_instance(g, op, type, src.p, src.n, attr, nattr, instance,
+                                                    own_name(p, name));
+    return line_end(p);
+}
+
+static bool out_line(struct parser *p)
+{
+    struct ir_graph *g = p->g;
+    struct str name = word(p);
+    ir_id id;
+    struct ir_attr attr[AK_COUNT];
+    size_t n;
+    uint32_t instance;
+    if (!eat(p, "=") || !value_name(p, &id)) return fail(p, "out name = %value expected");
+    if (!attrs(p, attr, &n, &instance)) return false;
+    const char *z = str_dup(p->arena, name);
+    if (ir_find_output(g, z) != IR_NONE) return fail(p, "two outputs of one name");
+    ir_output(g, z, id);
+    if (n > 1 || (n && attr[0].key != AK_ld)) return fail(p, "an output has no attribute but ld");
+    if (n) vec_last(&g->out).ld = attr[0].i;
     return line_end(p);
 }
 
@@ -171,16 +190,7 @@ static bool body(struct parser *p, struct ir_graph *g)
             if (!node_line(p)) return false;
         } else if (!strncmp(p->at, "out ", 4)) {
             p->at += 4;
-            struct str name = word(p);
-            ir_id id;
-            struct ir_attr attr[AK_COUNT];
-            size_t n;
-            uint32_t instance;
-            if (!eat(p, "=") || !value_name(p, &id)) return fail(p, "out name = %value expected");
-            if (!attrs(p, attr, &n, &instance)) return false;
-            ir_output(g, str_dup(p->arena, name), id);
-            if (n) vec_last(&g->out).ld = attr[0].i;
-            if (!line_end(p)) return false;
+            if (!out_line(p)) return false;
         } else {
             return true;
         }
@@ -196,7 +206,9 @@ struct ir_graph *graph_parse(struct arena *a, struct diag *d, uint32_t file, str
     if (!eat(&p, "graph ")) return fail(&p, "graph NAME stage S expected"), NULL;
     const char *program = str_dup(a, word(&p));
     if (!eat(&p, "stage ")) return fail(&p, "stage expected"), NULL;
-    char s = *p.at++;
+    char s = *p.at;
+    if (s != 'T' && s != 'K' && s != 'P') return fail(&p, "stage T, K or P expected"), NULL;
+    p.at++;
     enum ir_stage stage = s == 'T' ? STAGE_T : s == 'K' ? STAGE_K : STAGE_P;
     struct ir_graph *g = graph_open(a, program, stage, types, names);
     if (!line_end(&p) || !body(&p, g)) return NULL;
@@ -208,6 +220,7 @@ struct ir_graph *graph_parse(struct arena *a, struct diag *d, uint32_t file, str
         vec_push(a, &g->region, r);
         while (*p.at == '\n' || *p.at == ';') line_end(&p);
     }
-    if (*p.at) return fail(&p, "a value, an output or a region expected"), NULL;
+    if (p.at != p.text.p + p.text.n)
+        return fail(&p, "a value, an output or a region expected"), NULL;
     return p.failed ? NULL : g;
 }

@@ -126,7 +126,7 @@ RULE(broadcast)
 RULE(rowreduce)
 {
     const struct ir_type *t = ty(c, 0);
-    NEED(t->rank >= 2 && t->dtype != IR_tuple, "needs rows");
+    NEED(t->rank >= 1 && t->dtype != IR_tuple, "needs rows");
     struct ir_dim d[IR_MAX_RANK];
     memcpy(d, t->dim, sizeof d);
     d[t->rank - 1] = dim_const(1);
@@ -174,6 +174,7 @@ RULE(concat)
         for (int k = 0; k < t->rank; k++)
             NEED(k == axis ? dim_is_const(u->dim[k]) : dim_eq(u->dim[k], t->dim[k]),
                  "concat: other dims differ");
+        NEED(n < (int64_t)1 << 40, "concat: too long");
         n += u->dim[axis].add;
     }
     struct ir_dim d[IR_MAX_RANK];
@@ -183,12 +184,23 @@ RULE(concat)
     return true;
 }
 
+/* Elements for a size of no particular kind; false where they are too many to count. */
+static bool probe_count(const struct ir_type *t, int64_t *out)
+{
+    *out = 1;
+    for (int i = 0; i < t->rank; i++)
+        if (__builtin_mul_overflow(*out, dim_value(t->dim[i], (struct ir_bind){7, 11}), out))
+            return false;
+    return true;
+}
+
 RULE(reshape)
 {
     NEED(c->given != UINT32_MAX, "the result type must be stated");
-    const struct ir_bind probe = {7, 11};
+    int64_t before, after;
     NEED(type_get(c->types, c->given)->dtype == ty(c, 0)->dtype, "reshape: element types differ");
-    NEED(type_count(c->types, c->given, probe) == type_count(c->types, c->src[0], probe),
+    NEED(probe_count(ty(c, 0), &before) && probe_count(type_get(c->types, c->given), &after) &&
+             before == after,
          "reshape: element counts differ");
     *out = c->given;
     return true;
@@ -223,6 +235,7 @@ RULE(grouped_dw)
     NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && is_vec(c, 2, IR_i32), "grouped: operands");
     NEED(dim_eq(ty(c, 0)->dim[0], ty(c, 1)->dim[0]), "grouped: rows differ");
     struct ir_dim e = ty(c, 2)->dim[0];
+    NEED(dim_is_const(e) && e.add >= 1, "grouped: offsets");
     e.add -= 1;
     *out = type_add(c->types, IR_f32, 3, (struct ir_dim[]){e, ty(c, 0)->dim[1], ty(c, 1)->dim[1]});
     return true;
@@ -235,12 +248,19 @@ RULE(embed)
     return true;
 }
 
+/* Is d exactly h heads of size hd? */
+static bool is_heads(struct ir_dim d, int64_t h, int64_t hd)
+{
+    return dim_is_const(d) && hd > 0 && d.add % hd == 0 && d.add / hd == h;
+}
+
 RULE(rope)
 {
     int64_t hd = int_of(c, AK_head_dim, 0), h = int_of(c, AK_heads, 0);
     NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32), "rope: operands");
-    NEED(hd > 0 && hd % 2 == 0 && ty(c, 0)->dim[1].add == h * hd, "rope: heads");
-    NEED(dim_eq(ty(c, 1)->dim[0], dim_sym(SYM_T, 1)) && ty(c, 1)->dim[1].add == hd, "rope: table");
+    NEED(hd > 0 && hd % 2 == 0 && is_heads(ty(c, 0)->dim[1], h, hd), "rope: heads");
+    NEED(dim_eq(ty(c, 1)->dim[0], dim_sym(SYM_T, 1)) && dim_eq(ty(c, 1)->dim[1], dim_const(hd)),
+         "rope: table");
     *out = c->src[0];
     return true;
 }
@@ -250,8 +270,8 @@ RULE(attention)
     for (size_t i = 0; i < 3; i++) NEED(is_mat(c, i, IR_f32), "attention: operands");
     int64_t h = int_of(c, AK_heads, 0), kv = int_of(c, AK_kv_heads, 0), hd = int_of(c, AK_head_dim, 0);
     NEED(h > 0 && kv > 0 && h % kv == 0 && hd > 0, "attention: heads");
-    NEED(ty(c, 0)->dim[1].add == h * hd && ty(c, 1)->dim[1].add == kv * hd &&
-             c->src[1] == c->src[2],
+    NEED(is_heads(ty(c, 0)->dim[1], h, hd) && is_heads(ty(c, 1)->dim[1], kv, hd) &&
+             c->src[1] == c->src[2] && dim_eq(ty(c, 0)->dim[0], ty(c, 1)->dim[0]),
          "attention: sizes");
     ir_type_id e[2] = {c->src[0], mat(c, IR_f32, ty(c, 0)->dim[0], dim_const(h))};
     *out = type_tuple(c->types, e, 2);
@@ -287,8 +307,8 @@ static bool depth_grads(const struct shape_ctx *c, size_t fixed, int64_t n, int6
     size_t acc = 0;
     for (const char *p = have->s; *p; p++) acc += *p == '1';
     NEED(c->nsrc == fixed + (size_t)n + acc, "depth grad: number of operands");
-    ir_type_id e[8192];
-    NEED(n + q <= 8192, "depth grad: too many sources");
+    ir_type_id e[IR_MAX_TUPLE];
+    NEED(n + q <= IR_MAX_TUPLE, "depth grad: too many sources");
     for (int64_t i = 0; i < n + q; i++) e[i] = i < n ? v : u;
     *out = type_tuple(c->types, e, (uint32_t)(n + q));
     return true;
@@ -297,14 +317,15 @@ static bool depth_grads(const struct shape_ctx *c, size_t fixed, int64_t n, int6
 RULE(depth_mix_grad)
 {
     int64_t n = int_of(c, AK_sources, 0);
-    NEED(n >= 1 && c->nsrc >= 6, "depth_mix_grad: operands");
+    NEED(n >= 1 && n < IR_MAX_TUPLE && c->nsrc >= 6, "depth_mix_grad: operands");
     return depth_grads(c, 6, n, 1, c->src[0], c->src[2], out, why);
 }
 
 RULE(depth_inter)
 {
     int64_t n = int_of(c, AK_sources, 0), q = int_of(c, AK_queries, 0);
-    NEED(n >= 1 && q >= 1 && q <= 4096 && c->nsrc == (size_t)(n + q), "depth_inter: operands");
+    NEED(n >= 1 && n <= IR_MAX_TUPLE && q >= 1 && q <= 4096 && c->nsrc == (size_t)(n + q),
+         "depth_inter: operands");
     NEED(is_vec(c, 0, IR_f32) && is_mat(c, (size_t)q, IR_f32), "depth_inter: operands");
     struct ir_dim rows = ty(c, (size_t)q)->dim[0];
     ir_type_id e[4100];
@@ -319,7 +340,8 @@ RULE(depth_inter)
 RULE(depth_inter_grad)
 {
     int64_t n = int_of(c, AK_sources, 0), q = int_of(c, AK_queries, 0);
-    NEED(n >= 1 && q >= 1 && c->nsrc >= (size_t)(2 + 4 * q + n), "depth_inter_grad: operands");
+    NEED(n >= 1 && n <= IR_MAX_TUPLE && q >= 1 && q <= 4096 && c->nsrc >= (size_t)(2 + 4 * q + n),
+         "depth_inter_grad: operands");
     return depth_grads(c, (size_t)(2 + 4 * q), n, q, c->src[2 + q], c->src[2], out, why);
 }
 
@@ -360,7 +382,7 @@ RULE(moe_route)
     int64_t k = int_of(c, AK_k, 0);
     NEED(is_mat(c, 0, IR_f32) && is_vec(c, 1, IR_f32), "moe_route: operands");
     NEED(dim_eq(ty(c, 0)->dim[1], ty(c, 1)->dim[0]), "moe_route: bias size");
-    NEED(k >= 1 && k <= ty(c, 0)->dim[1].add, "moe_route: k");
+    NEED(k >= 1 && dim_is_const(ty(c, 0)->dim[1]) && k <= ty(c, 0)->dim[1].add, "moe_route: k");
     struct ir_dim r = ty(c, 0)->dim[0];
     ir_type_id e[2] = {mat(c, IR_i32, r, dim_const(k)), mat(c, IR_f32, r, dim_const(k))};
     *out = type_tuple(c->types, e, 2);
@@ -378,7 +400,9 @@ RULE(moe_sort)
 {
     int64_t e = int_of(c, AK_experts, 0);
     NEED(is_mat(c, 0, IR_i32) && e >= 1, "moe_sort: operands");
-    struct ir_dim a = dim_scale(ty(c, 0)->dim[0], ty(c, 0)->dim[1].add);
+    struct ir_dim rows = ty(c, 0)->dim[0], k = ty(c, 0)->dim[1];
+    NEED(dim_is_const(k) && k.add <= 4096 && rows.mul <= 4096 && e < INT32_MAX, "moe_sort: sizes");
+    struct ir_dim a = dim_scale(rows, k.add);
     ir_type_id t = vector(c, IR_i32, a), el[3] = {vector(c, IR_i32, dim_const(e + 1)), t, t};
     *out = type_tuple(c->types, el, 3);
     return true;
@@ -409,6 +433,7 @@ RULE(moe_combine)
 {
     int64_t k = int_of(c, AK_k, 0);
     NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && k >= 1, "moe_combine: operands");
+    NEED(dim_eq(ty(c, 1)->dim[1], dim_const(k)), "moe_combine: one weight per slot");
     *out = mat(c, IR_f32, ty(c, 1)->dim[0], ty(c, 0)->dim[1]);
     return true;
 }
@@ -431,6 +456,7 @@ RULE(adamw)
 
 RULE(momentum)
 {
+    NEED(c->src[0] == c->src[1], "momentum: the average differs from the gradient");
     ir_type_id e[2] = {c->src[0], c->src[0]};
     *out = type_tuple(c->types, e, 2);
     return true;

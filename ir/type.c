@@ -155,12 +155,16 @@ void type_print(const struct ir_types *t, ir_type_id id, struct sb *out)
     sb_char(out, ']');
 }
 
+/* Sizes are below 2^40, so that products of two with a factor do not overflow unnoticed. */
+#define MOST_ELEMENTS ((long long)1 << 40)
+
 static bool dim_parse(const char **at, struct ir_dim *out)
 {
     char *end;
     bool digits = isdigit((unsigned char)**at);
     long long n = digits ? strtoll(*at, &end, 10) : 1;
     if (digits) *at = end;
+    if (n > MOST_ELEMENTS) return false;
     for (int s = 1; s < SYM_COUNT; s++) {
         if (**at != syms[s][0]) continue;
         if (n > INT32_MAX) return false;
@@ -171,6 +175,7 @@ static bool dim_parse(const char **at, struct ir_dim *out)
             if (!isdigit((unsigned char)**at)) return false;
             out->add = strtoll(*at, &end, 10);
             *at = end;
+            if (out->add > MOST_ELEMENTS) return false;
         }
         return true;
     }
@@ -180,11 +185,11 @@ static bool dim_parse(const char **at, struct ir_dim *out)
 
 static bool tuple_parse(struct ir_types *t, const char **at, ir_type_id *out)
 {
-    ir_type_id elem[4096];
+    ir_type_id elem[IR_MAX_TUPLE];
     uint32_t n = 0;
     while (**at != ')') {
         if (n && strncmp(*at, ", ", 2) == 0) *at += 2;
-        if (n == sizeof elem / sizeof *elem || !type_parse(t, at, &elem[n++])) return false;
+        if (n == IR_MAX_TUPLE || **at == '(' || !type_parse(t, at, &elem[n++])) return false;
     }
     ++*at;
     *out = type_tuple(t, elem, n);

@@ -16,6 +16,7 @@ struct ir_dim {
     int32_t sym;
 };
 #define IR_MAX_RANK 4
+#define IR_MAX_TUPLE 8448 /* a full depth mix of 4096 layers and a few */
 
 typedef uint32_t ir_type_id; /* index into the graph's type table; 0 = f32[] */
 

@@ -40,40 +40,70 @@ static int replaces(const struct ir_graph *g, ir_id n, uint32_t index)
     }
 }
 
-/* A value replaced in place must have no later reader. */
-static const char *check_in_place(struct ir_graph *g, ir_id n)
+/* The value whose memory n shows. */
+static ir_id owner(const struct ir_graph *g, ir_id n)
 {
-    const struct ir_node *x = ir_at(g, n);
-    if (!(op_info((enum ir_op)x->op)->flags & F_STATE)) return NULL;
+    while (ir_at(g, n)->op == OP_slice || ir_at(g, n)->op == OP_reshape) n = ir_src(g, n, 0);
+    return n;
+}
+
+/* The last node that reads each owner (views are read where their readers are), node.n for outputs. */
+static ir_id *last_readers(const struct ir_graph *g, struct arena *a)
+{
+    ir_id *last = NEW(a, ir_id, g->node.n);
+    for (ir_id n = 0; n < g->node.n; n++)
+        for (uint32_t k = 0; k < ir_at(g, n)->nsrc && owner(g, n) == n; k++)
+            last[owner(g, ir_src(g, n, k))] = n;
+    for (size_t k = 0; k < g->out.n; k++) last[owner(g, g->out.p[k].id)] = (ir_id)g->node.n;
+    return last;
+}
+
+/* A value replaced in place must have no later reader. */
+static const char *check_in_place(const struct ir_graph *g, ir_id n, const ir_id *last)
+{
     uint32_t results = ir_ty(g, n)->dtype == IR_tuple ? ir_ty(g, n)->count : 1;
     for (uint32_t i = 0; i < results; i++) {
         int s = replaces(g, n, i);
-        if (s < 0) continue;
-        ir_id old = ir_src(g, n, (uint32_t)s);
-        for (ir_id m = n + 1; m < g->node.n; m++)
-            for (uint32_t k = 0; k < ir_at(g, m)->nsrc; k++)
-                if (ir_src(g, m, k) == old) return "a replaced value is read afterwards";
+        if (s >= 0 && last[owner(g, ir_src(g, n, (uint32_t)s))] > n)
+            return "a replaced value is read afterwards";
     }
     return NULL;
+}
+
+/* Checks of single nodes, then of what needs all of them to be sound. */
+static const char *check_nodes(struct ir_graph *g, enum ir_stage stage, ir_id *at)
+{
+    const char *why = NULL;
+    for (*at = 0; *at < g->node.n; ++*at)
+        if ((why = check_node(g, *at, stage))) return why;
+    for (size_t i = 0; i < g->out.n; i++)
+        if (g->out.p[i].id >= g->node.n) return "an output that does not exist";
+    struct arena *a = arena_open("verify");
+    const ir_id *last = last_readers(g, a);
+    for (*at = 0; *at < g->node.n && !why; ++*at)
+        if (op_info((enum ir_op)ir_at(g, *at)->op)->flags & F_STATE) why = check_in_place(g, *at, last);
+    if (why) --*at;
+    arena_close(a);
+    return why;
 }
 
 const char *graph_verify(struct ir_graph *g, enum ir_stage stage)
 {
     if (stage == STAGE_P) stage = STAGE_K;
-    for (ir_id n = 0; n < g->node.n; n++) {
-        const char *why = check_node(g, n, stage);
-        if (!why) why = check_in_place(g, n);
-        if (why)
-            return str_fmt(g->arena, "%s: node %u (%s %%%s): %s", g->program, n,
-                           op_info((enum ir_op)ir_at(g, n)->op)->name, ir_name(g, n), why);
+    ir_id n;
+    const char *why = check_nodes(g, stage, &n);
+    if (why && n == g->node.n) return str_fmt(g->arena, "%s: %s", g->program, why);
+    if (why) {
+        enum ir_op op = (enum ir_op)ir_at(g, n)->op;
+        return str_fmt(g->arena, "%s: node %u (%s %%%s): %s", g->program, n,
+                       op < OP_COUNT ? op_info(op)->name : "?", ir_name(g, n), why);
     }
-    for (size_t i = 0; i < g->out.n; i++) {
-        if (g->out.p[i].id >= g->node.n) return "an output that does not exist";
-        for (size_t k = 0; k < i; k++)
-            if (g->out.p[k].name == g->out.p[i].name) return "two outputs of one name";
-    }
+    struct map seen;
+    map_init(&seen, g->arena);
+    for (size_t i = 0; i < g->out.n; i++)
+        if ((*map_num(&seen, g->out.p[i].name))++) return "two outputs of one name";
     for (size_t r = 0; r < g->region.n; r++) {
-        const char *why = graph_verify(g->region.p[r], STAGE_K);
+        why = graph_verify(g->region.p[r], STAGE_K);
         if (why) return why;
     }
     return NULL;

@@ -24,10 +24,11 @@ void ${FN}_fwd(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *s
         const float *v = (const float *)p[2] + row0 * LDV + kv * VD;
         float *o = (float *)p[3] + row0 * LDO + kv * G * VD;
         float *lse = (float *)p[4] + row0 * H + kv * G;
-        for (int64_t i = 0; i < G * QB * VP; i += 16) st16(acc + i, splat16(0.0f));
-        for (int64_t i = 0; i < G * QB; i++) {
-            st16(sum + i * 16, splat16(0.0f));
-            top[i] = lowest;
+        for (int64_t r = 0; r < G * QB; r++) {
+            if (q0 + r % QB >= q1) continue;
+            for (int64_t d = 0; d < VP; d += 16) st16(acc + r * VP + d, splat16(0.0f));
+            st16(sum + r * 16, splat16(0.0f));
+            top[r] = lowest;
         }
         for (int64_t k0 = W > 0 ? max64(0, q0 - W + 1) / KB * KB : 0; k0 < q1; k0 += KB) {
             const int64_t keys = min64(KB, T - k0);
@@ -56,11 +57,11 @@ void ${FN}_fwd(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *s
         for (int64_t r = 0; r < G * QB; r++) {
             const int64_t g = r / QB, i = q0 + r % QB;
             if (i >= q1) continue;
-            const float total = hsum16(ld16(sum + r * 16));
+            const float total = hsum16(ld16(sum + r * 16)), part = 1.0f / total;
             lse[i * H + g] = top[r] + log1(total);
             /* + 0: no trace of the sign of zero, which masked keys may change */
             for (int64_t d = 0; d < VD; d += 16)
-                st16k(o + i * LDO + g * VD + d, ld16(acc + r * VP + d) / total + 0.0f, min64(16, VD - d));
+                st16k(o + i * LDO + g * VD + d, ld16(acc + r * VP + d) * part + 0.0f, min64(16, VD - d));
         }
     }
 }

@@ -66,7 +66,8 @@ INLINE void tile_body(const struct tile *t, int mr, int nv) {
             tile_k(acc, mr, nv, a, ak, b, bp);
             ak += ks;
             b += 16;
-            __asm__("" : "+r"(ak)); /* one index for all rows: no 24 derived pointers to spill */
+            /* One index for all rows and no loads ahead of their k: else pointers or vectors spill. */
+            __asm__("" : "+r"(ak) : : "memory");
         }
     }
     for (; k < kn; k++) {

@@ -371,7 +371,6 @@ static struct program *mixed_program(int64_t cols, int64_t rows)
     ir_output(g, "outer", b2(g, OP_mul, weight, uv));
     ir_output(g, "weight", weight);
     ir_output(g, "columns", ir_unary(g, OP_colsum, weight));
-    ir_output(g, "norm", ir_unary(g, OP_rowsum, b2(g, OP_mul, uv, uv)));
     ir_output(g, "same", b2(g, OP_max, b2(g, OP_min, x, ir_const(g, 0.25)), ir_const(g, -0.25)));
     ir_id z = ir_add_typed(g, OP_const, ir_at(g, x)->type, NO_SRCS, ATTRS(A_NUM(value, 3)), NULL);
     ir_output(g, "three", z);
