@@ -11,8 +11,8 @@ static double dot(const double *a, const double *b, int64_t n)
 
 /* Row t of one mix of the sources that begin at operand `first`: fills s[j], r[j] (n of them), adds
  * the mix to h [D] and returns the log-sum-exp. */
-static double mix_row(struct eval *e, const double *u, size_t first, int64_t n, int64_t t, double *s,
-                      double *r, double *h)
+static double mix_row(struct eval *e, const double *u, size_t first, int64_t n, int64_t t,
+                      double *s, double *r, double *h)
 {
     int64_t D = ev_cols(e, first);
     double eps = ev_num(e, AK_eps, 1e-6), max = -INFINITY, sum = 0;

@@ -21,8 +21,8 @@ struct eval {
 #define OP(name, sources, shape, vjp, cost, stages, flags) void eval_##name(struct eval *e);
 #include "op.def"
 
-/* Operand i (a plain value), its number of elements, its dim k (negative: from the last), its rows and
- * columns; the result's arrays likewise. */
+/* Operand i (a plain value), its number of elements, its dim k (negative: from the last), its rows
+ * and columns; the result's arrays likewise. */
 const double *ev_src(const struct eval *e, size_t i);
 int64_t ev_count(const struct eval *e, size_t i);
 int64_t ev_dim(const struct eval *e, size_t i, int k);

@@ -4,14 +4,14 @@
 
 /* ---- elementwise ---- */
 
-#define UNARY(name, expr)                                                                          \
-    void eval_##name(struct eval *e)                                                               \
-    {                                                                                              \
-        const double *x = ev_src(e, 0);                                                            \
-        for (int64_t i = 0; i < e->out.e[0].n; i++) {                                              \
-            double a = x[i];                                                                       \
-            ev_out(e, 0)[i] = (expr);                                                              \
-        }                                                                                          \
+#define UNARY(name, expr)                             \
+    void eval_##name(struct eval *e)                  \
+    {                                                 \
+        const double *x = ev_src(e, 0);               \
+        for (int64_t i = 0; i < e->out.e[0].n; i++) { \
+            double a = x[i];                          \
+            ev_out(e, 0)[i] = (expr);                 \
+        }                                             \
     }
 
 /* Nearest number with 8 significant bits, ties to even: what a float32 rounds to as bf16. */
@@ -45,15 +45,15 @@ static int64_t spread(const struct eval *e, size_t i, int64_t row, int64_t col)
     return rank == 1 ? col : row * cols + col;
 }
 
-#define BINARY(name, expr)                                                                         \
-    void eval_##name(struct eval *e)                                                               \
-    {                                                                                              \
-        int64_t cols = dim_value(ir_cols(e->g, e->n), e->b);                                       \
-        for (int64_t i = 0; i < e->out.e[0].n; i++) {                                              \
-            double a = ev_src(e, 0)[spread(e, 0, i / cols, i % cols)];                             \
-            double b = ev_src(e, 1)[spread(e, 1, i / cols, i % cols)];                             \
-            ev_out(e, 0)[i] = (expr);                                                              \
-        }                                                                                          \
+#define BINARY(name, expr)                                             \
+    void eval_##name(struct eval *e)                                   \
+    {                                                                  \
+        int64_t cols = dim_value(ir_cols(e->g, e->n), e->b);           \
+        for (int64_t i = 0; i < e->out.e[0].n; i++) {                  \
+            double a = ev_src(e, 0)[spread(e, 0, i / cols, i % cols)]; \
+            double b = ev_src(e, 1)[spread(e, 1, i / cols, i % cols)]; \
+            ev_out(e, 0)[i] = (expr);                                  \
+        }                                                              \
     }
 
 BINARY(add, a + b)
@@ -143,7 +143,8 @@ static void product(double *c, const double *a, const double *b, int64_t m, int6
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++)
             for (int64_t l = 0; l < k; l++)
-                c[i * n + j] += (ta ? a[l * m + i] : a[i * k + l]) * (tb ? b[j * k + l] : b[l * n + j]);
+                c[i * n + j] +=
+                    (ta ? a[l * m + i] : a[i * k + l]) * (tb ? b[j * k + l] : b[l * n + j]);
 }
 
 void eval_matmul(struct eval *e)
@@ -153,8 +154,8 @@ void eval_matmul(struct eval *e)
     int64_t n = ev_dim(e, 1, tb ? -2 : -1);
     int64_t batch = ir_ty(e->g, e->n)->rank == 3 ? ev_dim(e, 0, 0) : 1;
     for (int64_t i = 0; i < batch; i++)
-        product(ev_out(e, 0) + i * m * n, ev_src(e, 0) + i * m * k, ev_src(e, 1) + i * k * n, m, n, k,
-                ta, tb);
+        product(ev_out(e, 0) + i * m * n, ev_src(e, 0) + i * m * k, ev_src(e, 1) + i * k * n, m, n,
+                k, ta, tb);
 }
 
 void eval_grouped_matmul(struct eval *e)
@@ -176,6 +177,7 @@ void eval_grouped_matmul_dw(struct eval *e)
     for (int64_t g = 0; g + 1 < ev_count(e, 2); g++) {
         int64_t from = ev_index(e, offset[g], ev_rows(e, 0) + 1);
         int64_t to = ev_index(e, offset[g + 1], ev_rows(e, 0) + 1);
-        product(ev_out(e, 0) + g * m * k, dy + from * m, x + from * k, m, k, to - from, true, false);
+        product(ev_out(e, 0) + g * m * k, dy + from * m, x + from * k, m, k, to - from, true,
+                false);
     }
 }

@@ -31,7 +31,8 @@ void eval_embed_grad(struct eval *e)
     int64_t width = ev_cols(e, 0), rows = dim_value(ir_rows(e->g, e->n), e->b);
     for (int64_t t = 0; t < ev_count(e, 1); t++)
         for (int64_t c = 0; c < width; c++)
-            ev_out(e, 0)[row_of(e, ev_src(e, 1)[t], rows) * width + c] += ev_src(e, 0)[t * width + c];
+            ev_out(e, 0)[row_of(e, ev_src(e, 1)[t], rows) * width + c] +=
+                ev_src(e, 0)[t * width + c];
 }
 
 /* Row t: cosines, then sines, of t * theta^(-2i/head_dim). */
@@ -73,8 +74,13 @@ struct heads {
 
 static struct heads heads_of(const struct eval *e)
 {
-    struct heads x = {ev_rows(e, 0), ev_int(e, AK_heads, 0), ev_int(e, AK_kv_heads, 0),
-                      ev_int(e, AK_head_dim, 0), 0, e->b.T, ev_int(e, AK_window, 0)};
+    struct heads x = {ev_rows(e, 0),
+                      ev_int(e, AK_heads, 0),
+                      ev_int(e, AK_kv_heads, 0),
+                      ev_int(e, AK_head_dim, 0),
+                      0,
+                      e->b.T,
+                      ev_int(e, AK_window, 0)};
     x.scale = ev_num(e, AK_scale, 1 / sqrt((double)x.hd));
     return x;
 }
@@ -152,14 +158,15 @@ static double log_sum_exp(const double *x, int64_t n)
     return max + log(sum);
 }
 
-static double nll_of(const struct eval *e, const double *logits, double lse, double target, int64_t n)
+static double nll_of(const struct eval *e, const double *logits, double lse, double target,
+                     int64_t n)
 {
     return target < 0 ? 0 : lse - logits[ev_index(e, target, n)];
 }
 
 /* d[i] = dnll (softmax(logits) - one hot of target); 0 where the target is negative. */
-static void nll_grad(const struct eval *e, double *d, const double *logits, double lse, double target,
-                     double dnll, int64_t n)
+static void nll_grad(const struct eval *e, double *d, const double *logits, double lse,
+                     double target, double dnll, int64_t n)
 {
     if (target < 0) dnll = 0;
     for (int64_t i = 0; i < n; i++) d[i] = dnll * exp(logits[i] - lse);

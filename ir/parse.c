@@ -56,8 +56,10 @@ static bool line_end(struct parser *p)
     blanks(p);
     if (*p->at == ';')
         while (*p->at && *p->at != '\n') p->at++;
-    if (*p->at == '\n') p->at++;
-    else if (*p->at) return fail(p, "end of line expected");
+    if (*p->at == '\n')
+        p->at++;
+    else if (*p->at)
+        return fail(p, "end of line expected");
     return true;
 }
 
@@ -154,8 +156,8 @@ static bool node_line(struct parser *p)
     const char *why;
     if (!op_shape(op, &c, &got, &why)) return fail(p, why);
     if (got != type) return fail(p, "the type is not what the operands give");
-    *map_str(&p->names, name) = 1 + ir_add_instance(g, op, type, src.p, src.n, attr, nattr, instance,
-                                                    own_name(p, name));
+    *map_str(&p->names, name) =
+        1 + ir_add_instance(g, op, type, src.p, src.n, attr, nattr, instance, own_name(p, name));
     return line_end(p);
 }
 

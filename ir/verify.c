@@ -27,7 +27,8 @@ static const char *check_node(struct ir_graph *g, ir_id n, enum ir_stage stage)
     return NULL;
 }
 
-/* Which source an op's result element `index` replaces in place; -1 where it has memory of its own. */
+/* Which source an op's result element `index` replaces in place; -1 where it has memory of its own.
+ */
 static int replaces(const struct ir_graph *g, ir_id n, uint32_t index)
 {
     const struct ir_node *x = ir_at(g, n);
@@ -47,7 +48,8 @@ static ir_id owner(const struct ir_graph *g, ir_id n)
     return n;
 }
 
-/* The last node that reads each owner (views are read where their readers are), node.n for outputs. */
+/* The last node that reads each owner (views are read where their readers are), node.n for outputs.
+ */
 static ir_id *last_readers(const struct ir_graph *g, struct arena *a)
 {
     ir_id *last = NEW(a, ir_id, g->node.n);
@@ -81,7 +83,8 @@ static const char *check_nodes(struct ir_graph *g, enum ir_stage stage, ir_id *a
     struct arena *a = arena_open("verify");
     const ir_id *last = last_readers(g, a);
     for (*at = 0; *at < g->node.n && !why; ++*at)
-        if (op_info((enum ir_op)ir_at(g, *at)->op)->flags & F_STATE) why = check_in_place(g, *at, last);
+        if (op_info((enum ir_op)ir_at(g, *at)->op)->flags & F_STATE)
+            why = check_in_place(g, *at, last);
     if (why) --*at;
     arena_close(a);
     return why;

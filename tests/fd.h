@@ -13,8 +13,9 @@ struct fd {
 };
 /* Central difference of the loss along `direction` from the inputs `input`. */
 double fd_slope(const struct fd *f, const char *input, const double *direction, double step);
-/* Compares gradient `grad` of input `input` with central differences along `directions` random ones.
- * Returns the worst error relative to the size of the slope, or of a typical one where it cancels. */
+/* Compares gradient `grad` of input `input` with central differences along `directions` random
+ * ones. Returns the worst error relative to the size of the slope, or of a typical one where it
+ * cancels. */
 double fd_error(const struct fd *f, const char *input, const double *grad, int directions);
 /* A random number in -1..1; advances the state. */
 double fd_random(uint64_t *state);

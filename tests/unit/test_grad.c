@@ -84,9 +84,9 @@ static uint32_t differentiable_element(enum ir_op op)
 /* Cases that central differences cannot judge. */
 static bool unfit(enum ir_op op, int option)
 {
-    if (op == OP_round_bf16) return true;                      /* a staircase; its rule is the identity */
-    if (op == OP_grouped_matmul && option >= 4) return true;   /* tb=0 occurs in backwards only */
-    if (op == OP_depth_mix && option == 3) return true;        /* logits of hundreds: too bent */
+    if (op == OP_round_bf16) return true; /* a staircase; its rule is the identity */
+    if (op == OP_grouped_matmul && option >= 4) return true; /* tb=0 occurs in backwards only */
+    if (op == OP_depth_mix && option == 3) return true;      /* logits of hundreds: too bent */
     return false;
 }
 
@@ -95,7 +95,8 @@ static bool routing_is_near_a_tie(const struct ir_graph *g, struct ir_bind b)
 {
     struct arena *a = arena_open("ties");
     size_t n;
-    struct ir_named *in = op_case_inputs(a, g, b, 3, &n), *moved = arena_dup(a, in, n * sizeof *in, STRATA_SITE);
+    struct ir_named *in = op_case_inputs(a, g, b, 3, &n),
+                    *moved = arena_dup(a, in, n * sizeof *in, STRATA_SITE);
     struct ir_values v = ir_eval(a, g, b, in, n);
     bool near = false;
     uint64_t state = 1;
@@ -209,9 +210,9 @@ static ir_id norm_heads(struct net *t, ir_id x, int64_t heads, int64_t hd, const
 
 static ir_id rope(struct net *t, ir_id x, int64_t heads, int64_t hd)
 {
-    ir_id angles = ir_add_typed(t->g, OP_rope_table,
-                                ir_type2(t->g, IR_f32, dim_sym(SYM_T, 1), dim_const(hd)), NO_SRCS,
-                                ATTRS(A_NUM(theta, 100)), NULL);
+    ir_id angles =
+        ir_add_typed(t->g, OP_rope_table, ir_type2(t->g, IR_f32, dim_sym(SYM_T, 1), dim_const(hd)),
+                     NO_SRCS, ATTRS(A_NUM(theta, 100)), NULL);
     return ir_add(t->g, OP_rope, SRCS(x, angles), ATTRS(A_INT(heads, heads), A_INT(head_dim, hd)),
                   NULL);
 }
@@ -225,8 +226,8 @@ static ir_id attention(struct net *t, ir_id x, const char *p)
     ir_id k = norm_heads(t, ir_slice(t->g, all, 1, 16, 24), 2, 4, str_fmt(a, "%s.kn", p));
     ir_id v = ir_slice(t->g, all, 1, 24, 32);
     ir_id o = ir_add(t->g, OP_attention, SRCS(rope(t, q, 4, 4), rope(t, k, 2, 4), v),
-                     ATTRS(A_INT(heads, 4), A_INT(kv_heads, 2), A_INT(head_dim, 4), A_NUM(scale, 0.5),
-                           A_INT(window, 3)),
+                     ATTRS(A_INT(heads, 4), A_INT(kv_heads, 2), A_INT(head_dim, 4),
+                           A_NUM(scale, 0.5), A_INT(window, 3)),
                      NULL);
     return linear(t, ir_get(t->g, o, 0), str_fmt(a, "%s.o", p), ir_cols(t->g, x).add);
 }
@@ -248,17 +249,18 @@ static ir_id moe(struct net *t, ir_id x, const char *score)
 {
     struct ir_graph *g = t->g;
     int64_t D = ir_cols(g, x).add;
-    ir_id route = ir_add(g, OP_moe_route, SRCS(linear(t, x, "gate", 5), vec(t, "bias", 5)),
-                         ATTRS(A_INT(k, 2), A_STR(score, score), A_INT(renormalize, 1),
-                               A_NUM(scale, 1.7)),
-                         NULL);
+    ir_id route = ir_add(
+        g, OP_moe_route, SRCS(linear(t, x, "gate", 5), vec(t, "bias", 5)),
+        ATTRS(A_INT(k, 2), A_STR(score, score), A_INT(renormalize, 1), A_NUM(scale, 1.7)), NULL);
     ir_id sort = ir_add(g, OP_moe_sort, SRCS(ir_get(g, route, 0)), ATTRS(A_INT(experts, 5)), NULL);
     ir_id off = ir_get(g, sort, 0), order = ir_get(g, sort, 1), place = ir_get(g, sort, 2);
     ir_id y = ir_add(g, OP_moe_gather, SRCS(x, order, place), ATTRS(A_INT(k, 2)), NULL);
-    y = ir_add(g, OP_grouped_matmul, SRCS(y, stack(t, "w13", 5, 6, D), off), ATTRS(A_INT(tb, 1)), NULL);
+    y = ir_add(g, OP_grouped_matmul, SRCS(y, stack(t, "w13", 5, 6, D), off), ATTRS(A_INT(tb, 1)),
+               NULL);
     y = ir_add(g, OP_grouped_matmul, SRCS(swiglu(t, y), stack(t, "w2", 5, D, 3), off),
                ATTRS(A_INT(tb, 1)), NULL);
-    y = ir_add(g, OP_moe_combine, SRCS(y, ir_get(g, route, 1), order, place), ATTRS(A_INT(k, 2)), NULL);
+    y = ir_add(g, OP_moe_combine, SRCS(y, ir_get(g, route, 1), order, place), ATTRS(A_INT(k, 2)),
+               NULL);
     return ir_binary(g, OP_add, y, mlp(t, x, "shared"));
 }
 
@@ -277,13 +279,14 @@ static ir_id mix(struct net *t, const char *site, const ir_id *v, size_t n)
     ir_id src[16] = {ir_binary(t->g, OP_mul, vec(t, str_fmt(a, "%s.w", site), 6),
                                vec(t, str_fmt(a, "%s.g", site), 6))};
     memcpy(src + 1, v, n * sizeof *v);
-    return ir_get(t->g, ir_add(t->g, OP_depth_mix, src, n + 1,
-                               ATTRS(A_STR(site, site), A_INT(sources, n), A_NUM(eps, 1e-6)), NULL),
+    return ir_get(t->g,
+                  ir_add(t->g, OP_depth_mix, src, n + 1,
+                         ATTRS(A_STR(site, site), A_INT(sources, n), A_NUM(eps, 1e-6)), NULL),
                   0);
 }
 
-/* The reference algorithm of attnres-paper 2.2 over six sublayers, blocks of S, the embedding tied to
- * the head, and every second site switched off where `off` says so. */
+/* The reference algorithm of attnres-paper 2.2 over six sublayers, blocks of S, the embedding tied
+ * to the head, and every second site switched off where `off` says so. */
 static ir_id attnres(struct net *t, size_t S, bool off)
 {
     struct ir_graph *g = t->g;
@@ -362,7 +365,8 @@ static void compositions(void **state)
         ir_output(t.g, "loss", compose(&t, which));
         struct inputs wrt = float_inputs(t.g);
         struct ir_bind b = {2, 5};
-        if (!routing_is_near_a_tie(t.g, b)) check_graph(t.g, b, &wrt, str_fmt(a, "composition %d", which));
+        if (!routing_is_near_a_tie(t.g, b))
+            check_graph(t.g, b, &wrt, str_fmt(a, "composition %d", which));
         arena_close(a);
     }
 }
@@ -384,11 +388,20 @@ static ir_id random_step(struct net *t, ir_id *v, size_t n, uint64_t *state)
     case 2: return ir_binary(g, OP_add, a, b);
     case 3: return ir_binary(g, OP_mul, ir_unary(g, OP_tanh, a), ir_unary(g, OP_rowsum, b));
     case 4: return ir_binary(g, OP_mul, a, ir_unary(g, OP_sigmoid, b));
-    case 5: return ir_binary(g, OP_div, a, ir_binary(g, OP_add, ir_const(g, 2), ir_unary(g, OP_tanh, b)));
+    case 5:
+        return ir_binary(g, OP_div, a,
+                         ir_binary(g, OP_add, ir_const(g, 2), ir_unary(g, OP_tanh, b)));
     case 6: return ir_matmul(g, ir_unary(g, OP_tanh, a), pick(v, n, state), false, false, NULL);
-    case 7: return ir_binary(g, OP_mul, ir_unary(g, OP_neg, a), ir_unary(g, OP_recip, ir_unary(g, OP_exp, ir_unary(g, OP_tanh, b))));
-    case 8: return ir_binary(g, OP_add, a, ir_unary(g, OP_sqrt, ir_binary(g, OP_add, ir_const(g, 1), ir_binary(g, OP_mul, b, b))));
-    default: return ir_unary(g, OP_log, ir_binary(g, OP_add, ir_const(g, 1.5), ir_unary(g, OP_sigmoid, a)));
+    case 7:
+        return ir_binary(g, OP_mul, ir_unary(g, OP_neg, a),
+                         ir_unary(g, OP_recip, ir_unary(g, OP_exp, ir_unary(g, OP_tanh, b))));
+    case 8:
+        return ir_binary(
+            g, OP_add, a,
+            ir_unary(g, OP_sqrt, ir_binary(g, OP_add, ir_const(g, 1), ir_binary(g, OP_mul, b, b))));
+    default:
+        return ir_unary(g, OP_log,
+                        ir_binary(g, OP_add, ir_const(g, 1.5), ir_unary(g, OP_sigmoid, a)));
     }
 }
 

@@ -78,14 +78,16 @@ static void cases_round_trip(void **state)
         }
 }
 
-/* A random graph: repeated names, numbers of all kinds, stateful ops, tuples, regions with strides. */
+/* A random graph: repeated names, numbers of all kinds, stateful ops, tuples, regions with strides.
+ */
 static struct ir_graph *random_graph(struct arena *a, uint64_t *state)
 {
     static const char *const names[] = {NULL, "x", "model.layers.0.mlp", "x.y", "a-b_c", "7th"};
-    static const double numbers[] = {0.1,     -0.0, 1.0 / 3, 1e-300, 5e-324, 1.7976931348623157e308,
+    static const double numbers[] = {0.1,   -0.0, 1.0 / 3,  1e-300, 5e-324, 1.7976931348623157e308,
                                      -1e22, 3.0,  HUGE_VAL, -2.5};
     struct ir_graph *g = graph_open(a, "random", STAGE_T, NULL, NULL);
-    ir_type_id t = ir_type2(g, IR_f32, dim_sym(SYM_N, 1 + (int)(3 * fabs(fd_random(state)))), dim_const(6));
+    ir_type_id t =
+        ir_type2(g, IR_f32, dim_sym(SYM_N, 1 + (int)(3 * fabs(fd_random(state)))), dim_const(6));
     ir_id ctl = ir_add_typed(g, OP_input, ir_type1(g, IR_f32, dim_const(4)), NO_SRCS,
                              ATTRS(A_STR(name, "ctl")), "ctl");
     ir_id v[64] = {ir_add_typed(g, OP_input, t, NO_SRCS, ATTRS(A_STR(name, "x.0")), "x")};
@@ -97,16 +99,22 @@ static struct ir_graph *random_graph(struct arena *a, uint64_t *state)
         int what = (int)(6 * fabs(fd_random(state)));
         ir_id x = p;
         if (what == 0) x = ir_add(g, OP_mul, SRCS(p, q), NO_ATTRS, name);
-        if (what == 1) x = ir_binary(g, OP_add, p, ir_const(g, numbers[(size_t)(10 * fabs(fd_random(state)))]));
+        if (what == 1)
+            x = ir_binary(g, OP_add, p,
+                          ir_const(g, numbers[(size_t)(10 * fabs(fd_random(state)))]));
         if (what == 2) x = ir_add(g, OP_tanh, SRCS(p), NO_ATTRS, name);
         if (what == 3)
-            ir_get(g, ir_add(g, OP_grad_norm, SRCS(ir_const(g, 1), p, ctl), ATTRS(A_NUM(clip, 0.1)), name), 0);
+            ir_get(g,
+                   ir_add(g, OP_grad_norm, SRCS(ir_const(g, 1), p, ctl), ATTRS(A_NUM(clip, 0.1)),
+                          name),
+                   0);
         if (what == 4) {
             ir_id parts[] = {ir_slice(g, p, 1, 0, 2), ir_slice(g, q, 1, 2, 6)};
             x = ir_add(g, OP_concat, parts, 2, ATTRS(A_INT(axis, 1)), name);
         }
         if (what == 5)
-            x = ir_add_instance(g, OP_exp, t, SRCS(p), NO_ATTRS, 1 + (uint32_t)(3 * fabs(fd_random(state))), name);
+            x = ir_add_instance(g, OP_exp, t, SRCS(p), NO_ATTRS,
+                                1 + (uint32_t)(3 * fabs(fd_random(state))), name);
         v[n++] = x;
     }
     ir_output(g, "out", v[n - 1]);
@@ -148,8 +156,9 @@ static void canonical_text(void **state)
                        "  out b = %1\n"
                        "}\n";
     assert_string_equal(text_of(a, parse_well(a, said)).p, said);
-    const char *loose = "\n; a comment\ngraph  train   stage K ; more\n\n  %a:f32[2]=input{name=a}\n"
-                        "%b : f32[2] =  add %a,%a ; x\n\nout o=%b\n\n";
+    const char *loose =
+        "\n; a comment\ngraph  train   stage K ; more\n\n  %a:f32[2]=input{name=a}\n"
+        "%b : f32[2] =  add %a,%a ; x\n\nout o=%b\n\n";
     assert_string_equal(text_of(a, parse_well(a, loose)).p,
                         "graph train stage K\n%a : f32[2] = input {name=a}\n"
                         "%b : f32[2] = add %a, %a\nout o = %b\n");
@@ -188,12 +197,14 @@ static const struct {
     {HEAD "%y : f32[N,4] = exp %x {k=1\n", "key=value expected"},
     {HEAD "%y : f32[N,4] = exp %x !\n", "end of line expected"},
     {HEAD "%y : f32[N,2] = slice %x {axis=1, from=2, to=5}\n", "slice: out of range"},
-    {HEAD "%y : f32[2,4] = slice %x {axis=0, from=0, to=2}\n", "slice: the axis has a run-time size"},
+    {HEAD "%y : f32[2,4] = slice %x {axis=0, from=0, to=2}\n",
+     "slice: the axis has a run-time size"},
     {HEAD "%y : f32[N,3] = reshape %x\n", "reshape: element counts differ"},
     {HEAD "%y : f32[1000000000000,1000000000000,1000000000000] = reshape %x\n", "counts differ"},
     {HEAD "%y : f32[N,4] = matmul %x, %x\n", "matmul: inner sizes differ"},
     {HEAD "%y : f32[N,4] = get %x {index=0}\n", "get needs a tuple"},
-    {HEAD "%y : f32[3] = input {name=y}\n%z : f32[N,4] = add %x, %y\n", "operands do not broadcast"},
+    {HEAD "%y : f32[3] = input {name=y}\n%z : f32[N,4] = add %x, %y\n",
+     "operands do not broadcast"},
     {HEAD "%y : f32[N,4] = depth_mix %x {sources=9223372036854775807}\n", "number of sources"},
     {HEAD "%y : f32[N,4] = depth_inter_grad %x, %x {sources=9223372036854775807, queries=4}\n",
      "depth_inter_grad: operands"},
@@ -213,14 +224,16 @@ static void parse_mistakes(void **state)
     for (size_t i = 0; i < sizeof mistakes / sizeof *mistakes; i++) {
         struct arena *a = arena_open("mistake");
         const char *said;
-        if (parse(a, mistakes[i].text, &said)) fail_msg("read without a word:\n%s", mistakes[i].text);
+        if (parse(a, mistakes[i].text, &said))
+            fail_msg("read without a word:\n%s", mistakes[i].text);
         if (!strstr(said, mistakes[i].said) || !strstr(said, "x.ir:"))
             fail_msg("%s\ndoes not say '%s' but\n%s", mistakes[i].text, mistakes[i].said, said);
         arena_close(a);
     }
 }
 
-/* Damaged texts of every case are read or refused, never worse; what is read prints and reads again. */
+/* Damaged texts of every case are read or refused, never worse; what is read prints and reads
+ * again. */
 static void damaged_text(void **state)
 {
     (void)state;
@@ -288,7 +301,8 @@ static void equal_nodes_are_one(void **state)
     assert_int_equal(ir_unary(g, OP_neg, ir_unary(g, OP_neg, x)), x);
     assert_int_equal(ir_reshape(g, x, t), x);
     ir_id one = ir_add_typed(g, OP_const, t, NO_SRCS, ATTRS(A_NUM(value, 1)), NULL);
-    assert_int_not_equal(ir_binary(g, OP_mul, ir_const(g, 3), one), ir_const(g, 3)); /* it spreads */
+    assert_int_not_equal(ir_binary(g, OP_mul, ir_const(g, 3), one),
+                         ir_const(g, 3)); /* it spreads */
 
     assert_null(graph_verify(g, STAGE_T));
 
@@ -298,7 +312,8 @@ static void equal_nodes_are_one(void **state)
     const ir_id s[] = {x, y, ctl, ctl};
     ir_id m = ir_add(g, OP_momentum, s, 4, ATTRS(A_NUM(momentum, 0.9)), NULL);
     assert_int_not_equal(m, ir_add(g, OP_momentum, s, 4, ATTRS(A_NUM(momentum, 0.9)), NULL));
-    ir_id e = ir_unary(g, OP_exp, x), clone = ir_add_instance(g, OP_exp, t, SRCS(x), NO_ATTRS, 9, NULL);
+    ir_id e = ir_unary(g, OP_exp, x),
+          clone = ir_add_instance(g, OP_exp, t, SRCS(x), NO_ATTRS, 9, NULL);
     assert_int_not_equal(e, clone);
     assert_int_equal(clone, ir_add_instance(g, OP_exp, t, SRCS(x), NO_ATTRS, 9, NULL));
     assert_int_equal(e, ir_unary(g, OP_exp, x));
@@ -310,8 +325,9 @@ static void types(void **state)
     (void)state;
     struct arena *a = arena_open("types");
     struct ir_types *t = types_open(a);
-    static const char *const text[] = {"f32[]", "bf16[7]", "f32[N,256]", "i32[2N+1]", "f64[B,T,3,4]",
-                                       "(f32[N,4], i32[N,2])", "()", "(f32[])", "f32[0]"};
+    static const char *const text[] = {"f32[]",     "bf16[7]",      "f32[N,256]",
+                                       "i32[2N+1]", "f64[B,T,3,4]", "(f32[N,4], i32[N,2])",
+                                       "()",        "(f32[])",      "f32[0]"};
     for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
         const char *at = text[i];
         ir_type_id id, again;
@@ -347,13 +363,14 @@ static void expect(struct ir_graph *g, enum ir_stage stage, const char *want)
 }
 
 /* Each mistake is made in a fresh copy of this graph. */
-static const char sound[] = "graph g stage T\n"
-                            "%p : f32[4] = input {name=p}\n"
-                            "%ctl : f32[4] = input {name=ctl}\n"
-                            "%q : f32[4] = exp %p\n"
-                            "%m : (f32[4], f32[4]) = momentum %q, %p, %ctl, %ctl {momentum=0.9, #1}\n"
-                            "%n : f32[4] = get %m {index=1}\n"
-                            "out n = %n\n";
+static const char sound[] =
+    "graph g stage T\n"
+    "%p : f32[4] = input {name=p}\n"
+    "%ctl : f32[4] = input {name=ctl}\n"
+    "%q : f32[4] = exp %p\n"
+    "%m : (f32[4], f32[4]) = momentum %q, %p, %ctl, %ctl {momentum=0.9, #1}\n"
+    "%n : f32[4] = get %m {index=1}\n"
+    "out n = %n\n";
 
 static void broken_graphs(void **state)
 {
@@ -415,10 +432,14 @@ static void broken_graphs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(cases_round_trip), cmocka_unit_test(random_graphs_round_trip),
-        cmocka_unit_test(canonical_text),   cmocka_unit_test(parse_mistakes),
-        cmocka_unit_test(damaged_text),     cmocka_unit_test(equal_nodes_are_one),
-        cmocka_unit_test(types),            cmocka_unit_test(broken_graphs),
+        cmocka_unit_test(cases_round_trip),
+        cmocka_unit_test(random_graphs_round_trip),
+        cmocka_unit_test(canonical_text),
+        cmocka_unit_test(parse_mistakes),
+        cmocka_unit_test(damaged_text),
+        cmocka_unit_test(equal_nodes_are_one),
+        cmocka_unit_test(types),
+        cmocka_unit_test(broken_graphs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
