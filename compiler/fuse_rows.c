@@ -78,10 +78,12 @@ static ir_id region_value(struct fuse *f, struct region *r, ir_id n)
         id = region_arg(f, r, n);
     } else {
         ir_id src[2];
+        struct ir_attr attr[AK_COUNT];
+        size_t nattr = ir_attrs(f->in, n, attr);
         CHECK(x->nsrc <= 2);
         for (uint32_t i = 0; i < x->nsrc; i++) src[i] = region_value(f, r, ir_src(f->in, n, i));
-        id = ir_copy(r->g, f->in, n, src); /* keeps the order of operands: max is not symmetric */
-        r->g->node.p[id].name = r->g->node.p[id].instance = 0;
+        r->g->cur_span = ir_span(f->in, n);
+        id = ir_add_typed(r->g, (enum ir_op)x->op, x->type, src, x->nsrc, attr, nattr, NULL);
         CHECK(ir_at(r->g, id)->type == x->type);
     }
     f->memo_of[n] = r->group, f->memo[n] = id;

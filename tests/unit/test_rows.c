@@ -70,6 +70,21 @@ static void make_inputs(struct program *p)
     }
 }
 
+/* The text of a graph with regions reads back as the same text. */
+static void check_text(const struct ir_graph *g)
+{
+    struct sb one = {0}, two = {0};
+    graph_print(g, NULL, &one);
+    struct diag *d = diag_open(arena);
+    struct str text = str_of(str_dup(arena, str_of(one.p)));
+    struct ir_graph *back = graph_parse(arena, d, diag_file(d, "text", text), text, NULL, NULL);
+    assert_non_null(back);
+    graph_print(back, NULL, &two);
+    assert_string_equal(one.p, two.p);
+    sb_free(&one);
+    sb_free(&two);
+}
+
 static struct program *finish(const char *name, struct ir_graph *g, int64_t rows)
 {
     struct program *p = NEW(arena, struct program, 1);
@@ -85,6 +100,7 @@ static struct program *finish(const char *name, struct ir_graph *g, int64_t rows
         why = graph_verify(p->k[u], STAGE_K);
         if (why) fail_msg("%s: %s", name, why);
         assert_true(report.n > 0);
+        check_text(p->k[u]);
         sb_free(&report);
     }
     return p;
