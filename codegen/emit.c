@@ -1,4 +1,5 @@
-/* What every emitter needs: kernels named by the content of their text, steps and their references. */
+/* What every emitter needs: kernels named by the content of their text, steps and their
+ * references. */
 #include "codegen/kernel.h"
 
 struct cg_step *cg_add(struct arena *a, struct cg_lowering *out, const char *kind, struct str text,

@@ -1,5 +1,5 @@
-/* See fuse_plan.h. Groups are formed inside one level (number of barriers before a node) and one domain,
- * and every edge between different domains of a level leads upwards in the order
+/* See fuse_plan.h. Groups are formed inside one level (number of barriers before a node) and
+ * one domain, and every edge between different domains of a level leads upwards in the order
  *   vectors < numbers per row < rows,
  * any other such edge starting a new level. So groups cannot depend on each other in a circle. */
 #include "compiler/fuse_plan.h"
@@ -199,8 +199,8 @@ static void clone_tree(const struct fuse_plan *p, ir_id n, struct fuse_domain d,
     }
 }
 
-/* May group `into` compute n itself? From one stored value of full size always (it replaces the load of
- * n), from two where the group reads both anyway. */
+/* May group `into` compute n itself? From one stored value of full size always (it replaces the
+ * load of n), from two where the group reads both anyway. */
 static bool cheap_in(const struct fuse_plan *p, ir_id n, ir_id into, struct clone *c)
 {
     *c = (struct clone){0};
@@ -240,7 +240,8 @@ static enum fuse_store why_stored(const struct fuse_plan *p, ir_id n, bool unfus
     return cheap ? FS_no : FS_costly;
 }
 
-/* Groups that compute n themselves read its roots; the small values it needs must be there for them. */
+/* Groups that compute n themselves read its roots; the small values it needs must be there for
+ * them. */
 static void accept_clones(struct fuse_plan *p, ir_id n)
 {
     struct clone c;

@@ -1,5 +1,5 @@
-/* Which elementwise operations and row reductions share a kernel, and which of their values are written
- * to memory: the decisions of fuse-rows, apart from the building of its graph. */
+/* Which elementwise operations and row reductions share a kernel, and which of their values are
+ * written to memory: the decisions of fuse-rows, apart from the building of its graph. */
 #ifndef STRATA_COMPILER_FUSE_PLAN_H
 #define STRATA_COMPILER_FUSE_PLAN_H
 #include "graph.h"

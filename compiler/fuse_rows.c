@@ -1,5 +1,6 @@
-/* Needs: stage T. Gives: stage K, where every elementwise operation and row reduction is inside a `rows`
- * node. Keeps: outputs, every other node, and every bit of the results. Cost: linear in the edges.
+/* Needs: stage T. Gives: stage K, where every elementwise operation and row reduction is inside
+ * a `rows` node. Keeps: outputs, every other node, and every bit of the results. Cost: linear
+ * in the edges.
  *
  *   %x : f32[N,64] = embed %w, %ids             %x : f32[N,64] = embed %w, %ids
  *   %2 : f32[N,64] = mul %x, %x                 %y : f32[N,64] = rows %x, %g {region=0}
@@ -12,15 +13,17 @@
  *   out y = %y                                    out r0 = %8
  *                                               }
  *
- * Kernels (groups) are formed by fuse_plan.c. A value that leaves its group is written to memory where
+ * Kernels (groups) are formed by fuse_plan.c. A value that leaves its group is written to
+ * memory where
  *   - it is an output, or an operation that is no row operation reads it,
  *   - it is a number per row, a vector or a column sum (small), or
- *   - other groups need it and computing it again would read more than itself: a value is computed again
- *     from one stored [R,C] value (%6 above, if a backward needs it: from %x and the stored %5), or from
- *     two where the other group reads both anyway (sigmoid(gate) * up). So a residual sum h + y is
- *     written once, and a normalised x * r never.
- * Slices and reshapes stay views: the region's arg has the row stride {ld}. A result that nothing but a
- * column concat reads is written in its place there (out {ld}), so that the concat has nothing to do. */
+ *   - other groups need it and computing it again would read more than itself: a value is
+ *     computed again from one stored [R,C] value (%6 above, if a backward needs it: from %x and
+ *     the stored %5), or from two where the other group reads both anyway (sigmoid(gate) * up).
+ *     So a residual sum h + y is written once, and a normalised x * r never.
+ * Slices and reshapes stay views: the region's arg has the row stride {ld}. A result that
+ * nothing but a column concat reads is written in its place there (out {ld}), so that the
+ * concat has nothing to do. */
 #include "compiler/fuse_plan.h"
 #include "compiler/pass.h"
 
@@ -120,7 +123,8 @@ static ir_id other_reader(const struct fuse *f, ir_id n)
     return IR_NONE;
 }
 
-/* What people see of a kernel: the name of its first named result, or of what its results go into. */
+/* What people see of a kernel: the name of its first named result, or of what its results go
+ * into. */
 static const char *region_name(struct fuse *f, const ir_id *member, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
@@ -184,11 +188,12 @@ static void place_rows(struct fuse *f, struct region *r, int64_t index)
     const char *name = region_name(f, member, count);
     g->cur_span = ir_span(f->in, member[0]);
     ir_type_id type = count == 1 ? types[0] : type_tuple(g->types, types, count);
-    ir_id rows = ir_add_typed(g, OP_rows, type, src, r->operand.n, ATTRS(A_INT(region, index)), name);
+    ir_id rows = ir_add_typed(g, OP_rows, type, src, r->operand.n, ATTRS(A_INT(region, index)),
+                              name);
     for (uint32_t i = 0; i < count; i++) {
         g->cur_span = ir_span(f->in, member[i]);
-        f->now[member[i]] = count == 1 ? rows : ir_get(g, rows, i);
-        if (*ir_name(f->in, member[i])) ir_set_name(g, f->now[member[i]], ir_name(f->in, member[i]));
+        ir_id id = f->now[member[i]] = count == 1 ? rows : ir_get(g, rows, i);
+        if (*ir_name(f->in, member[i])) ir_set_name(g, id, ir_name(f->in, member[i]));
     }
     report_region(f, r, rows);
 }

@@ -1,6 +1,7 @@
-/* Row fusion and its CPU kernels: graphs of row operations, written out and random, at odd sizes. Results
- * agree with the float64 evaluator, and fused and unfused programs give the same bits. Products between
- * the regions are done by plain loops here. Golden texts of the pass: tests/ir/fuse_*.ir (UPDATE=1). */
+/* Row fusion and its CPU kernels: graphs of row operations, written out and random, at odd
+ * sizes. Results agree with the float64 evaluator, and fused and unfused programs give the same
+ * bits. Products between the regions are done by plain loops here. Golden texts of the pass:
+ * tests/ir/fuse_*.ir (UPDATE=1). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -208,8 +209,10 @@ static void run_matmul(const struct program *p, int u, struct value *v, ir_id n)
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < c; j++) {
             double sum = 0;
-            for (int64_t l = 0; l < k; l++)
-                sum += (double)x[ta ? l * lda + i : i * lda + l] * (double)w[tb ? j * ldb + l : l * ldb + j];
+            for (int64_t l = 0; l < k; l++) {
+                float xi = x[ta ? l * lda + i : i * lda + l];
+                sum += (double)xi * (double)w[tb ? j * ldb + l : l * ldb + j];
+            }
             y[i * c + j] = (float)sum;
         }
 }
@@ -240,7 +243,8 @@ static void collect(const struct program *p, int u, struct jit_kernel *list, siz
     }
 }
 
-static struct value *run(const struct program *p, int u, const struct jit_kernel *kernels, size_t *at)
+static struct value *run(const struct program *p, int u, const struct jit_kernel *kernels,
+                         size_t *at)
 {
     struct ir_graph *g = p->k[u];
     struct value *v = NEW(arena, struct value, g->node.n);
@@ -372,7 +376,8 @@ static struct program *swiglu_program(int64_t cols, int64_t rows)
     return finish("swiglu", g, rows);
 }
 
-/* Norms of heads through reshapes, vectors and scalars on their own, constants that are results. */
+/* Norms of heads through reshapes, vectors and scalars on their own, constants that are
+ * results. */
 static struct program *mixed_program(int64_t cols, int64_t rows)
 {
     struct ir_graph *g = graph_open(arena, "mixed", STAGE_T, NULL, NULL);
@@ -431,8 +436,8 @@ static ir_id random_operand(struct pool *p, bool vectors)
 
 static ir_id random_unary(struct ir_graph *g, ir_id x)
 {
-    static const enum ir_op plain[] = {OP_neg, OP_tanh, OP_sigmoid}, positive[] = {OP_log, OP_sqrt, OP_rsqrt,
-                                                                                OP_recip};
+    static const enum ir_op plain[] = {OP_neg, OP_tanh, OP_sigmoid};
+    static const enum ir_op positive[] = {OP_log, OP_sqrt, OP_rsqrt, OP_recip};
     unsigned k = pick(8);
     if (k < 3) return ir_unary(g, plain[k], x);
     if (k == 7) return ir_unary(g, OP_exp, ir_unary(g, OP_tanh, x));
