@@ -453,8 +453,10 @@ static void chunk_sums(struct rows_gen *e)
 struct str rows_text(struct rows_gen *e)
 {
     header(e);
-    line(e, "void @FN@(void *const *p, %sconst int64_t *n, int64_t lo, int64_t hi, %svoid *%s)",
-         e->chunked ? "" : "UNUSED ", e->kept ? "" : "UNUSED ", "scratch");
+    line(e,
+         "void @FN@(void *const *p, %sconst int64_t *n, int64_t lo, int64_t hi, "
+         "%svoid *scratch)",
+         e->chunked ? "" : "UNUSED ", e->kept ? "" : "UNUSED ");
     open(e, "{");
     prologue(e);
     if (e->chunked) {
