@@ -5,9 +5,18 @@ enum { MR = 6, NR = 64, MC = 96, KC = 1152, KEYS = 64 };
 /* Enough items for a few threads to balance; below MIN_NS an item is not worth its hand-over. */
 enum { WANT_ITEMS = 16, MIN_NS = 10000 };
 
-static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }
-static int64_t at_least(int64_t a, int64_t low) { return a < low ? low : a; }
+static int64_t div_up(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+static int64_t round_up(int64_t a, int64_t b)
+{
+    return div_up(a, b) * b;
+}
+static int64_t at_least(int64_t a, int64_t low)
+{
+    return a < low ? low : a;
+}
 
 /* The size of equal blocks of at most `most`, a multiple of `unit`, that cover n. */
 static int64_t even(int64_t n, int64_t most, int64_t unit)
@@ -22,17 +31,29 @@ static int64_t item_ns(int64_t m, int64_t n, int64_t k)
     return math > read ? math : read;
 }
 
-int64_t cg_gemm_packed(int64_t k, int64_t n) { return round_up(n, 16) * k; }
-int64_t cg_pack_rows_items(int64_t k, int64_t n) { return div_up(k, 64) * div_up(n, 256); }
-int64_t cg_pack_cols_items(int64_t k, int64_t n) { return div_up(n, 16) * div_up(k, 256); }
+int64_t cg_gemm_packed(int64_t k, int64_t n)
+{
+    return round_up(n, 16) * k;
+}
+int64_t cg_gemm_packed_bf16(int64_t k, int64_t n)
+{
+    return round_up(n, 16) * div_up(k, 2);
+}
+int64_t cg_pack_rows_items(int64_t k, int64_t n)
+{
+    return div_up(k, 64) * div_up(n, 256);
+}
+int64_t cg_pack_cols_items(int64_t k, int64_t n)
+{
+    return div_up(n, 16) * div_up(k, 256);
+}
 
 struct cg_gemm_plan cg_gemm_plan(int64_t m, int64_t n, int64_t k)
 {
     struct cg_gemm_plan p = {.mb = even(m, MC, MR), .nb = even(n, 2304, NR)};
     for (;;) {
         p.items = div_up(m, p.mb) * div_up(n, p.nb);
-        if (p.items >= WANT_ITEMS || item_ns(p.mb, p.nb, k) < 2 * MIN_NS)
-            return p;
+        if (p.items >= WANT_ITEMS || item_ns(p.mb, p.nb, k) < 2 * MIN_NS) return p;
         if (p.nb > 256 || (p.mb <= 48 && p.nb > NR))
             p.nb = round_up(div_up(p.nb, 2), NR);
         else if (p.mb > MR)
@@ -42,7 +63,10 @@ struct cg_gemm_plan cg_gemm_plan(int64_t m, int64_t n, int64_t k)
     }
 }
 
-int64_t cg_gemm_items(int64_t m, int64_t n, int64_t k) { return cg_gemm_plan(m, n, k).items; }
+int64_t cg_gemm_items(int64_t m, int64_t n, int64_t k)
+{
+    return cg_gemm_plan(m, n, k).items;
+}
 
 struct cg_gemm_plan cg_gemm_grouped_plan(int64_t rows, int64_t n, int64_t k, int64_t experts)
 {
@@ -58,7 +82,10 @@ struct cg_gemm_plan cg_gemm_grouped_dw_plan(int64_t rows, int64_t m, int64_t n, 
     return p;
 }
 
-int64_t cg_gemm_scratch(void) { return (int64_t)MC * KC * 4; }
+int64_t cg_gemm_scratch(void)
+{
+    return (int64_t)MC * KC * 4;
+}
 
 int64_t cg_attn_query_rows(int64_t h, int64_t kv)
 {
@@ -70,7 +97,10 @@ int64_t cg_attn_fwd_items(int64_t b, int64_t t, int64_t h, int64_t kv)
     return b * kv * div_up(t, cg_attn_query_rows(h, kv));
 }
 
-int64_t cg_attn_bwd_items(int64_t b, int64_t kv) { return b * kv; }
+int64_t cg_attn_bwd_items(int64_t b, int64_t kv)
+{
+    return b * kv;
+}
 
 /* The layouts are at the top of the two kernels. */
 int64_t cg_attn_fwd_scratch(int64_t h, int64_t kv, int64_t hd, int64_t vd)

@@ -13,6 +13,8 @@ struct cg_gemm_plan {
 
 /* Floats of a packed [k,n] matrix: 16-column panels, ceil(n/16) * 16 * k. */
 int64_t cg_gemm_packed(int64_t k, int64_t n);
+/* The same for the bf16 kernels, in 32-bit words (two k each). */
+int64_t cg_gemm_packed_bf16(int64_t k, int64_t n);
 /* Items of k_pack_rows and k_pack_cols for a [k,n] matrix. */
 int64_t cg_pack_rows_items(int64_t k, int64_t n);
 int64_t cg_pack_cols_items(int64_t k, int64_t n);

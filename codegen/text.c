@@ -14,6 +14,9 @@ const char cg_text_tile[] =
 const char cg_text_gemm[] =
 #include "text/gemm.c.inc"
     ;
+const char cg_text_gemm_bf16[] =
+#include "text/gemm_bf16.c.inc"
+    ;
 const char cg_text_attention_rows[] =
 #include "text/attention_rows.c.inc"
     ;
@@ -47,10 +50,13 @@ void cg_attn_text(struct sb *out, const struct cg_attn *a)
         const char *name;
         int64_t value;
     } ints[] = {
-        {"H", a->h},         {"KV", a->kv},       {"HD", a->hd},     {"VD", a->vd},
-        {"WINDOW", a->window}, {"LDQ", a->ldq},   {"LDK", a->ldk},   {"LDV", a->ldv},
-        {"LDO", a->ldo},     {"LDDO", a->lddo},   {"LDDQ", a->lddq}, {"LDDK", a->lddk},
-        {"LDDV", a->lddv},   {"QB", cg_attn_query_rows(a->h, a->kv)},
+        {"H", a->h},           {"KV", a->kv},
+        {"HD", a->hd},         {"VD", a->vd},
+        {"WINDOW", a->window}, {"LDQ", a->ldq},
+        {"LDK", a->ldk},       {"LDV", a->ldv},
+        {"LDO", a->ldo},       {"LDDO", a->lddo},
+        {"LDDQ", a->lddq},     {"LDDK", a->lddk},
+        {"LDDV", a->lddv},     {"QB", cg_attn_query_rows(a->h, a->kv)},
     };
     enum { INTS = sizeof ints / sizeof *ints };
     char text[INTS + 1][32];

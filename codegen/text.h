@@ -7,7 +7,7 @@
 /* CPU kernels, in the order in which an emitted file needs them: every file starts with the
  * prelude; tile is for products and attention, attention_rows for attention. */
 extern const char cg_text_prelude[], cg_text_tile[], cg_text_gemm[];
-extern const char cg_text_attention_rows[], cg_text_attention[];
+extern const char cg_text_gemm_bf16[], cg_text_attention_rows[], cg_text_attention[];
 
 struct cg_var {
     const char *name, *value; /* ${name} becomes value */

@@ -36,9 +36,21 @@ static inline void *kernel_build(const struct sb *text, const char *march)
     int status = -1, err = io_write_atomic(src, text->p, text->n);
     static const char *const compilers[] = {"clang-19", "clang-14"};
     for (int i = 0; i < 2 && !err && status != 0; i++) {
-        char *argv[] = {(char *)compilers[i], "-O2", arch, "-mprefer-vector-width=512",
-                        "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
-                        "-shared", "-fPIC", "-o", so, src, NULL};
+        char *argv[] = {(char *)compilers[i],
+                        "-O2",
+                        arch,
+                        "-mprefer-vector-width=512",
+                        "-fno-math-errno",
+                        "-ffp-contract=off",
+                        "-Wall",
+                        "-Wextra",
+                        "-Werror",
+                        "-shared",
+                        "-fPIC",
+                        "-o",
+                        so,
+                        src,
+                        NULL};
         char *env = getenv("STRATA_CLANG");
         if (env) argv[0] = env;
         if (io_spawn(a, argv, (struct str){0}, &out, &status) != 0) status = -1;

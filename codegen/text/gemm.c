@@ -7,25 +7,44 @@ enum { GEMM_TRANS_A = 1, GEMM_ADD = 2, GEMM_GATHER = 4 };
 enum { GEMM_KC = 1152, GEMM_MC = 96 }; /* a block of A and two of B (64 columns) stay in 1 MiB */
 
 struct gemm {
+    const struct gemm_kind *kind;
     const float *a, *b; /* a: element (0,0); b: panel of column 0 at k = 0 */
     float *c;
-    int64_t lda, ldc, bp, k, n; /* bp: floats from panel to panel; k, n: sizes */
+    int64_t lda, ldc, bp, k; /* bp: floats from panel to panel; k: inner size, in words of the kind */
+    int64_t depth;           /* inner size */
     int64_t flags;
     const int32_t *index; /* GEMM_GATHER: row m of A is a + index[m] * lda */
     const float *after;   /* the panels that the next item probably reads first; speed only */
 };
 
-/* A^T block to panels [rows / 16][kn][16], as B is packed. */
-static void gemm_pack_a(float *dst, const float *src, int64_t lda, int64_t rows, int64_t kn) {
+/* Copies rows m0 .. m0+rows of A, kn words of k from k0 on, to scratch: transposed A to panels
+ * [rows / 16][kn][16], else to [rows][kn]. */
+typedef void gemm_pack(const struct gemm *g, float *dst, int64_t m0, int64_t rows, int64_t k0, int64_t kn);
+
+struct gemm_kind {
+    tile_fn *const (*tiles)[TILE_MR];
+    int64_t per;       /* k in a 32-bit word of A and B: 1, or 2 for bf16 pairs */
+    gemm_pack *pack_a; /* NULL: A is read in place */
+    gemm_pack *pack_trans_a;
+};
+
+INLINE const float *gemm_row(const struct gemm *g, int64_t m) {
+    return g->a + (g->flags & GEMM_GATHER ? g->index[m] : m) * g->lda;
+}
+
+static void gemm_pack_trans_a(const struct gemm *g, float *dst, int64_t m0, int64_t rows, int64_t k0,
+                              int64_t kn) {
+    const float *src = g->a + k0 * g->lda + m0;
     for (int64_t k = 0; k < kn; k += 8) {
         const int64_t part = min64(8, kn - k), ahead = min64(k + 16, kn);
         for (int64_t i = k + 8; i < ahead; i++)
-            for (int64_t m = 0; m < rows; m += 16) __builtin_prefetch(src + i * lda + m, 0, 3);
-        panels_from_cols(dst + k * 16, kn * 16, src + k * lda, lda, rows, part);
+            for (int64_t m = 0; m < rows; m += 16) __builtin_prefetch(src + i * g->lda + m, 0, 3);
+        panels_from_cols(dst + k * 16, kn * 16, src + k * g->lda, g->lda, rows, part);
     }
 }
+static const struct gemm_kind gemm_f32 = {tile, 1, 0, gemm_pack_trans_a};
 
-/* One k range of C[m0..m1, n0..n1]; `pa` is the packed A^T block or NULL. */
+/* One k range of C[m0..m1, n0..n1]; `pa` is the packed block of A or NULL. */
 static void gemm_slab(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, int64_t k0,
                       int64_t kn, const float *pa) {
     struct tile t = {.bp = g->bp, .kn = kn, .ldc = g->ldc, .load = k0 > 0 || g->flags & GEMM_ADD};
@@ -41,20 +60,20 @@ static void gemm_slab(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, 
             t.c = g->c + m * g->ldc + n;
             t.prefetch = step < 16 ? next + step / 4 * g->bp + step % 4 * (kn / 4 * 16) : t.b;
             for (int64_t i = 0; i < mr; i++) {
-                if (pa)
-                    t.a[i] = pa + (m - m0 + i) / 16 * 16 * kn + (m - m0 + i) % 16;
-                else if (g->flags & GEMM_GATHER)
-                    t.a[i] = g->a + g->index[m + i] * g->lda + k0;
+                const int64_t r = m - m0 + i;
+                if (g->flags & GEMM_TRANS_A)
+                    t.a[i] = pa + r / 16 * 16 * kn + r % 16;
                 else
-                    t.a[i] = g->a + (m + i) * g->lda + k0;
+                    t.a[i] = pa ? pa + r * kn : gemm_row(g, m + i) + k0;
             }
-            t.ks = pa ? 16 : 1;
-            tile_run(&t, mr);
+            t.ks = g->flags & GEMM_TRANS_A ? 16 : 1;
+            tile_run_of(g->kind->tiles, &t, mr);
         }
     }
 }
 
 static void gemm_block(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float *scratch) {
+    gemm_pack *pack = g->flags & GEMM_TRANS_A ? g->kind->pack_trans_a : g->kind->pack_a;
     for (int64_t mc = m0; mc < m1; mc += GEMM_MC) {
         const int64_t me = min64(mc + GEMM_MC, m1);
         /* equal parts, so that none is too short to hide the loads and stores of C */
@@ -62,24 +81,27 @@ static void gemm_block(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0,
         int64_t k0 = 0;
         do {
             const int64_t kn = min64(part, g->k - k0);
-            float *pa = g->flags & GEMM_TRANS_A ? scratch : 0;
-            if (pa) gemm_pack_a(pa, g->a + k0 * g->lda + mc, g->lda, me - mc, kn);
-            gemm_slab(g, mc, me, n0, n1, k0, kn, pa);
+            if (pack) pack(g, scratch, mc, me - mc, k0, kn);
+            gemm_slab(g, mc, me, n0, n1, k0, kn, pack ? scratch : 0);
             k0 += kn;
         } while (k0 < g->k);
     }
 }
 
-/* p = C, A, packed B; n = M, N, K, lda, ldc, flags, MB, NB; items = blocks of MB x NB. */
-void k_gemm(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
-    const int64_t M = n[0], N = n[1], K = n[2], MB = n[6], NB = n[7], nb = div_up(N, NB);
-    struct gemm g = {.a = p[1], .b = p[2], .c = p[0], .lda = n[3], .ldc = n[4], .bp = K * 16,
-                     .k = K, .n = N, .flags = n[5]};
+static void gemm_plain(const struct gemm_kind *kind, void *const *p, const int64_t *n, int64_t lo,
+                       int64_t hi, void *scratch) {
+    const int64_t M = n[0], N = n[1], K = div_up(n[2], kind->per), MB = n[6], NB = n[7], nb = div_up(N, NB);
+    struct gemm g = {.kind = kind, .a = p[1], .b = p[2], .c = p[0], .lda = n[3], .ldc = n[4],
+                     .bp = K * 16, .k = K, .depth = n[2], .flags = n[5]};
     for (int64_t it = lo; it < hi; it++) {
         const int64_t m0 = it / nb * MB, n0 = it % nb * NB;
         g.after = g.b + (it + 1) % nb * NB * K;
         gemm_block(&g, m0, min64(m0 + MB, M), n0, min64(n0 + NB, N), scratch);
     }
+}
+/* p = C, A, packed B; n = M, N, K, lda, ldc, flags, MB, NB; items = blocks of MB x NB. */
+void k_gemm(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
+    gemm_plain(&gemm_f32, p, n, lo, hi, scratch);
 }
 
 /* Packs B from row-major [K,N]. p = packed, B; n = K, N, ldb; items = blocks of 64 k x 256 columns. */
@@ -107,15 +129,13 @@ void k_pack_cols(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSE
     }
 }
 
-/* Rows grouped by expert: C[r,:] = A[r,:] B_e for offsets[e] <= r < offsets[e+1]; packed B_e follow
- * one another. p = C, A, packed B, offsets int32 [E+1], index int32 [rows] (GEMM_GATHER: row r of A
- * is A + index[r] * lda); n = rows (bound), N, K, lda, ldc, flags, MB, NB, E;
- * items = (ceil(rows / MB) + E) x column blocks, those beyond the actual row tiles return at once. */
-void k_gemm_grouped(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
-    const int64_t N = n[1], K = n[2], MB = n[6], NB = n[7], E = n[8], nb = div_up(N, NB);
+static void gemm_grouped(const struct gemm_kind *kind, void *const *p, const int64_t *n, int64_t lo,
+                         int64_t hi, void *scratch) {
+    const int64_t N = n[1], K = div_up(n[2], kind->per), MB = n[6], NB = n[7], E = n[8], nb = div_up(N, NB);
     const int32_t *off = p[3];
-    struct gemm g = {.a = p[1], .c = p[0], .lda = n[3], .ldc = n[4], .bp = K * 16, .k = K, .n = N,
-                     .flags = n[5] & ~(int64_t)GEMM_TRANS_A, .index = n[5] & GEMM_GATHER ? p[4] : 0};
+    struct gemm g = {.kind = kind, .a = p[1], .c = p[0], .lda = n[3], .ldc = n[4], .bp = K * 16,
+                     .k = K, .depth = n[2], .flags = n[5] & ~(int64_t)GEMM_TRANS_A,
+                     .index = n[5] & GEMM_GATHER ? p[4] : 0};
     for (int64_t it = lo; it < hi; it++) {
         int64_t tile = it / nb, e = 0;
         for (; e < E; e++) {
@@ -133,6 +153,14 @@ void k_gemm_grouped(void *const *p, const int64_t *n, int64_t lo, int64_t hi, vo
     }
 }
 
+/* Rows grouped by expert: C[r,:] = A[r,:] B_e for offsets[e] <= r < offsets[e+1]; packed B_e follow
+ * one another. p = C, A, packed B, offsets int32 [E+1], index int32 [rows] (GEMM_GATHER: row r of A
+ * is A + index[r] * lda); n = rows (bound), N, K, lda, ldc, flags, MB, NB, E;
+ * items = (ceil(rows / MB) + E) x column blocks, those beyond the actual row tiles return at once. */
+void k_gemm_grouped(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
+    gemm_grouped(&gemm_f32, p, n, lo, hi, scratch);
+}
+
 /* Weight gradients per expert: C_e[M,N] = A_e^T X_e over the rows of expert e (none: C_e = 0, or
  * unchanged with GEMM_ADD). A is row-major [rows,M], X is packed once as a [rows,N] matrix: panels
  * run along rows, so an expert's rows are a k range of every panel.
@@ -142,10 +170,10 @@ void k_gemm_grouped_dw(void *const *p, const int64_t *n, int64_t lo, int64_t hi,
     const int64_t rows = n[0], M = n[1], N = n[2], lda = n[3], ldc = n[4], MB = n[6], NB = n[7];
     const int64_t mb = div_up(M, MB), nb = div_up(N, NB);
     const int32_t *off = p[3];
-    struct gemm g = {.lda = lda, .ldc = ldc, .bp = rows * 16, .n = N, .flags = n[5] | GEMM_TRANS_A};
+    struct gemm g = {.kind = &gemm_f32, .lda = lda, .ldc = ldc, .bp = rows * 16, .flags = n[5] | GEMM_TRANS_A};
     for (int64_t it = lo; it < hi; it++) {
         const int64_t e = it / (mb * nb), m0 = it / nb % mb * MB, n0 = it % nb * NB;
-        g.k = off[e + 1] - off[e];
+        g.k = g.depth = off[e + 1] - off[e];
         g.a = (const float *)p[1] + off[e] * lda;
         g.b = (const float *)p[2] + (int64_t)off[e] * 16;
         g.c = (float *)p[0] + e * M * ldc;

@@ -24,8 +24,23 @@ struct tile {
     const float *prefetch; /* one line is fetched into L2 every 4 k from here on; speed only */
 };
 
-INLINE void tile_k(v16 acc[TILE_MR][TILE_NV], int mr, int nv, const float *const *a, int64_t ak,
-                   const float *b, int64_t bp) {
+/* acc + a b, or with PAIRS on two bf16 values per lane: acc + a0 b0 + a1 b1. */
+#ifdef __AVX512BF16__
+INLINE v16 tile_dot(v16 a, v16 b, v16 acc, int pairs) {
+    typedef float full __attribute__((vector_size(64)));
+#if __clang_major__ >= 16
+    typedef __bf16 half __attribute__((vector_size(64)));
+#else
+    typedef int32_t half __attribute__((vector_size(64)));
+#endif
+    return pairs ? (v16)__builtin_ia32_dpbf16ps_512((full)acc, (half)a, (half)b) : fma16(a, b, acc);
+}
+#else
+INLINE v16 tile_dot(v16 a, v16 b, v16 acc, UNUSED int pairs) { return fma16(a, b, acc); }
+#endif
+
+INLINE void tile_k(v16 acc[TILE_MR][TILE_NV], int mr, int nv, int pairs, const float *const *a,
+                   int64_t ak, const float *b, int64_t bp) {
     v16 bv[TILE_NV];
 #pragma clang loop unroll(full)
     for (int j = 0; j < nv; j++) bv[j] = ld16(b + j * bp);
@@ -33,11 +48,11 @@ INLINE void tile_k(v16 acc[TILE_MR][TILE_NV], int mr, int nv, const float *const
     for (int m = 0; m < mr; m++) {
         v16 x = splat16(a[m][ak]);
 #pragma clang loop unroll(full)
-        for (int j = 0; j < nv; j++) acc[m][j] = fma16(x, bv[j], acc[m][j]);
+        for (int j = 0; j < nv; j++) acc[m][j] = tile_dot(x, bv[j], acc[m][j], pairs);
     }
 }
 
-INLINE void tile_body(const struct tile *t, int mr, int nv) {
+INLINE void tile_body(const struct tile *t, int mr, int nv, int pairs) {
     v16 acc[TILE_MR][TILE_NV];
     const float *a[TILE_MR];
     const float *b = t->b, *pf = t->prefetch;
@@ -63,7 +78,7 @@ INLINE void tile_body(const struct tile *t, int mr, int nv) {
         pf += 16;
 #pragma clang loop unroll(full)
         for (int u = 0; u < 4; u++) {
-            tile_k(acc, mr, nv, a, ak, b, bp);
+            tile_k(acc, mr, nv, pairs, a, ak, b, bp);
             ak += ks;
             b += 16;
             /* One index for all rows and no loads ahead of their k: else pointers or vectors spill. */
@@ -71,7 +86,7 @@ INLINE void tile_body(const struct tile *t, int mr, int nv) {
         }
     }
     for (; k < kn; k++) {
-        tile_k(acc, mr, nv, a, ak, b, bp);
+        tile_k(acc, mr, nv, pairs, a, ak, b, bp);
         ak += ks;
         b += 16;
     }
@@ -86,42 +101,46 @@ INLINE void tile_body(const struct tile *t, int mr, int nv) {
         }
 }
 
-#define TILE_ROWS(mr, nv)                                                                          \
-    UNUSED static __attribute__((noinline)) void tile_##mr##_##nv(const struct tile *t) {          \
-        tile_body(t, mr, nv);                                                                      \
+typedef void tile_fn(const struct tile *t);
+typedef tile_fn *const tile_table[TILE_NV][TILE_MR];
+
+/* All tiles of one kind, NAME_<rows>_<panels>, and their table NAME. */
+#define TILE_ROWS(name, pairs, mr, nv)                                                             \
+    UNUSED static __attribute__((noinline)) void name##_##mr##_##nv(const struct tile *t) {        \
+        tile_body(t, mr, nv, pairs);                                                               \
     }
-#define TILE_PANELS(nv)                                                                            \
-    TILE_ROWS(1, nv) TILE_ROWS(2, nv) TILE_ROWS(3, nv) TILE_ROWS(4, nv) TILE_ROWS(5, nv)           \
-    TILE_ROWS(6, nv)
-#define TILE_TABLE(nv)                                                                             \
-    {tile_1_##nv, tile_2_##nv, tile_3_##nv, tile_4_##nv, tile_5_##nv, tile_6_##nv}
-TILE_PANELS(1)
+#define TILE_PANELS(name, pairs, nv)                                                               \
+    TILE_ROWS(name, pairs, 1, nv) TILE_ROWS(name, pairs, 2, nv) TILE_ROWS(name, pairs, 3, nv)      \
+    TILE_ROWS(name, pairs, 4, nv) TILE_ROWS(name, pairs, 5, nv) TILE_ROWS(name, pairs, 6, nv)
+#define TILE_TABLE(name, nv)                                                                       \
+    {name##_1_##nv, name##_2_##nv, name##_3_##nv, name##_4_##nv, name##_5_##nv, name##_6_##nv}
 #if TILE_NV == 4
-TILE_PANELS(2)
-TILE_PANELS(3)
-TILE_PANELS(4)
+#define TILES(name, pairs)                                                                         \
+    TILE_PANELS(name, pairs, 1) TILE_PANELS(name, pairs, 2) TILE_PANELS(name, pairs, 3)            \
+    TILE_PANELS(name, pairs, 4)                                                                    \
+    UNUSED static tile_table name = {TILE_TABLE(name, 1), TILE_TABLE(name, 2),                     \
+                                     TILE_TABLE(name, 3), TILE_TABLE(name, 4)};
+#else
+#define TILES(name, pairs)                                                                         \
+    TILE_PANELS(name, pairs, 1) UNUSED static tile_table name = {TILE_TABLE(name, 1)};
 #endif
-static void (*const tile_fn[TILE_NV][TILE_MR])(const struct tile *) = {
-    TILE_TABLE(1),
-#if TILE_NV == 4
-    TILE_TABLE(2), TILE_TABLE(3), TILE_TABLE(4),
-#endif
-};
+TILES(tile, 0)
 
 /* C[mr, cols] for up to 64 columns; t->cols holds the columns wanted. */
-INLINE void tile_run(const struct tile *t, int64_t mr) {
+INLINE void tile_run_of(tile_fn *const (*table)[TILE_MR], const struct tile *t, int64_t mr) {
 #if TILE_NV == 4
-    tile_fn[(t->cols - 1) / 16][mr - 1](t);
+    table[(t->cols - 1) / 16][mr - 1](t);
 #else
     struct tile u = *t;
     for (int64_t j = 0; j < t->cols; j += 16) {
         u.cols = min64(16, t->cols - j);
         u.c = t->c + j;
         u.b = t->b + j / 16 * t->bp;
-        tile_fn[0][mr - 1](&u);
+        table[0][mr - 1](&u);
     }
 #endif
 }
+INLINE void tile_run(const struct tile *t, int64_t mr) { tile_run_of(tile, t, mr); }
 
 #define ZIP(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 /* r[i] lane j <-> r[j] lane i, in four rounds of pairwise shuffles. */

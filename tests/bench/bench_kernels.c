@@ -19,11 +19,23 @@ static const char loops_text[] =
     "    for (int i = 0; i < 24; i++) x += a[i];\n"
     "    if (hsum16(x) == 12345.0f) *(float *)p[0] = 1.0f;\n"
     "}\n"
+    "#ifdef __AVX512BF16__\n"
+    "void peak_bf16(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSED void *s) {\n"
+    "    v16 a[24], x = ld16(p[0]);\n"
+    "    for (int i = 0; i < 24; i++) a[i] = x * (float)i;\n"
+    "    for (int64_t k = lo * n[0]; k < hi * n[0]; k++)\n"
+    "        _Pragma(\"clang loop unroll(full)\")\n"
+    "        for (int i = 0; i < 24; i++) a[i] = tile_dot(x, x, a[i], 1);\n"
+    "    for (int i = 0; i < 24; i++) x += a[i];\n"
+    "    if (hsum16(x) == 12345.0f) *(float *)p[0] = 1.0f;\n"
+    "}\n"
+    "#endif\n"
     "void read_all(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSED void *s) {\n"
     "    const float *x = p[0];\n"
     "    v16 a = splat16(0), b = a, c = a, d = a;\n"
     "    for (int64_t i = lo * n[0]; i < hi * n[0]; i += 64) {\n"
-    "        a += ld16(x + i); b += ld16(x + i + 16); c += ld16(x + i + 32); d += ld16(x + i + 48);\n"
+    "        a += ld16(x + i); b += ld16(x + i + 16); c += ld16(x + i + 32); d += ld16(x + i + "
+    "48);\n"
     "    }\n"
     "    if (hsum16(a + b + c + d) == 12345.0f) *(float *)p[0] = 1.0f;\n"
     "}\n";
@@ -88,26 +100,33 @@ static double once(const struct job *jobs, int count, int threads)
     return now(clock) - t;
 }
 
-static struct job peak;
+static struct job peak, peak_bf16;
 
 /* Best times of the jobs together, as GFLOP/s and share of the peak measured in between. */
-static void report(const char *name, const struct job *jobs, int count)
+static void report_of(const struct job *top, const char *name, const struct job *jobs, int count)
 {
     double flops = 0;
     for (int i = 0; i < count; i++) flops += jobs[i].flops;
+    double one = 0; /* what one thread alone reaches in the peak loop */
     printf("%-34s", name);
     for (int threads = 1; threads <= THREADS; threads++) {
         double best = 1e9, best_peak = 1e9, stop = now(CLOCK_MONOTONIC) + 0.4;
         for (int r = 0; r < 5 || now(CLOCK_MONOTONIC) < stop; r++) {
-            double t = once(jobs, count, threads), u = once(&peak, 1, threads);
+            double t = once(jobs, count, threads), u = once(top, 1, 1);
             best = t < best ? t : best;
             best_peak = u < best_peak ? u : best_peak;
         }
+        if (top->flops / best_peak > one) one = top->flops / best_peak;
         printf("  %d: %7.1f GFLOP/s %5.1f %%", threads, flops / best * 1e-9,
-               100 * flops / best / (peak.flops / best_peak));
+               100 * flops / best / (one * threads));
     }
     printf("\n");
     fflush(stdout);
+}
+
+static void report(const char *name, const struct job *jobs, int count)
+{
+    report_of(&peak, name, jobs, count);
 }
 
 static float *buffer(int64_t n)
@@ -123,10 +142,15 @@ static void bench_gemm(void *so, int64_t M, int64_t N, int64_t K)
     float *a = buffer(M * K), *b = buffer(N * K), *c = buffer(M * N);
     float *packed = buffer(cg_gemm_packed(K, N));
     struct cg_gemm_plan plan = cg_gemm_plan(M, N, K);
-    struct job rows = {kernel_of(so, "k_pack_rows"), {packed, b}, {K, N, N}, cg_pack_rows_items(K, N), 0};
-    struct job cols = {kernel_of(so, "k_pack_cols"), {packed, b}, {K, N, K}, cg_pack_cols_items(K, N), 0};
-    struct job j = {kernel_of(so, "k_gemm"), {c, a, packed}, {M, N, K, K, N, 0, plan.mb, plan.nb},
-                    plan.items, 2.0 * (double)M * (double)N * (double)K};
+    struct job rows = {
+        kernel_of(so, "k_pack_rows"), {packed, b}, {K, N, N}, cg_pack_rows_items(K, N), 0};
+    struct job cols = {
+        kernel_of(so, "k_pack_cols"), {packed, b}, {K, N, K}, cg_pack_cols_items(K, N), 0};
+    struct job j = {kernel_of(so, "k_gemm"),
+                    {c, a, packed},
+                    {M, N, K, K, N, 0, plan.mb, plan.nb},
+                    plan.items,
+                    2.0 * (double)M * (double)N * (double)K};
     once(&rows, 1, 1);
     char name[80];
     snprintf(name, sizeof name, "gemm %lldx%lldx%lld packed before", (long long)M, (long long)N,
@@ -138,6 +162,13 @@ static void bench_gemm(void *so, int64_t M, int64_t N, int64_t K)
     t.n[5] = 1;
     report("  transposed A, packed before", &t, 1);
     report("  transposed A, packing [K,N] too", (struct job[]){rows, t}, 2);
+    if (peak_bf16.fn) {
+        rows.fn = kernel_of(so, "k_pack_rows_bf16");
+        once(&rows, 1, 1);
+        j.fn = t.fn = kernel_of(so, "k_gemm_bf16");
+        report_of(&peak_bf16, "  bf16", &j, 1);
+        report_of(&peak_bf16, "  bf16, transposed A", &t, 1);
+    }
     free(a), free(b), free(c), free(packed);
 }
 
@@ -150,11 +181,18 @@ static void bench_grouped(void *so, int64_t E, int64_t rows, int64_t N, int64_t 
     struct cg_gemm_plan f = cg_gemm_grouped_plan(rows, N, K, E);
     struct cg_gemm_plan g = cg_gemm_grouped_dw_plan(rows, N, K, E);
     double flops = 2.0 * (double)rows * (double)N * (double)K;
-    struct job fwd = {kernel_of(so, "k_gemm_grouped"), {c, a, w, off},
-                      {rows, N, K, K, N, 0, f.mb, f.nb, E}, f.items, flops};
-    struct job pack = {kernel_of(so, "k_pack_rows"), {x, a}, {rows, K, K}, cg_pack_rows_items(rows, K), 0};
-    struct job bwd = {kernel_of(so, "k_gemm_grouped_dw"), {dw, c, x, off},
-                      {rows, N, K, N, K, 0, g.mb, g.nb, E}, g.items, flops};
+    struct job fwd = {kernel_of(so, "k_gemm_grouped"),
+                      {c, a, w, off},
+                      {rows, N, K, K, N, 0, f.mb, f.nb, E},
+                      f.items,
+                      flops};
+    struct job pack = {
+        kernel_of(so, "k_pack_rows"), {x, a}, {rows, K, K}, cg_pack_rows_items(rows, K), 0};
+    struct job bwd = {kernel_of(so, "k_gemm_grouped_dw"),
+                      {dw, c, x, off},
+                      {rows, N, K, N, K, 0, g.mb, g.nb, E},
+                      g.items,
+                      flops};
     char name[80];
     snprintf(name, sizeof name, "grouped %d x, %lld rows, %lldx%lld", (int)E, (long long)rows,
              (long long)N, (long long)K);
@@ -178,11 +216,16 @@ static void bench_attention(int64_t B, int64_t T, int h, int kv, int hd)
     float *dout = buffer(n * h * hd), *dqkv = buffer(n * ld);
     double flops = (double)(B * h) * (double)T * (double)(T + 1) * hd * 2; /* of the causal half */
     int64_t k = h * hd, v = (h + kv) * hd;
-    struct job fwd = {kernel_of(so, "att_fwd"), {qkv, qkv + k, qkv + v, o, lse}, {B, T},
-                      cg_attn_fwd_items(B, T, h, kv), flops};
+    struct job fwd = {kernel_of(so, "att_fwd"),
+                      {qkv, qkv + k, qkv + v, o, lse},
+                      {B, T},
+                      cg_attn_fwd_items(B, T, h, kv),
+                      flops};
     struct job bwd = {kernel_of(so, "att_bwd"),
-                      {qkv, qkv + k, qkv + v, o, lse, dout, dqkv, dqkv + k, dqkv + v}, {B, T},
-                      cg_attn_bwd_items(B, kv), flops * 2.5};
+                      {qkv, qkv + k, qkv + v, o, lse, dout, dqkv, dqkv + k, dqkv + v},
+                      {B, T},
+                      cg_attn_bwd_items(B, kv),
+                      flops * 2.5};
     char name[80];
     snprintf(name, sizeof name, "attention B%d T%d H%d/%d HD%d", (int)B, (int)T, h, kv, hd);
     report(name, &fwd, 1);
@@ -196,6 +239,7 @@ int main(int argc, char **argv)
     sb_str(&text, cg_text_prelude);
     sb_str(&text, cg_text_tile);
     sb_str(&text, cg_text_gemm);
+    sb_str(&text, cg_text_gemm_bf16);
     sb_str(&text, loops_text);
     void *so = kernel_build(&text, argc > 1 ? argv[1] : "native");
     sb_free(&text);
@@ -207,6 +251,10 @@ int main(int argc, char **argv)
     float *x = buffer(32 << 20);
     peak = (struct job){kernel_of(so, "peak"), {x}, {10000}, 8, 8.0 * 10000 * 24 * 32};
     report("peak", &peak, 1);
+    peak_bf16 = peak;
+    peak_bf16.fn = kernel_of(so, "peak_bf16");
+    peak_bf16.flops *= 2;
+    if (peak_bf16.fn) report_of(&peak_bf16, "peak bf16", &peak_bf16, 1);
     struct job reads = {kernel_of(so, "read_all"), {x}, {1 << 17}, 256, 0};
     for (int threads = 1; threads <= THREADS; threads++) {
         double best = 1e9;
@@ -214,12 +262,13 @@ int main(int argc, char **argv)
             double t = once(&reads, 1, threads);
             best = t < best ? t : best;
         }
-        printf("read bandwidth, %d threads: %.1f GB/s\n", threads, (double)(128 << 20) / best * 1e-9);
+        printf("read bandwidth, %d threads: %.1f GB/s\n", threads,
+               (double)(128 << 20) / best * 1e-9);
     }
-    static const int64_t shapes[][3] = {{1024, 256, 256},   {2048, 768, 256},  {2048, 384, 384},
-                                        {2048, 1152, 384},  {2048, 384, 1024}, {2048, 768, 768},
-                                        {2048, 2304, 768},  {2048, 768, 2304}, {1024, 1024, 1024},
-                                        {64, 512, 512},     {1, 768, 768},     {1, 4096, 4096}};
+    static const int64_t shapes[][3] = {{1024, 256, 256},  {2048, 768, 256},  {2048, 384, 384},
+                                        {2048, 1152, 384}, {2048, 384, 1024}, {2048, 768, 768},
+                                        {2048, 2304, 768}, {2048, 768, 2304}, {1024, 1024, 1024},
+                                        {64, 512, 512},    {1, 768, 768},     {1, 4096, 4096}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         bench_gemm(so, shapes[i][0], shapes[i][1], shapes[i][2]);
     bench_grouped(so, 8, 4096, 512, 256);

@@ -29,9 +29,11 @@ static const char math_text[] =
     "    UNUSED void *s) { (void)n; const float *x = p[1]; float *y = p[0]; int64_t i = lo; \\\n"
     "    for (; i + 16 <= hi; i += 16) { v16 v = ld16(x + i); st16(y + i, e); } \\\n"
     "    if (i < hi) { v16 v = ld16k(x + i, hi - i); st16k(y + i, e, hi - i); } }\n"
-    "MAP(m_exp, exp16(v)) MAP(m_log, log16(v)) MAP(m_tanh, tanh16(v)) MAP(m_sigmoid, sigmoid16(v))\n"
+    "MAP(m_exp, exp16(v)) MAP(m_log, log16(v)) MAP(m_tanh, tanh16(v)) MAP(m_sigmoid, "
+    "sigmoid16(v))\n"
     "MAP(m_sqrt, sqrt16(v)) MAP(m_rsqrt, rsqrt16(v)) MAP(m_bf16, bf16_to_f32(f32_to_bf16(v)))\n"
-    "MAP(m_exp1, splat16(exp1(v[0]))) MAP(m_sum, splat16(hsum16(v))) MAP(m_max, splat16(hmax16(v)))\n";
+    "MAP(m_exp1, splat16(exp1(v[0]))) MAP(m_sum, splat16(hsum16(v))) MAP(m_max, "
+    "splat16(hmax16(v)))\n";
 
 static int setup(void **state)
 {
@@ -41,6 +43,7 @@ static int setup(void **state)
     sb_str(&text, cg_text_prelude);
     sb_str(&text, cg_text_tile);
     sb_str(&text, cg_text_gemm);
+    sb_str(&text, cg_text_gemm_bf16);
     sb_str(&text, cg_text_attention_rows);
     for (int i = 0; i < CASES; i++) cg_attn_text(&text, &cases[i]);
     sb_str(&text, math_text);
@@ -135,13 +138,60 @@ static void gemm_case(int64_t M, int64_t N, int64_t K, int flags, int cols)
 static void test_gemm(void **state)
 {
     (void)state;
-    static const int64_t sizes[][3] = {{1, 1, 1},     {1, 70, 33},   {6, 64, 16},  {7, 65, 17},
-                                       {5, 63, 513},  {13, 100, 0},  {0, 5, 5},    {5, 0, 5},
+    static const int64_t sizes[][3] = {{1, 1, 1},     {1, 70, 33},   {6, 64, 16},    {7, 65, 17},
+                                       {5, 63, 513},  {13, 100, 0},  {0, 5, 5},      {5, 0, 5},
                                        {145, 130, 9}, {250, 33, 40}, {37, 200, 1030}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (int flags = 0; flags < 4; flags++)
             for (int cols = 0; cols < 2; cols++)
                 gemm_case(sizes[i][0], sizes[i][1], sizes[i][2], flags, cols);
+}
+
+static float bf16(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+static void bf16_case(int64_t M, int64_t N, int64_t K, int flags, int cols)
+{
+    int64_t lda = (flags & 1 ? M : K) + 3, ldb = (cols ? K : N) + 5, na = (flags & 1 ? K : M) * lda;
+    float *a = numbers(na, 1), *b = numbers((cols ? N : K) * ldb, 2), *row = numbers(N, 3);
+    float *c = numbers(M * N, 4), *packed = numbers(cg_gemm_packed_bf16(K, N), 3);
+    double *want = calloc((size_t)(M * N + 1), sizeof *want);
+    for (int64_t i = 0; i < M * N; i++) want[i] = flags & 2 ? (double)c[i] : 0.0;
+    struct cg_gemm_plan plan = cg_gemm_plan(M, N, K);
+    run(0, cols ? "k_pack_cols_bf16" : "k_pack_rows_bf16", (void *[]){packed, b},
+        (int64_t[]){K, N, ldb}, cols ? cg_pack_cols_items(K, N) : cg_pack_rows_items(K, N));
+    run(0, "k_gemm_bf16", (void *[]){c, a, packed},
+        (int64_t[]){M, N, K, lda, N, flags, plan.mb, plan.nb}, plan.items);
+    run(0, "k_gemm_bf16", (void *[]){row, flags & 1 ? a : a + (M - 1) * lda, packed},
+        (int64_t[]){1, N, K, lda, N, flags & 1, 6, 64}, (N + 63) / 64);
+    if (flags < 2) assert_memory_equal(row, flags & 1 ? c : c + (M - 1) * N, (size_t)N * 4);
+    for (int64_t i = 0; i < na; i++) a[i] = bf16(a[i]);
+    for (int64_t i = 0; i < (cols ? N : K) * ldb; i++) b[i] = bf16(b[i]);
+    ref_gemm(want, a, flags & 1 ? 1 : lda, flags & 1 ? lda : 1, b, cols ? 1 : ldb, cols ? ldb : 1,
+             M, N, K, N);
+    close_to(c, want, M * N, 1e-4, "bf16 gemm");
+    free(a), free(b), free(row), free(c), free(packed), free(want);
+}
+
+static void test_bf16(void **state)
+{
+    (void)state;
+    if (!kernel_of(lib[0], "k_gemm_bf16")) {
+        print_message("this CPU has no bf16 products\n");
+        skip();
+    }
+    static const int64_t sizes[][3] = {{1, 1, 1},   {1, 70, 33},    {7, 65, 17},    {5, 63, 513},
+                                       {13, 16, 2}, {145, 130, 31}, {37, 200, 2503}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int flags = 0; flags < 4; flags++)
+            for (int cols = 0; cols < 2; cols++)
+                bf16_case(sizes[i][0], sizes[i][1], sizes[i][2], flags, cols);
 }
 
 static void test_grouped(void **state)
@@ -226,7 +276,7 @@ static void ref_row(const struct cg_attn *a, float *const *p, int64_t i, int64_t
 
 static void att_case(const struct cg_attn *a, int64_t B, int64_t T)
 {
-    int64_t n = B * T, size[9] = {n * a->ldq, n * a->ldk,  n * a->ldv,  n * a->ldo, n * a->h,
+    int64_t n = B * T, size[9] = {n * a->ldq,  n * a->ldk,  n * a->ldv,  n * a->ldo, n * a->h,
                                   n * a->lddo, n * a->lddq, n * a->lddk, n * a->lddv};
     float *p[LIBS][9], *cut[9];
     double *want[9];
@@ -251,7 +301,8 @@ static void att_case(const struct cg_attn *a, int64_t B, int64_t T)
         for (size_t x = 0; x < 5; x++) {
             int i = outs[x];
             int64_t ld = size[i] / n;
-            int used[9] = {0, 0, 0, a->h * a->vd, a->h, 0, a->h * a->hd, a->kv * a->hd, a->kv * a->vd};
+            int used[9] = {
+                0, 0, 0, a->h * a->vd, a->h, 0, a->h * a->hd, a->kv * a->hd, a->kv * a->vd};
             for (int64_t t = 0; t < n; t++) {
                 snprintf(name, sizeof name, "%s output %d T %d", a->fn, i, (int)T);
                 close_to(p[l][i] + t * ld, want[i] + t * ld, used[i], 2e-5, name);
@@ -262,8 +313,7 @@ static void att_case(const struct cg_attn *a, int64_t B, int64_t T)
     /* A prefix of the first sequence alone has the same bits. */
     int64_t less = (2 * T + 2) / 3;
     snprintf(name, sizeof name, "%s_fwd", a->fn);
-    run(0, name, (void *const *)cut, (int64_t[]){1, less},
-        cg_attn_fwd_items(1, less, a->h, a->kv));
+    run(0, name, (void *const *)cut, (int64_t[]){1, less}, cg_attn_fwd_items(1, less, a->h, a->kv));
     assert_memory_equal(cut[3], p[0][3], (size_t)(less * a->ldo) * 4);
     assert_memory_equal(cut[4], p[0][4], (size_t)(less * a->h) * 4);
     for (int i = 0; i < 9; i++) {
@@ -302,8 +352,14 @@ static double worst(const float *y, const float *x, int64_t n, double (*f)(doubl
     return most;
 }
 
-static double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-static double rsqrt(double x) { return 1.0 / sqrt(x); }
+static double sigmoid(double x)
+{
+    return 1.0 / (1.0 + exp(-x));
+}
+static double rsqrt(double x)
+{
+    return 1.0 / sqrt(x);
+}
 
 static void test_math(void **state)
 {
@@ -312,11 +368,11 @@ static void test_math(void **state)
         const char *name;
         double (*f)(double), lo, hi, ulps;
     } t[] = {
-        {"m_exp", exp, -110, 95, 1.5},     {"m_exp", exp, -1e-3, 1e-3, 1},
-        {"m_log", log, -1, 1e5, 1.5},      {"m_log", log, 0.5, 2, 1.5},
-        {"m_log", log, 0, 1e-38, 1.5},     {"m_tanh", tanh, -12, 12, 2.5},
-        {"m_tanh", tanh, -0.7, 0.7, 2.5},  {"m_sigmoid", sigmoid, -80, 80, 3},
-        {"m_sqrt", sqrt, 0, 1e9, 0.5},     {"m_rsqrt", rsqrt, 1e-9, 1e3, 1.5},
+        {"m_exp", exp, -110, 95, 1.5},    {"m_exp", exp, -1e-3, 1e-3, 1},
+        {"m_log", log, -1, 1e5, 1.5},     {"m_log", log, 0.5, 2, 1.5},
+        {"m_log", log, 0, 1e-38, 1.5},    {"m_tanh", tanh, -12, 12, 2.5},
+        {"m_tanh", tanh, -0.7, 0.7, 2.5}, {"m_sigmoid", sigmoid, -80, 80, 3},
+        {"m_sqrt", sqrt, 0, 1e9, 0.5},    {"m_rsqrt", rsqrt, 1e-9, 1e3, 1.5},
     };
     enum { N = 100003 };
     float *x = numbers(N, 9), *y[LIBS] = {numbers(N, 1), numbers(N, 1)};
@@ -337,7 +393,8 @@ static void test_math_special(void **state)
 {
     (void)state;
     const float inf = INFINITY, nan = nanf("");
-    float x[16] = {0, -0.0f, inf, -inf, nan, 1, -1, 1e-45f, 3e38f, -3e38f, 88.7228f, -103.97f, 0.5f};
+    float x[16] = {0,      -0.0f, inf,    -inf,     nan,      1,   -1,
+                   1e-45f, 3e38f, -3e38f, 88.7228f, -103.97f, 0.5f};
     for (int l = 0; l < LIBS; l++) {
         float y[16], z[16];
         kernel_of(lib[l], "m_exp")((void *[]){y, x}, NULL, 0, 16, NULL);
@@ -375,10 +432,10 @@ static void test_lanes(void **state)
         kernel_of(lib[l], "m_max")((void *[]){y, x}, NULL, 0, 16, NULL);
         assert_memory_equal(y, &m, 4);
         /* bf16: halfway cases go to even, NaN stays, overflow rounds to infinity */
-        uint32_t in[16] = {0x3f808000, 0x3f818000, 0x3f808001, 0x3f807fff, 0x7f7fffff, 0x7f800000,
-                           0x7f800001, 0xff800000, 0x80000000, 1},
-                 out[16] = {0x3f800000, 0x3f820000, 0x3f810000, 0x3f800000, 0x7f800000, 0x7f800000,
-                            0x7fc00000, 0xff800000, 0x80000000, 0};
+        uint32_t in[16] = {0x3f808000, 0x3f818000, 0x3f808001, 0x3f807fff, 0x7f7fffff,
+                           0x7f800000, 0x7f800001, 0xff800000, 0x80000000, 1},
+                 out[16] = {0x3f800000, 0x3f820000, 0x3f810000, 0x3f800000, 0x7f800000,
+                            0x7f800000, 0x7fc00000, 0xff800000, 0x80000000, 0};
         kernel_of(lib[l], "m_bf16")((void *[]){y, in}, NULL, 0, 16, NULL);
         assert_memory_equal(y, out, sizeof y);
         /* a tail never touches what lies beyond it */
@@ -405,10 +462,10 @@ static void test_template(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_template),  cmocka_unit_test(test_math),
+        cmocka_unit_test(test_template),     cmocka_unit_test(test_math),
         cmocka_unit_test(test_math_special), cmocka_unit_test(test_lanes),
-        cmocka_unit_test(test_gemm),      cmocka_unit_test(test_grouped),
-        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_gemm),         cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_bf16),         cmocka_unit_test(test_attention),
     };
     return cmocka_run_group_tests_name("cpu_kernels", tests, setup, teardown);
 }
