@@ -80,7 +80,8 @@ static void value(struct schema *s, const struct spec_key *k)
         sb_char(s->out, ']');
         break;
     case K_named:
-        sb_str(s->out, "\"type\": \"object\", \"additionalProperties\": ");
+        sb_str(s->out, "\"type\": \"object\", \"propertyNames\": {\"pattern\": "
+                       "\"^[A-Za-z0-9._-]{1,64}$\"}, \"additionalProperties\": ");
         ref(s, (enum spec_obj)k->arg);
         break;
     case K_layers: layers(s); break;
