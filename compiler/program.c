@@ -250,6 +250,21 @@ void program_memory(const struct plan *plan, uint64_t bytes[SA_external])
     bytes[SA_persistent] = plan->program->s->layout.bytes;
 }
 
+struct plan_size plan_size(const struct plan *plan)
+{
+    const struct sa_plan *p = &plan->l->plan;
+    struct plan_size z = {p->num_steps, p->num_kernels, 0};
+    for (uint32_t i = 0; i < p->num_steps; i++)
+        if (p->steps[i].scratch_bytes > z.thread_scratch)
+            z.thread_scratch = p->steps[i].scratch_bytes;
+    return z;
+}
+
+size_t session_bytes(const struct session *s)
+{
+    return arena_used(s->a);
+}
+
 void plan_print(const struct plan *plan, struct sb *out)
 {
     lower_print(plan->l, out);

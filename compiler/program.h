@@ -73,6 +73,14 @@ struct exec *plan_exec(const struct plan *plan);
 /* Planned bytes per arena: persistent is that of all programs of the session together, scratch is
  * shared by all plans (the largest counts), slot is this plan's own. */
 void program_memory(const struct plan *plan, uint64_t bytes[SA_external]);
+/* Numbers of a plan: steps, distinct kernels, and the scratch bytes that every thread needs. */
+struct plan_size {
+    uint32_t steps, kernels;
+    uint64_t thread_scratch;
+};
+struct plan_size plan_size(const struct plan *plan);
+/* Bytes that the session's graphs and plans take in this process. */
+size_t session_bytes(const struct session *s);
 /* Steps, places and lifetimes as text. */
 void plan_print(const struct plan *plan, struct sb *out);
 #endif

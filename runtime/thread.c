@@ -168,7 +168,7 @@ unsigned pool_cores(void)
     return 1;
 }
 
-static enum rt_status threads_wanted(unsigned *threads, struct rt_error *err)
+enum rt_status pool_wanted(unsigned *threads, struct rt_error *err)
 {
     const char *s = getenv("STRATA_THREADS");
     if (!s || !*s) {
@@ -209,7 +209,7 @@ static unsigned start(struct pool *p, unsigned threads, int *error)
 enum rt_status pool_open(unsigned threads, struct pool **out, struct rt_error *err)
 {
     *out = NULL;
-    if (!threads) RT_TRY(threads_wanted(&threads, err));
+    if (!threads) RT_TRY(pool_wanted(&threads, err));
     if (threads > MAX_THREADS)
         return rt_fail(err, RT_user, "%u threads asked for, at most %d", threads, MAX_THREADS);
     pthread_once(&fork_once, fork_watch);

@@ -1,0 +1,32 @@
+/* What a model needs, before anything runs: parameters by part, operations per token, and memory
+ * from the same plans that training runs. Needs no compiler and starts no threads. */
+#ifndef STRATA_COMPILER_SURVEY_H
+#define STRATA_COMPILER_SURVEY_H
+#include "compiler/cli.h"
+
+enum survey_part { /* parameters: e_score_correction_bias counts as ffn */
+    PART_embedding, /* embed_tokens, lm_head */
+    PART_attention, /* token mixers */
+    PART_ffn,       /* dense ones, shared experts, routers */
+    PART_experts,   /* routed experts */
+    PART_norm,
+    PART_depth, /* queries and key gains of AttnRes */
+    PARTS
+};
+const char *survey_part_name(enum survey_part p);
+
+struct survey {
+    int64_t total, active, part[PARTS];
+    int64_t B, T;      /* sizes of the programs planned: sequences of a micro-batch, positions */
+    bool train;        /* false: no train section, memory is that of the forward program */
+    double forward_flops, train_flops; /* per token; the latter with gradients, without the update */
+    double graph_bytes; /* graphs and plans, in this process as in a run */
+    struct {            /* bytes */
+        uint64_t weights, gradients, optimizer, inputs, activations, micro_sums, threads;
+        unsigned num_threads;
+        uint64_t peak;
+    } memory;
+};
+/* Exits with diagnostics where a program cannot be made. */
+struct survey survey_model(struct cli *c, const struct model *m, int64_t threads);
+#endif
