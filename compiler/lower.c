@@ -224,7 +224,7 @@ static void kernel_comment(const struct lowered *l, uint32_t k, const struct dia
 {
     const struct lower_kernel *x = &l->kernel[k];
     const struct ir_graph *g = l->mem->g;
-    sb_printf(out, "/* %s; %u step%s", x->label, x->steps, x->steps == 1 ? "" : "s");
+    sb_printf(out, "/* %s: %s; %u step%s", l->code[k].symbol, x->label, x->steps, x->steps == 1 ? "" : "s");
     struct span s = x->node < g->node.n ? ir_span(g, x->node) : (struct span){0};
     if (d && s.file) {
         unsigned line, col;
@@ -234,15 +234,24 @@ static void kernel_comment(const struct lowered *l, uint32_t k, const struct dia
     sb_str(out, " */\n");
 }
 
+/* The first kernel from `from` on with the text of kernel k, the number of kernels where there is none. */
+static uint32_t same_text(const struct lowered *l, uint32_t k, uint32_t from)
+{
+    while (from < l->plan.num_kernels && !str_eq(l->kernel[from].text, l->kernel[k].text)) from++;
+    return from;
+}
+
 void lower_emit_c(const struct lowered *l, const struct diag *d, const char *title, struct sb *out)
 {
     sb_printf(out, "/* %s\n * program %s, B=%lld, T=%lld: %u kernels, %u steps\n * graph %016llx */\n",
               title, l->mem->g->program, (long long)l->mem->bind.B, (long long)l->mem->bind.T,
               l->plan.num_kernels, l->plan.num_steps, (unsigned long long)graph_hash(l->mem->g));
     sb_str(out, cg_cpu_prelude());
-    for (uint32_t k = 0; k < l->plan.num_kernels; k++) {
+    for (uint32_t k = 0; k < l->plan.num_kernels; k++) { /* a text may hold several kernels */
+        if (same_text(l, k, 0) < k) continue;
         sb_char(out, '\n');
-        kernel_comment(l, k, d, out);
+        for (uint32_t i = k; i < l->plan.num_kernels; i = same_text(l, k, i + 1))
+            kernel_comment(l, i, d, out);
         sb_add(out, l->kernel[k].text.p, l->kernel[k].text.n);
     }
 }

@@ -239,6 +239,11 @@ void plan_run(struct plan *plan)
     exec_run(plan->exec, 0, 0);
 }
 
+struct program *plan_program(const struct plan *plan)
+{
+    return plan->program;
+}
+
 struct exec *plan_exec(const struct plan *plan)
 {
     return plan->exec;

@@ -49,17 +49,17 @@ static double *doubles(struct arena *a, const float *p, int64_t n)
 }
 
 /* Against `want` or, where it is zero, against 0. */
-static void expect(const struct fixture *f, const char *what, const float *got, const double *want,
-                   size_t n, double tol)
+static void expect(struct arena *a, const char *name, const char *what, const float *got,
+                   const double *want, size_t n, double tol)
 {
     double scale = 0, worst = 0;
     for (size_t i = 0; i < n; i++) scale += want[i] * want[i];
-    double *d = doubles(f->arena, got, (int64_t)n);
+    double *d = doubles(a, got, (int64_t)n);
     double e = scale > 0 ? relative_error(d, want, n) : 0;
     for (size_t i = 0; i < n; i++)
         if (!(fabs(d[i]) <= worst)) worst = fabs(d[i]);
     if (!(e <= tol) || (scale == 0 && !(worst <= 1e-6)))
-        fail_msg("%s: %s: relative error %g, largest %g", f->name, what, e, worst);
+        fail_msg("%s: %s: relative error %g, largest %g", name, what, e, worst);
 }
 
 static void check_grads(struct plan *p, const struct fixture *f, double tol)
@@ -73,7 +73,7 @@ static void check_grads(struct plan *p, const struct fixture *f, double tol)
             plan_value(p, str_fmt(f->arena, "grad.%s", f->params->p[param].name));
         assert_non_null(g);
         const double *want = fixture_want(f, name, &n);
-        expect(f, name, (float *)g->p + q->offset, want, n, tol);
+        expect(f->arena, f->name, name, (float *)g->p + q->offset, want, n, tol);
     }
 }
 
@@ -105,20 +105,20 @@ static void check_models(const struct models *m)
     set_inputs(m->forward, m->f);
     plan_run(m->forward);
     const double *want = fixture_want(m->f, "logits", &n);
-    expect(m->f, "logits", plan_value(m->forward, "logits")->p, want, n, 1e-5);
+    expect(m->f->arena, m->f->name, "logits", plan_value(m->forward, "logits")->p, want, n, 1e-5);
     set_inputs(m->train, m->f);
     plan_run(m->train);
     want = fixture_want(m->f, "loss", &n);
-    expect(m->f, "loss", plan_value(m->train, "loss")->p, want, n, 1e-6);
+    expect(m->f->arena, m->f->name, "loss", plan_value(m->train, "loss")->p, want, n, 1e-6);
     check_grads(m->train, m->f, 1e-4);
 }
 
-static void fixtures_are_met(const char *skip)
+static void models_are_the_oracles(void **state)
 {
+    (void)state;
     struct arena *a = arena_open("test");
-    const char *const *name = fixture_names(a);
-    for (; *name; name++) {
-        struct session *s = open_session((struct session_options){.pipeline = {.skip = skip}});
+    for (const char *const *name = fixture_names(a); *name; name++) {
+        struct session *s = open_session((struct session_options){0});
         struct models m = open_models(s, a, *name);
         OK(session_compile(s, NULL, &err));
         check_models(&m);
@@ -128,16 +128,155 @@ static void fixtures_are_met(const char *skip)
     arena_close(a);
 }
 
-static void models_are_the_oracles(void **state)
+/* All outputs of a fixture's training program under some options, one after the other. */
+static struct str outputs(struct arena *a, const char *name, struct session_options o)
+{
+    struct session *s = open_session(o);
+    struct models m = open_models(s, a, name);
+    OK(session_compile(s, NULL, &err));
+    set_inputs(m.train, m.f);
+    plan_run(m.train);
+    struct sb all = {0};
+    size_t n;
+    const struct plan_value *v = plan_values(m.train, &n);
+    for (size_t i = 0; i < n; i++) sb_add(&all, v[i].p, v[i].bytes);
+    fixture_close(m.f);
+    session_close(s);
+    return sb_take(&all, a);
+}
+
+static void bits_do_not_depend_on_threads_or_fusion(void **state)
 {
     (void)state;
-    fixtures_are_met(NULL);
+    static const char *const name[] = {"everything", "attnres-full", "moe-softmax"};
+    struct arena *a = arena_open("test");
+    for (int i = 0; i < 3; i++) {
+        struct str one = outputs(a, name[i], (struct session_options){.threads = 1});
+        assert_true(str_eq(one, outputs(a, name[i], (struct session_options){.threads = 3})));
+        struct session_options o = {.threads = 2, .pipeline = {.skip = "fuse-rows"}};
+        if (!str_eq(one, outputs(a, name[i], o))) fail_msg("%s: unfused is different", name[i]);
+    }
+    arena_close(a);
+}
+
+static void sizes_share_kernels_and_weights(void **state)
+{
+    (void)state;
+    struct arena *a = arena_open("test");
+    struct session *s = open_session((struct session_options){0});
+    struct fixture *f = fixture_open("everything", NULL);
+    const struct build_options o = {0};
+    struct ir_bind b = {f->B, f->T};
+    struct program *p =
+        program_open(s, build_model(a, f->model, f->params, BUILD_forward, &o), "forward", b);
+    struct plan *all = program_plan(p, b.B, b.T);
+    assert_ptr_equal(all, program_plan(p, b.B, b.T));
+    OK(session_compile(s, NULL, &err));
+    set_inputs(all, f);
+    plan_run(all);
+    struct plan *one = program_plan(p, 1, b.T); /* the last sequence alone */
+    struct jit_report rep;
+    OK(session_compile(s, &rep, &err));
+    assert_int_equal(rep.compiled + rep.cached, 0);
+    assert_ptr_equal(plan_value(one, f->params->p[0].name)->p, plan_value(all, f->params->p[0].name)->p);
+    set(one, "tokens", f->tokens + (b.B - 1) * b.T, 4 * (size_t)b.T);
+    plan_run(one);
+    const struct plan_value *few = plan_value(one, "logits"), *many = plan_value(all, "logits");
+    assert_int_equal(few->dims[0], b.T);
+    assert_memory_equal(few->p, (char *)many->p + many->bytes - few->bytes, few->bytes);
+    fixture_close(f);
+    session_close(s);
+    arena_close(a);
+}
+
+/* The apply program on random state against the evaluator. */
+static void check_apply(const char *name)
+{
+    struct arena *a = arena_open("test");
+    struct session *s = open_session((struct session_options){0});
+    const struct spec_options none = {0};
+    struct model *m = spec_load(a, diag_open(a), str_fmt(a, "tests/fixtures/%s/spec.yaml", name), &none);
+    assert_non_null(m);
+    struct ir_graph *g = build_apply(a, m, params_of(a, m));
+    struct plan *p = program_plan(program_open(s, g, name, (struct ir_bind){1, 1}), 1, 1);
+    OK(session_compile(s, NULL, &err));
+    size_t n;
+    const struct plan_value *v = plan_values(p, &n);
+    VEC(struct ir_named) in = {0};
+    uint64_t seed = 1;
+    for (size_t i = 0; i < n; i++) {
+        if (ir_find_output(g, v[i].name) != IR_NONE) continue;
+        for (int64_t k = 0; k < v[i].count; k++) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            ((float *)v[i].p)[k] = 0.1f + (float)(seed >> 40) / (float)(1 << 25);
+        }
+        vec_push(a, &in, ((struct ir_named){v[i].name, doubles(a, v[i].p, v[i].count), v[i].count}));
+    }
+    struct ir_values want = ir_eval(a, g, (struct ir_bind){1, 1}, in.p, in.n);
+    plan_run(p);
+    for (size_t i = 0; i < n; i++) {
+        if (ir_find_output(g, v[i].name) == IR_NONE || v[i].dtype != SA_f32) continue;
+        struct ir_array w = ir_eval_output(&want, v[i].name);
+        expect(a, name, v[i].name, v[i].p, w.v, (size_t)w.n, 1e-5);
+        if (str_starts(str_of(v[i].name), "new."))
+            assert_ptr_equal(v[i].p, plan_value(p, v[i].name + 4)->p);
+    }
+    session_close(s);
+    arena_close(a);
+}
+
+static void optimisers_are_the_evaluators(void **state)
+{
+    (void)state;
+    check_apply("traj-adamw");
+    check_apply("traj-muon");
+}
+
+static void emitted_text_is_whole(void **state)
+{
+    (void)state;
+    struct arena *a = arena_open("test");
+    struct diag *d = diag_open(a);
+    struct session *s = open_session((struct session_options){.cpu = "x86-64-v3", .diag = d});
+    const struct spec_options none = {0};
+    const struct build_options o = {0};
+    struct model *m = spec_load(a, d, "tests/fixtures/mlp-situ/spec.yaml", &none);
+    assert_non_null(m);
+    struct ir_graph *g = build_model(a, m, params_of(a, m), BUILD_train, &o);
+    build_gradients(g);
+    struct program *p = program_open(s, g, "train", (struct ir_bind){2, 9});
+    uint64_t bytes[SA_external];
+    program_memory(program_plan(p, 2, 9), bytes);
+    assert_true(bytes[SA_persistent] > 0 && bytes[SA_slot] > 0 && bytes[SA_scratch] > 0);
+    struct sb text = {0}, plan = {0};
+    program_emit_c(p, 2, 9, "mlp-situ 0123", &text);
+    assert_true(!strncmp(text.p, "/* mlp-situ 0123\n", 17));
+    assert_non_null(strstr(text.p, "spec.yaml:"));
+    assert_true(scratch_open());
+    assert_int_equal(io_write_atomic(in_dir("all.c"), text.p, text.n), 0);
+    char *argv[] = {"sh", "-c", "clang-19 \"$@\" || clang-14 \"$@\"", "sh", "-std=gnu11", "-fsyntax-only",
+                    "-march=x86-64-v3", "-Wall", "-Werror", in_dir("all.c"), NULL};
+    struct str out;
+    int status;
+    assert_int_equal(io_spawn(a, argv, (struct str){0}, &out, &status), 0);
+    if (status) fail_msg("%.2000s", out.p);
+    plan_print(program_plan(p, 2, 9), &plan);
+    assert_non_null(strstr(plan.p, "step 0 node "));
+    scratch_close();
+    sb_free(&text);
+    sb_free(&plan);
+    session_close(s);
+    arena_close(a);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(models_are_the_oracles),
+        cmocka_unit_test(bits_do_not_depend_on_threads_or_fusion),
+        cmocka_unit_test(sizes_share_kernels_and_weights),
+        cmocka_unit_test(optimisers_are_the_evaluators),
+        cmocka_unit_test(emitted_text_is_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
