@@ -31,7 +31,7 @@ void cg_text(struct sb *out, const char *text, const struct cg_var *vars, size_t
     for (const char *at; (at = strstr(text, "${")); text++) {
         sb_add(out, text, (size_t)(at - text));
         text = strchr(at, '}');
-        if (!text) BUG("unfinished placeholder: %.20s", at);
+        if (!text) BUG("unfinished variable: %.20s", at);
         struct str name = {at + 2, (size_t)(text - at - 2)};
         size_t i = 0;
         while (i < n && !str_is(name, vars[i].name)) i++;

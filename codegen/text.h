@@ -1,5 +1,5 @@
 /* Texts of emitted C and their substitution. The texts are files in codegen/text, compiled in as
- * strings; placeholders are written ${NAME}. */
+ * strings; variables are written ${NAME}. */
 #ifndef STRATA_CODEGEN_TEXT_H
 #define STRATA_CODEGEN_TEXT_H
 #include "base/str.h"
@@ -13,7 +13,7 @@ struct cg_var {
     const char *name, *value; /* ${name} becomes value */
 };
 /* Appends `text` with every ${NAME} replaced. Aborts (a bug of ours) on a name that is not among
- * vars[0..n), on a variable the text does not use and on an unfinished placeholder. */
+ * vars[0..n), on a variable the text does not use and on an unfinished ${. */
 void cg_text(struct sb *out, const char *text, const struct cg_var *vars, size_t n);
 
 /* One attention kernel pair FN_fwd and FN_bwd. Strides are in floats from token to token. */

@@ -459,13 +459,33 @@ static void test_template(void **state)
     sb_free(&out);
 }
 
+/* Unknown and unused variables and unfinished ones are bugs of the caller. */
+static void test_template_bugs(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {"${A} ${B}", "nothing", "${A"};
+    for (int i = 0; i < 3; i++) {
+        int status = 0;
+        pid_t child = fork();
+        if (child == 0) {
+            struct sb out = {0};
+            if (freopen("/dev/null", "w", stderr))
+                cg_text(&out, texts[i], &(struct cg_var){"A", "x"}, 1);
+            _exit(0);
+        }
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_not_equal(status, 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_template),     cmocka_unit_test(test_math),
-        cmocka_unit_test(test_math_special), cmocka_unit_test(test_lanes),
-        cmocka_unit_test(test_gemm),         cmocka_unit_test(test_grouped),
-        cmocka_unit_test(test_bf16),         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_template),  cmocka_unit_test(test_template_bugs),
+        cmocka_unit_test(test_math),      cmocka_unit_test(test_math_special),
+        cmocka_unit_test(test_lanes),     cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_grouped),   cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_attention),
     };
     return cmocka_run_group_tests_name("cpu_kernels", tests, setup, teardown);
 }
