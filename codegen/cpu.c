@@ -66,8 +66,8 @@ const char *cg_cpu_prelude(void)
     return text;
 }
 
-struct str cg_section(struct arena *a, const char *text, const char *name, const struct cg_var *vars,
-                      size_t n)
+struct str cg_section(struct arena *a, const char *text, const char *name,
+                      const struct cg_var *vars, size_t n)
 {
     static const char mark[] = "//== ";
     size_t len = strlen(name);

@@ -19,9 +19,10 @@ static struct depth sizes(const struct ir_graph *g, ir_id node, uint32_t v, stru
     struct depth s = {(uint32_t)ir_int(g, node, AK_queries, 1),
                       (uint32_t)ir_int(g, node, AK_sources, 0), cg_src_rows(g, node, v, b),
                       cg_src_cols(g, node, v, b)};
-    bool strided = ir_at(g, node)->op == OP_depth_inter_grad; /* its log-sum-exps: columns of a matrix */
+    bool inter = ir_at(g, node)->op == OP_depth_inter_grad;
     for (uint32_t i = 0; i < ir_at(g, node)->nsrc; i++)
-        if (!strided || i < 2 + 3 * s.q || i >= 2 + 4 * s.q) cg_need_dense(g, node, i);
+        if (!inter || i < 2 + 2 * s.q || i >= 2 + 4 * s.q) /* numbers per row may be views */
+            cg_need_dense(g, node, i);
     return s;
 }
 
@@ -97,9 +98,9 @@ static void grad(struct arena *a, const struct ir_graph *g, ir_id node, struct i
     const char *have = ir_word(g, node, AK_have, ""), *name = op_info(ir_at(g, node)->op)->name;
     struct cg_step *step = cg_add(a, out, "depth_grad", kernel(a, "depth_grad", s, vars, 2),
                                   label(a, g, node, name));
-    uint32_t nref = 2 + 4 * s.q + 3 * s.n + 1, at;
+    uint32_t nref = 2 + 4 * s.q + 3 * s.n + 1, nnum = 3 + 2 * s.n + 2 * s.q, at;
     struct cg_ref *ref = NEW(a, struct cg_ref, nref);
-    int64_t *num = NEW(a, int64_t, 3 + 2 * (size_t)s.n + s.q);
+    int64_t *num = NEW(a, int64_t, nnum);
     uint32_t v = grad_operands(g, node, s, ref), acc = v + s.n;
     num[0] = s.rows, num[1] = s.n, num[2] = s.q;
     for (uint32_t j = 0; j < s.n; j++) {
@@ -110,13 +111,13 @@ static void grad(struct arena *a, const struct ir_graph *g, ir_id node, struct i
         num[3 + j] = has;
         num[3 + s.n + j] = 1;
     }
-    for (uint32_t i = 0; i < s.q; i++)
-        num[3 + 2 * s.n + i] = whole ? 1 : cg_src_ld(g, node, 2 + 3 * s.q + i);
     at = v + 3 * s.n;
     ref[at] = W_(0);
     cg_refs(a, step, ref, nref);
-    cg_nums(a, step, num, 3 + 2 * (size_t)s.n + s.q);
-    /* per source and query 16 lane sums, weight and two gradients; and one coefficient per source */
+    for (uint32_t i = 0; i < 2 * s.q; i++) /* dh . h (or, whole, the mix: dense) and log-sum-exp */
+        num[3 + 2 * s.n + i] = whole ? 1 : cg_src_ld(g, node, 2 + 2 * s.q + i);
+    cg_nums(a, step, num, nnum);
+    /* per source and query 16 lane sums and two coefficients, per source one more */
     step->scratch = ((s.n + 15u) / 16 * 16) * (block(s) * 18 + 1) * sizeof(float);
     int64_t items = (s.rows + GRAD_ROWS - 1) / GRAD_ROWS;
     cg_items(step, items, GRAD_ROWS * 4 * s.d * (int64_t)(3 * s.n + s.q));

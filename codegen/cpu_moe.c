@@ -1,4 +1,4 @@
-/* Mixture of experts on the CPU: routing, sorting, gathering, combining; the products are gemm's. */
+/* Mixture of experts on the CPU: routing, sorting, gathering, combining; products are gemm's. */
 #include "codegen/cpu.h"
 
 #pragma GCC diagnostic ignored "-Woverlength-strings"
@@ -61,8 +61,8 @@ static void sort(const struct emit *e)
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "moe_sort", NULL, 0);
     cg_need_dense(e->g, e->n, 0);
     cg_refs(e->a, s, CG_REFS(S_(0), R_(0), R_(1), R_(2)));
-    cg_nums(e->a, s,
-            CG_NUMS(type_count(e->g->types, ir_at(e->g, ir_src(e->g, e->n, 0))->type, e->b), experts));
+    ir_type_id ids = ir_at(e->g, ir_src(e->g, e->n, 0))->type;
+    cg_nums(e->a, s, CG_NUMS(type_count(e->g->types, ids, e->b), experts));
     s->scratch = (size_t)experts * sizeof(int32_t);
     s->items = 1;
 }

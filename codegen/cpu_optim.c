@@ -1,4 +1,4 @@
-/* The apply program on the CPU: norms and clipping, AdamW, Muon's elementwise parts, router biases. */
+/* The apply program on the CPU: norms, clipping, AdamW, Muon's elementwise parts, router biases. */
 #include "codegen/cpu.h"
 
 #pragma GCC diagnostic ignored "-Woverlength-strings"
@@ -15,8 +15,8 @@ static struct cg_var constant(struct arena *a, const char *name, double value)
 static const struct cg_var piece = {"PIECE", STRATA_STR(16384)};
 _Static_assert(CG_PIECE == 16384, "the text's piece");
 
-/* Adds the integers of an elementwise kernel over `operand`s in the order of its buffers (IR_NONE: a
- * result of its own, dense rows), and the items. */
+/* Adds the integers of an elementwise kernel over `operand`s in the order of its buffers (IR_NONE:
+ * a result of its own, dense rows), and the items. */
 static void elementwise(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                         struct cg_step *s, const uint32_t *operand, size_t count, int64_t bytes)
 {
@@ -75,7 +75,8 @@ static void grad_norm(struct arena *a, const struct ir_graph *g, ir_id n, struct
 {
     uint32_t count = ir_at(g, n)->nsrc - 1;
     struct cg_ref *ref = NEW(a, struct cg_ref, count + 1);
-    int64_t *num = NEW(a, int64_t, 1 + 4 * (size_t)count), *end = NEW(a, int64_t, 1 + (size_t)count);
+    int64_t *num = NEW(a, int64_t, 1 + 4 * (size_t)count);
+    int64_t *end = NEW(a, int64_t, 1 + (size_t)count);
     int64_t pieces = 0, most = 1;
     num[0] = end[0] = count;
     for (uint32_t i = 0; i < count; i++) {

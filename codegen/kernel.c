@@ -42,7 +42,7 @@ bool cg_strided_result(const struct ir_graph *g, ir_id n, uint32_t result)
     }
 }
 
-/* The node that stands for result element i: n itself, or its `get`; IR_NONE where nobody reads it. */
+/* The node that stands for result element i: n itself, or its `get`; IR_NONE if nobody reads it. */
 static ir_id value_of(const struct ir_graph *g, ir_id n, uint32_t result)
 {
     if (ir_ty(g, n)->dtype != IR_tuple) return n;

@@ -25,8 +25,8 @@ INLINE void @FN@_scores(const float *x, float *s) {
     for (int64_t e = 0; e < @FN@_E; e += 16) st16(s + e, ld16(s + e) * inv);
 }
 //== moe_route
-/* p: logits, bias, ids, weights.  n: row stride of logits.  Item = token. The largest of score + bias,
- * falling, ties to the lower index; not-a-number comes last, so ids are always valid. */
+/* p: logits, bias, ids, weights.  n: row stride of logits.  Item = token. The largest of score +
+ * bias, falling, ties to the lower index; not-a-number comes last, so ids are always valid. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     float *s = scratch, choice[16], best[@FN@_K];
     const float *bias = p[1];
@@ -81,7 +81,7 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
     }
 }
 //== moe_sort
-/* p: ids, offsets, order, place.  n: assignments, experts.  One item; scratch: a cursor per expert. */
+/* p: ids, offsets, order, place.  n: assignments, experts.  One item; scratch: cursors. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo UNUSED, int64_t hi UNUSED, void *scratch) {
     const int32_t *ids = p[0];
     int32_t *offset = p[1], *order = p[2], *place = p[3], *next = scratch;

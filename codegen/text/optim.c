@@ -66,7 +66,7 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
 }
 //== grad_norm
 /* Sums of squares of pieces of all gradients.  p: gradients, partial f64.  n: gradients, then for
- * each: columns, row stride, pieces of a row, pieces.  Item = piece, in the order of the gradients. */
+ * each: columns, row stride, pieces of a row, pieces.  Item = piece, in the order of gradients. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
     typedef double v8d __attribute__((vector_size(64)));
     double *partial = p[n[0]];
@@ -90,8 +90,8 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
     }
 }
 //== grad_norm_end
-/* p: partial f64, loss, ctl, sums of squares f64.  n: gradients, then the pieces of each.  One item.
- * A sum in double overflows only where a gradient is infinite. */
+/* p: partial f64, loss, ctl, sums of squares f64.  n: gradients, then the pieces of each.  One
+ * item. A sum in double overflows only where a gradient is infinite. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo UNUSED, int64_t hi UNUSED,
           void *scratch UNUSED) {
     const double *partial = p[0];
@@ -111,7 +111,7 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo UNUSED, int64_t hi UNUSED
     ctl[3] = 0;
 }
 //== balance
-/* p: bias, load, ctl.  n: experts.  One item. Loads are whole numbers, so the comparison is exact. */
+/* p: bias, load, ctl.  n: experts.  One item. Loads are whole numbers: exact comparisons. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo UNUSED, int64_t hi UNUSED,
           void *scratch UNUSED) {
     float *bias = p[0];

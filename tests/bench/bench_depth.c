@@ -1,5 +1,5 @@
-/* Speed of the depth kernels on one thread: microseconds, bytes that must move (every tensor once) and
- * GB/s, beside what plain reads and copies of as many bytes reach. `make bench-depth`, or
+/* Speed of the depth kernels on one thread: microseconds, bytes that must move (every tensor once)
+ * and GB/s, beside what a copy of as many bytes reaches. `make bench-depth`, or
  * bench_depth D ROWS QUERIES. */
 #include "abi.h"
 #include "codegen/kernel.h"
@@ -28,8 +28,8 @@ static float *memory(int64_t floats)
     return p;
 }
 
-/* Seconds of the fastest of many runs of a node's steps; operands and results in fresh memory, source
- * gradients in place. *bytes: operands and results of the size of a source, once each. */
+/* Seconds of the fastest of many runs of a node's steps; operands and results in fresh memory,
+ * source gradients in place. *bytes: operands and results, once each. */
 static double measure(const struct ir_graph *g, ir_id n, struct ir_bind b, double *bytes)
 {
     struct cg_lowering low = {0};
@@ -107,12 +107,14 @@ static double copy_time(double bytes)
 static void build(struct ir_graph *g, int64_t d, uint32_t q, uint32_t n, ir_id out[4])
 {
     struct ir_dim rows = dim_sym(SYM_N, 1);
-    ir_type_id full = ir_type2(g, IR_f32, rows, dim_const(d)), vec = ir_type1(g, IR_f32, dim_const(d));
+    ir_type_id full = ir_type2(g, IR_f32, rows, dim_const(d));
+    ir_type_id vec = ir_type1(g, IR_f32, dim_const(d));
     ir_type_id one = ir_type2(g, IR_f32, rows, dim_const(1));
     ir_id u[MAX_QUERIES], v[MAX_SOURCES], s[4 * MAX_QUERIES + 2 * MAX_SOURCES + 6];
     uint32_t made = 0;
-#define INPUT(type) \
-    ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, str_fmt(arena, "x%u", made++))), NULL)
+#define INPUT(type)                                                                                \
+    ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, str_fmt(arena, "x%u", made++))),    \
+                 NULL)
     char have[MAX_SOURCES + 1] = {0};
     for (uint32_t i = 0; i < q; i++) u[i] = INPUT(vec);
     for (uint32_t j = 0; j < n; j++) v[j] = INPUT(full), have[j] = '1';

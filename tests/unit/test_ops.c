@@ -1,6 +1,6 @@
-/* The CPU kernels of every operation against the float64 evaluator, over the table of cases: all items
- * in one call, then one by one from the last to the first, which must give the same bits; nothing may
- * be written outside of the results. */
+/* The CPU kernels of every operation against the float64 evaluator, over the table of cases: all
+ * items in one call, then one by one from the last to the first, which must give the same bits;
+ * nothing may be written outside of the results. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -122,8 +122,8 @@ static struct buffer filled(const struct job *j, ir_id n)
 static const struct ir_type *result_type(const struct job *j, uint32_t i)
 {
     const struct ir_type *t = ir_ty(j->g, j->n);
-    return t->dtype == IR_tuple ? type_get(j->g->types, type_elem(j->g->types, ir_at(j->g, j->n)->type, i))
-                                : t;
+    if (t->dtype != IR_tuple) return t;
+    return type_get(j->g->types, type_elem(j->g->types, ir_at(j->g, j->n)->type, i));
 }
 
 static void call(const struct job *j, const struct cg_step *s, sa_kernel *fn, void *const *p,
@@ -202,7 +202,8 @@ static void kernels_compute_what_ops_say(void **state)
     for (size_t k = 0; k < jobs.n; k++) {
         const struct job *j = &jobs.p[k];
         uint32_t count = j->v.node[j->n].count;
-        struct buffer *one = NEW(arena, struct buffer, count), *many = NEW(arena, struct buffer, count);
+        struct buffer *one = NEW(arena, struct buffer, count);
+        struct buffer *many = NEW(arena, struct buffer, count);
         if (!j->low.step.n) { /* a view after all */
             assert_int_equal(ir_at(j->g, j->n)->op, OP_reshape);
             continue;
@@ -225,7 +226,8 @@ static int set_up(void **state)
     struct rt_error err = {{0}};
     arena = arena_open("test_ops");
     for (size_t k = 0; k < sizeof ops / sizeof *ops; k++)
-        for (int i = 0; i < op_case_find(ops[k].op)->variants; i++) prepare(ops[k].op, ops[k].tol, i);
+        for (int i = 0; i < op_case_find(ops[k].op)->variants; i++)
+            prepare(ops[k].op, ops[k].tol, i);
     if (jit_open(NULL, &jit, &err) ||
         jit_load(jit, cg_cpu_prelude(), kernels.p, kernels.n, NULL, &err)) {
         print_error("%s\n", err.text);
