@@ -382,7 +382,7 @@ static void row_results(struct rows_gen *e)
     for (size_t i = 0; i < e->r->out.n; i++) {
         ir_id n = e->r->out.p[i].id;
         long long ld = (long long)out_ld(e, i);
-        const char *v = as_vector(e, n, false);
+        const char *v = e->kind[n] == ROW ? as_vector(e, n, false) : NULL;
         if (e->kind[n] == ROW && ld == 1) line(e, "st16k(y%zu + r0, %s, rows);", i, v);
         else if (e->kind[n] == ROW)
             line(e, "strows16(y%zu + r0 * %lld, %lld, %s, rows);", i, ld, ld, v);

@@ -39,12 +39,17 @@ static void show(struct sb *s)
     sb_free(s);
 }
 
-void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
+void run_texts(void)
 {
-    cli_check(r->cli, session_compile(r->session, rep, &r->cli->err));
     show(&texts.dump);
     show(&texts.report);
     show(&texts.times);
+}
+
+void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
+{
+    cli_check(r->cli, session_compile(r->session, rep, &r->cli->err));
+    run_texts();
     if (r->weights) return;
     r->weights = NEW(r->cli->arena, float *, r->params->n);
     for (size_t i = 0; i < r->params->n; i++) {

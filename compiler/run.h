@@ -42,6 +42,8 @@ struct program *run_program(struct run *r, enum build_program which, const struc
 /* Compiles what is missing, prints --report and --time-passes, and points r->weights at every
  * parameter: into `plan` where it has it, else to memory of its own. */
 void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep);
+/* Prints what --dump-ir, --report and --time-passes have so far; run_ready does it too. */
+void run_texts(void);
 void run_close(struct run *r);
 /* Weights from --weights PATH (file, Hugging Face folder, step folder or run folder); exits on failure. */
 void run_load(struct run *r, const char *path);

@@ -170,15 +170,20 @@ static ir_id fold(struct ir_graph *g, enum ir_op op, const ir_id *src, ir_type_i
     return IR_NONE;
 }
 
+/* Operands of a commutative op by rising id, in `two`. */
+static const ir_id *in_order(enum ir_op op, const ir_id *src, ir_id two[2])
+{
+    if (!(op_info(op)->flags & F_COMM) || src[0] <= src[1]) return src;
+    two[0] = src[1], two[1] = src[0];
+    return two;
+}
+
 static ir_id add_node(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src,
                       size_t nsrc, const struct ir_attr *attr, size_t nattr, uint32_t instance,
                       const char *name)
 {
     ir_id two[2];
-    if ((op_info(op)->flags & F_COMM) && src[0] > src[1]) {
-        two[0] = src[1], two[1] = src[0];
-        src = two;
-    }
+    src = in_order(op, src, two);
     ir_id folded = instance ? IR_NONE : fold(g, op, src, type);
     if (folded != IR_NONE) return folded;
     struct ir_node x = {.op = (uint16_t)op, .nsrc = (uint32_t)nsrc, .type = type};
@@ -229,6 +234,8 @@ ir_id ir_copy(struct ir_graph *g, const struct ir_graph *from, ir_id n, const ir
     CHECK(g->types == from->types && g->names == from->names);
     struct ir_attr attr[AK_COUNT];
     size_t nattr = ir_attrs(from, n, attr);
+    ir_id two[2];
+    src = in_order((enum ir_op)o->op, src, two);
     ir_id folded = fold(g, (enum ir_op)o->op, src, o->type);
     if (folded != IR_NONE) return folded;
     struct ir_node x = *o;

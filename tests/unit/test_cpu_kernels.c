@@ -179,6 +179,31 @@ static void bf16_case(int64_t M, int64_t N, int64_t K, int flags, int cols)
     free(a), free(b), free(row), free(c), free(packed), free(want);
 }
 
+/* Grouped rows have the bits of the plain product of each row. */
+static void bf16_grouped(void)
+{
+    enum { E = 3, ROWS = 40, N = 70, K = 37 };
+    static const int32_t off[E + 1] = {0, 7, 7, 33};
+    int32_t index[ROWS];
+    for (int i = 0; i < ROWS; i++) index[i] = (i * 31 + 7) % ROWS;
+    int64_t one = cg_gemm_packed_bf16(K, N);
+    float *a = numbers(ROWS * K, 1), *w = numbers(E * N * K, 2), *packed = numbers(E * one, 3);
+    float *c = numbers(ROWS * N, 4), *row = numbers(N, 5);
+    for (int e = 0; e < E; e++)
+        run(0, "k_pack_cols_bf16", (void *[]){packed + e * one, w + e * N * K},
+            (int64_t[]){K, N, K}, cg_pack_cols_items(K, N));
+    struct cg_gemm_plan plan = cg_gemm_grouped_plan(ROWS, N, K, E);
+    run(0, "k_gemm_grouped_bf16", (void *[]){c, a, packed, (void *)off, index},
+        (int64_t[]){ROWS, N, K, K, N, 4, plan.mb, plan.nb, E}, plan.items);
+    for (int e = 0; e < E; e++)
+        for (int r = off[e]; r < off[e + 1]; r++) {
+            run(0, "k_gemm_bf16", (void *[]){row, a + index[r] * K, packed + e * one},
+                (int64_t[]){1, N, K, K, N, 0, 6, 64}, (N + 63) / 64);
+            assert_memory_equal(row, c + r * N, N * 4);
+        }
+    free(a), free(w), free(packed), free(c), free(row);
+}
+
 static void test_bf16(void **state)
 {
     (void)state;
@@ -192,6 +217,7 @@ static void test_bf16(void **state)
         for (int flags = 0; flags < 4; flags++)
             for (int cols = 0; cols < 2; cols++)
                 bf16_case(sizes[i][0], sizes[i][1], sizes[i][2], flags, cols);
+    bf16_grouped();
 }
 
 static void test_grouped(void **state)

@@ -1,0 +1,173 @@
+#include "compiler/run.h"
+#include "runtime/cc.h"
+#include <elf.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static const char help[] =
+    "usage: strata compile SPEC --emit ir|c|obj -o PATH [--target cpu] [--program NAME]\n"
+    "                      [--batch B] [--seq T]\n\n"
+    "Writes what the compiler makes of a spec, and prints how many kernels that is.\n\n"
+    "  strata compile specs/bench-a.yaml --emit c -o bench.c --program train\n"
+    "  strata compile specs/bench-a.yaml --emit ir -o bench.ir --dump-ir=after:two-phase 2> t.ir\n\n"
+    "  --emit ir|c|obj    the kernel graph with its plan (steps, places, lifetimes); the C text of all\n"
+    "                     kernels; that text compiled to an object file\n"
+    "  --program NAME     train (default): loss and gradients; loss, forward, or apply: the optimiser\n"
+    "  --batch B          sequences; default: those of a micro-batch of the spec, else 1\n"
+    "  --seq T            positions; default: train.seq_len, else 128\n"
+    "  --target cpu       the only target so far\n" RUN_HELP;
+
+struct compile {
+    struct cli c;
+    struct run r;
+    struct run_options o;
+    const char *target, *emit, *program, *out;
+    int64_t B, T;
+    struct program *p;
+};
+
+static void check_words(const struct compile *k)
+{
+    if (!k->out || !k->emit) cli_fail((enum rt_status)EXIT_USAGE, "compile needs --emit and -o PATH");
+    if (!strcmp(k->target, "cuda") || !strncmp(k->target, "cuda:", 5))
+        cli_fail(RT_user, "target %s is not supported yet: the only target is cpu", k->target);
+    if (strcmp(k->target, "cpu"))
+        cli_fail(RT_user, "no target '%s': the only target is cpu", k->target);
+    if (!strcmp(k->emit, "cuda") || !strcmp(k->emit, "ptx") || !strcmp(k->emit, "cubin"))
+        cli_fail(RT_user, "--emit %s is not supported yet: it is ir, c or obj", k->emit);
+    if (strcmp(k->emit, "ir") && strcmp(k->emit, "c") && strcmp(k->emit, "obj"))
+        cli_fail(RT_user, "no form '%s': --emit is ir, c or obj", k->emit);
+    if (k->B < 0 || k->T < 0 || k->B > 1 << 20 || k->T > 1 << 24)
+        cli_fail((enum rt_status)EXIT_USAGE, "--batch and --seq must be at least 1");
+}
+
+static void open_program(struct compile *k)
+{
+    static const char *const name[] = {"forward", "loss", "train"};
+    const struct build_options plain = {0};
+    struct run *r = &k->r;
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(k->program, name[i]))
+            k->p = run_program(r, (enum build_program)i, &plain, k->B, k->T);
+    if (k->p) return;
+    if (!strcmp(k->program, "decode"))
+        cli_fail(RT_user, "program decode is not supported yet: it is train, loss, forward or apply");
+    if (strcmp(k->program, "apply"))
+        cli_fail(RT_user, "no program '%s': it is train, loss, forward or apply", k->program);
+    if (!r->model->train.present)
+        cli_fail(RT_user, "the apply program needs a train section, which this spec has not");
+    k->B = k->T = 1;
+    k->p = program_open(r->session, build_apply(k->c.arena, r->model, r->params), "apply",
+                        (struct ir_bind){1, 1});
+    if (k->p) return;
+    cli_diagnostics(&k->c);
+    exit(EXIT_USER);
+}
+
+static void write_text(const char *path, struct str s)
+{
+    int e = io_write_atomic(path, s.p, s.n);
+    if (e)
+        cli_fail(e == ENOSPC || e == EIO ? RT_machine : RT_user, "cannot write '%s': %s", path,
+                 strerror(e));
+}
+
+static struct str c_text(struct compile *k)
+{
+    struct sb s = {0};
+    const struct model *m = k->r.model;
+    program_emit_c(k->p, k->B, k->T, str_fmt(k->c.arena, "%s (%s)", m->name, m->path), &s);
+    return sb_take(&s, k->c.arena);
+}
+
+static struct str ir_text(struct compile *k)
+{
+    struct sb s = {0}, plan = {0};
+    graph_print(program_graph(k->p), k->c.diag, &s);
+    plan_print(program_plan(k->p, k->B, k->T), &plan);
+    for (const char *p = plan.p, *e; (e = strchr(p, '\n')); p = e + 1) /* comments of the graph text */
+        sb_printf(&s, "; %.*s\n", (int)(e - p), p);
+    sb_free(&plan);
+    return sb_take(&s, k->c.arena);
+}
+
+/* Bytes of machine code: the executable sections of an ELF file. */
+static uint64_t code_bytes(struct str elf)
+{
+    Elf64_Ehdr h;
+    uint64_t sum = 0;
+    if (elf.n < sizeof h) return 0;
+    memcpy(&h, elf.p, sizeof h);
+    for (unsigned i = 0; i < h.e_shnum; i++) {
+        Elf64_Shdr s;
+        uint64_t at = h.e_shoff + (uint64_t)i * sizeof s;
+        if (at > elf.n || elf.n - at < sizeof s) return 0;
+        memcpy(&s, elf.p + at, sizeof s);
+        if (s.sh_flags & SHF_EXECINSTR) sum += s.sh_size;
+    }
+    return sum;
+}
+
+/* The flags of kernels, for an object file instead of a shared one. */
+static const char **object_flags(struct compile *k)
+{
+    const char **all = cc_flags(k->c.arena, k->o.cpu ? k->o.cpu : "native");
+    size_t n = 0;
+    while (all[n]) n++;
+    const char **flags = NEW(k->c.arena, const char *, n + 2);
+    size_t at = 0;
+    flags[at++] = "-c";
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(all[i], "-shared") && strcmp(all[i], "-nostdlib") && !str_starts(str_of(all[i]), "-Wl,"))
+            flags[at++] = all[i];
+    return flags;
+}
+
+/* Compiles in a folder of its own, so that the file at PATH is whole or absent. */
+static void write_object(struct compile *k)
+{
+    struct arena *a = k->c.arena;
+    const char *clang, *tmp = getenv("TMPDIR");
+    struct str object;
+    cli_check(&k->c, cc_find(a, &clang, &k->c.err));
+    if (!clang) cli_fail(RT_user, "clang is not installed: apt-get install clang-14");
+    char *dir = str_fmt(a, "%s/strata-compile-XXXXXX", tmp && *tmp ? tmp : P_tmpdir);
+    if (!mkdtemp(dir)) cli_fail(RT_machine, "cannot make a folder like '%s': %s", dir, strerror(errno));
+    const struct cc_unit unit = {str_fmt(a, "%s/kernels.c", dir), str_fmt(a, "%s/kernels.o", dir),
+                                 str_fmt(a, "%s/log", dir)};
+    write_text(unit.source, c_text(k));
+    enum rt_status st = cc_compile(a, clang, object_flags(k), &unit, 1, &k->c.err);
+    int e = st ? 0 : io_read(a, unit.object, SIZE_MAX / 2, &object);
+    io_remove_tree(dir);
+    cli_check(&k->c, st);
+    if (e) cli_fail(RT_machine, "cannot read '%s': %s", unit.object, strerror(e));
+    write_text(k->out, object);
+    printf("machine code %s\n", cli_bytes(a, (double)code_bytes(object)));
+}
+
+int cmd_compile(int argc, char **argv)
+{
+    struct compile k = {.target = "cpu", .program = "train"};
+    cli_parse(&k.c, argc, argv, help, 1,
+              CLI_OPTIONS({"target", CLI_text, &k.target}, {"emit", CLI_text, &k.emit},
+                          {"program", CLI_text, &k.program}, {"output", CLI_text, &k.out},
+                          {"batch", CLI_int, &k.B}, {"seq", CLI_int, &k.T}, RUN_OPTIONS(k.o)));
+    check_words(&k);
+    const struct model *m = cli_model(&k.c, k.c.arg.p[0]);
+    const struct train_spec *t = &m->train;
+    if (!k.B) k.B = t->present ? t->batch_size / t->micro_batches : 1;
+    if (!k.T) k.T = t->present ? t->seq_len : 128;
+    run_open(&k.r, &k.c, m, &k.o);
+    open_program(&k);
+    const struct plan_size z = plan_size(program_plan(k.p, k.B, k.T));
+    run_texts();
+    struct str c = c_text(&k);
+    printf("program %s, B %lld, T %lld: %u steps, %u distinct kernels, %s of C\n", k.program,
+           (long long)k.B, (long long)k.T, z.steps, z.kernels, cli_bytes(k.c.arena, (double)c.n));
+    if (!strcmp(k.emit, "obj")) write_object(&k);
+    else write_text(k.out, strcmp(k.emit, "c") ? ir_text(&k) : c);
+    run_close(&k.r);
+    return 0;
+}
