@@ -11,7 +11,21 @@ static const char loss_text[] =
 #include "text/token.c.inc"
     ;
 
+/* The products; those on bf16 stand on the float32 text, which a translation unit has once. */
+#define GEMM_ONCE                                                                                  \
+    "#ifndef K_GEMM\n"                                                                             \
+    "#define K_GEMM\n"
+static const char gemm_text[] = GEMM_ONCE
+#include "text/gemm.c.inc"
+    "#endif\n";
+static const char gemm_bf16_text[] = GEMM_ONCE
+#include "text/gemm.c.inc"
+    "#endif\n"
+#include "text/gemm_bf16.c.inc"
+    ;
+
 struct emit {
+    bool bf16; /* operands are rounded to bf16 and multiplied in pairs */
     struct arena *a;
     const struct ir_graph *g;
     ir_id n;
@@ -22,7 +36,11 @@ struct emit {
 /* A step of one of the shared kernels. */
 static struct cg_step *shared(const struct emit *e, const char *symbol, const char *label)
 {
-    struct cg_step s = {.symbol = symbol, .text = str_of(cg_text_gemm), .grain = 1};
+    struct cg_step s = {.symbol = symbol, .text = str_of(gemm_text), .grain = 1};
+    if (e->bf16) {
+        s.symbol = str_fmt(e->a, "%s_bf16", symbol);
+        s.text = str_of(gemm_bf16_text);
+    }
     s.scratch = (size_t)cg_gemm_scratch();
     const char *node = ir_name(e->g, e->n);
     s.label = *node ? str_fmt(e->a, "%s %s", label, node) : label;
@@ -36,6 +54,12 @@ static int64_t room(const struct emit *e, int64_t floats)
     int64_t at = (int64_t)e->out->workspace;
     e->out->workspace += ((size_t)floats * 4 + 63) & ~(size_t)63;
     return at;
+}
+
+/* Words of a packed [k,n] matrix. */
+static int64_t packed(const struct emit *e, int64_t k, int64_t n)
+{
+    return e->bf16 ? cg_gemm_packed_bf16(k, n) : cg_gemm_packed(k, n);
 }
 
 static struct cg_ref moved(struct cg_ref r, int64_t floats)
@@ -55,12 +79,12 @@ static void pack(const struct emit *e, struct cg_ref to, struct cg_ref from, int
     s->grain = cg_grain((trans ? 16 * 256 : 64 * 256) * 8);
 }
 
-static void product(const struct emit *e, struct cg_ref c, struct cg_ref a, struct cg_ref packed,
+static void product(const struct emit *e, struct cg_ref c, struct cg_ref a, struct cg_ref panels,
                     int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldc, int64_t flags)
 {
     struct cg_gemm_plan p = cg_gemm_plan(m, n, k);
     struct cg_step *s = shared(e, "k_gemm", "gemm");
-    cg_refs(e->a, s, CG_REFS(c, a, packed));
+    cg_refs(e->a, s, CG_REFS(c, a, panels));
     cg_nums(e->a, s, CG_NUMS(m, n, k, lda, ldc, flags, p.mb, p.nb));
     s->items = p.items;
 }
@@ -79,7 +103,7 @@ static void matmul(const struct emit *e)
     int64_t ldc = cg_result_ld(e->g, e->n, 0);
     bool stack = ir_ty(e->g, e->n)->rank == 3;
     int64_t batch = stack ? dim(e, 0, 2) : 1;
-    int64_t each = (cg_gemm_packed(k, n) + 15) & ~(int64_t)15, at = room(e, each * batch);
+    int64_t each = (packed(e, k, n) + 15) & ~(int64_t)15, at = room(e, each * batch);
     for (int64_t i = 0; i < batch; i++)
         pack(e, moved(W_(at), i * each), moved(S_(1), i * k * n), k, n, ldb, tb);
     for (int64_t i = 0; i < batch; i++)
@@ -91,7 +115,7 @@ static void grouped(const struct emit *e)
 {
     bool tb = ir_int(e->g, e->n, AK_tb, 1);
     int64_t rows = dim(e, 0, 1), k = dim(e, 0, 0), experts = dim(e, 1, 2), n = dim(e, 1, tb ? 1 : 0);
-    int64_t each = cg_gemm_packed(k, n), at = room(e, each * experts);
+    int64_t each = packed(e, k, n), at = room(e, each * experts);
     for (int64_t i = 0; i < experts; i++)
         pack(e, moved(W_(at), i * each), moved(S_(1), i * k * n), k, n, tb ? k : n, tb);
     struct cg_gemm_plan p = cg_gemm_grouped_plan(rows, n, k, experts);
@@ -105,7 +129,7 @@ static void grouped(const struct emit *e)
 static void grouped_dw(const struct emit *e)
 {
     int64_t rows = dim(e, 0, 1), m = dim(e, 0, 0), n = dim(e, 1, 0), experts = dim(e, 2, 0) - 1;
-    int64_t at = room(e, cg_gemm_packed(rows, n));
+    int64_t at = room(e, packed(e, rows, n));
     pack(e, W_(at), S_(1), rows, n, cg_src_ld(e->g, e->n, 1), false);
     struct cg_gemm_plan p = cg_gemm_grouped_dw_plan(rows, m, n, experts);
     struct cg_step *s = shared(e, "k_gemm_grouped_dw", "grouped dw");
@@ -151,7 +175,7 @@ static struct head head_open(const struct emit *e, int64_t chunk)
     if (chunk > h.rows) chunk = h.rows;
     h.logits = room(e, chunk * h.v);
     h.lse = room(e, chunk);
-    h.forward = room(e, cg_gemm_packed(h.d, h.v));
+    h.forward = room(e, packed(e, h.d, h.v));
     pack(e, W_(h.forward), S_(1), h.d, h.v, cg_src_ld(e->g, e->n, 1), true);
     return h;
 }
@@ -173,7 +197,7 @@ static void head_loss(const struct emit *e)
 {
     int64_t chunk = ir_int(e->g, e->n, AK_chunk, 256);
     struct head h = head_open(e, chunk);
-    int64_t back = room(e, cg_gemm_packed(h.v, h.d)), in = room(e, cg_gemm_packed(chunk, h.d));
+    int64_t back = room(e, packed(e, h.v, h.d)), in = room(e, packed(e, chunk, h.d));
     pack(e, W_(back), S_(1), h.v, h.d, cg_src_ld(e->g, e->n, 1), false);
     for (int64_t at = 0; at < h.rows; at += chunk) {
         int64_t rows = least(chunk, h.rows - at);
@@ -191,8 +215,8 @@ static void head_loss(const struct emit *e)
 void cg_cpu_gemm(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                  const struct cg_target *t, struct cg_lowering *out)
 {
-    const struct emit e = {a, g, n, b, out};
-    (void)t;
+    struct emit e = {ir_int(g, n, AK_bf16, 0) != 0, a, g, n, b, out};
+    if (e.bf16 && !t->bf16_dot) BUG("a bf16 product for a CPU without them");
     switch (ir_at(g, n)->op) {
     case OP_matmul: matmul(&e); break;
     case OP_grouped_matmul: grouped(&e); break;

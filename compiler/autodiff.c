@@ -246,7 +246,8 @@ VJP(reshape)
 static ir_id product(struct ad *c, ir_id a, ir_id b, bool ta, bool tb, const char *tag, ir_id n)
 {
     const char *name = ir_name(c->g, n);
-    return ir_matmul(c->g, a, b, ta, tb, *name ? str_fmt(c->scratch, "%s.%s", tag, name) : NULL);
+    return ir_matmul_as(c->g, a, b, ta, tb, ir_int(c->g, n, AK_bf16, 0),
+                        *name ? str_fmt(c->scratch, "%s.%s", tag, name) : NULL);
 }
 
 VJP(matmul)
@@ -261,7 +262,8 @@ VJP(grouped)
 {
     ir_id x = src(c, n, 0), w = src(c, n, 1), off = src(c, n, 2);
     CHECK(ir_int(c->g, n, AK_tb, 1) == 1);
-    add_to(c, x, ir_add(c->g, OP_grouped_matmul, SRCS(d, w, off), ATTRS(A_INT(tb, 0)), NULL));
+    add_to(c, x, ir_add(c->g, OP_grouped_matmul, SRCS(d, w, off), ATTRS(A_INT(tb, 0), A_INT(bf16, ir_int(c->g, n, AK_bf16, 0))),
+                        NULL));
     add_to(c, w, ir_add(c->g, OP_grouped_matmul_dw, SRCS(d, x, off), NO_ATTRS, NULL));
 }
 

@@ -24,20 +24,19 @@ ir_id b_param(struct builder *b, const char *name)
     return ir_add_typed(b->g, op, t, NO_SRCS, ATTRS(A_STR(name, p->name)), p->name);
 }
 
-/* A matrix parameter as a product reads it. */
-static ir_id weight(struct builder *b, const char *name)
+bool b_bf16(const struct builder *b)
 {
-    return b_round(b, b_param(b, name));
+    return b->m->train.precision == PREC_bf16;
 }
 
 ir_id b_round(struct builder *b, ir_id x)
 {
-    return b->m->train.precision == PREC_bf16 ? ir_unary(b->g, OP_round_bf16, x) : x;
+    return b_bf16(b) ? ir_unary(b->g, OP_round_bf16, x) : x;
 }
 
 ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name)
 {
-    return ir_matmul(b->g, b_round(b, x), weight(b, w), false, true, name);
+    return ir_matmul_as(b->g, x, b_param(b, w), false, true, b_bf16(b), name);
 }
 
 /* 1 / sqrt(mean(x^2) + eps), per row. */

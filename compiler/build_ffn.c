@@ -24,16 +24,16 @@ static ir_id routed(struct builder *b, const struct ffn *f, ir_id x, ir_id ids, 
     int64_t d = ir_cols(g, x).add;
     ir_id sorted = ir_add(g, OP_moe_sort, SRCS(ids), ATTRS(A_INT(experts, e)), b_name(b, "%s.sort", p));
     ir_id off = ir_get(g, sorted, 0), order = ir_get(g, sorted, 1), place = ir_get(g, sorted, 2);
-    ir_id xg = ir_add(g, OP_moe_gather, SRCS(b_round(b, x), order, place), ATTRS(A_INT(k, k)), NULL);
+    ir_id xg = ir_add(g, OP_moe_gather, SRCS(x, order, place), ATTRS(A_INT(k, k)), NULL);
     ir_type_id up_t = type_add(g->types, IR_f32, 3,
                                (struct ir_dim[]){dim_const(e), dim_const(2 * width), dim_const(d)});
-    ir_id w13 = ir_reshape(g, b_round(b, b_param(b, b_name(b, "%s.experts.w13", p))), up_t);
-    ir_id h = ir_add(g, OP_grouped_matmul, SRCS(xg, w13, off), ATTRS(A_INT(tb, 1)),
+    ir_id w13 = ir_reshape(g, b_param(b, b_name(b, "%s.experts.w13", p)), up_t);
+    ir_id h = ir_add(g, OP_grouped_matmul, SRCS(xg, w13, off), ATTRS(A_INT(tb, 1), A_INT(bf16, b_bf16(b))),
                      b_name(b, "%s.w13", p));
     ir_id y = b_activation(b, f->activation, ir_slice(g, h, 1, 0, width),
                            ir_slice(g, h, 1, width, 2 * width));
-    ir_id w2 = b_round(b, b_param(b, b_name(b, "%s.experts.w2", p)));
-    y = ir_add(g, OP_grouped_matmul, SRCS(b_round(b, y), w2, off), ATTRS(A_INT(tb, 1)),
+    ir_id w2 = b_param(b, b_name(b, "%s.experts.w2", p));
+    y = ir_add(g, OP_grouped_matmul, SRCS(y, w2, off), ATTRS(A_INT(tb, 1), A_INT(bf16, b_bf16(b))),
                b_name(b, "%s.w2", p));
     if (f->balance == BALANCE_bias) {
         ir_type_id t = ir_type1(g, IR_f32, dim_const(e));

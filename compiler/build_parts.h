@@ -16,7 +16,9 @@ struct builder {
 const char *b_name(struct builder *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* A parameter by its IR name. */
 ir_id b_param(struct builder *b, const char *name);
-/* bf16 rounding where the precision asks for it. */
+/* Whether products round their operands to bf16. */
+bool b_bf16(const struct builder *b);
+/* bf16 rounding of a value where the precision asks for it. */
 ir_id b_round(struct builder *b, ir_id x);
 /* x W^T for a parameter W. */
 ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name);

@@ -50,9 +50,10 @@ static ir_id build(struct ir_graph *r, const struct ir_graph *g, const struct ma
                    const ir_id *map, ir_id dn)
 {
     ir_id h = map[ir_src(g, m->z, 0)], w = map[ir_src(g, m->z, 1)], t = map[ir_src(g, m->ce, 1)];
-    if (dn == IR_NONE)
-        return ir_add(r, OP_head_nll, SRCS(h, w, t), ATTRS(A_INT(chunk, chunk_of(g, m->z))), "head");
-    return ir_add(r, OP_head_loss, SRCS(h, w, t, dn), ATTRS(A_INT(chunk, chunk_of(g, m->z))), "head");
+    const struct ir_attr attr[] = {A_INT(chunk, chunk_of(g, m->z)),
+                                   A_INT(bf16, ir_int(g, m->z, AK_bf16, 0))};
+    if (dn == IR_NONE) return ir_add(r, OP_head_nll, SRCS(h, w, t), attr, 2, "head");
+    return ir_add(r, OP_head_loss, SRCS(h, w, t, dn), attr, 2, "head");
 }
 
 /* dn depends on the number of targets only, so it can be moved in front of the head. */

@@ -69,6 +69,11 @@ void session_close(struct session *s)
     arena_close(s->a);
 }
 
+bool session_bf16(const struct session *s)
+{
+    return s->target.bf16_dot;
+}
+
 struct pool *session_pool(const struct session *s)
 {
     return s->pool;

@@ -49,6 +49,8 @@ void program_emit_c(struct program *p, int64_t B, int64_t T, const char *title, 
 /* Makes all plans so far ready: memory, threads, and every kernel that is not loaded yet, compiled
  * together. Quick when nothing is missing. rep may be NULL. Statuses as jit_load, exec_open. */
 enum rt_status session_compile(struct session *s, struct jit_report *rep, struct rt_error *err);
+/* Whether the session's CPU has bf16 products (train.precision: bf16). */
+bool session_bf16(const struct session *s);
 /* The pool, for work of the caller between runs; NULL before session_compile. */
 struct pool *session_pool(const struct session *s);
 

@@ -19,6 +19,10 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
     if (o->report) s.pipeline.report = &texts.report;
     if (o->time_passes) s.pipeline.times = &texts.times;
     cli_check(c, session_open(&s, &r->session, &c->err));
+    if (m->train.precision == PREC_bf16 && !session_bf16(r->session))
+        cli_fail(RT_user, "train.precision is bf16, but %s has no bf16 products (AVX512-BF16)\n"
+                          "hint: --set train.precision=fp32 runs the same model in float32.",
+                 o->cpu ? o->cpu : "this CPU");
 }
 
 struct program *run_program(struct run *r, enum build_program which, const struct build_options *o,

@@ -281,6 +281,13 @@ ir_id ir_get(struct ir_graph *g, ir_id tuple, uint32_t index)
     return ir_add(g, OP_get, SRCS(tuple), ATTRS(A_INT(index, index)), NULL);
 }
 
+ir_id ir_matmul_as(struct ir_graph *g, ir_id a, ir_id b, bool ta, bool tb, bool bf16,
+                   const char *name)
+{
+    if (!bf16) return ir_matmul(g, a, b, ta, tb, name);
+    return ir_add(g, OP_matmul, SRCS(a, b), ATTRS(A_INT(ta, ta), A_INT(tb, tb), A_INT(bf16, 1)), name);
+}
+
 ir_id ir_matmul(struct ir_graph *g, ir_id a, ir_id b, bool ta, bool tb, const char *name)
 {
     return ir_add(g, OP_matmul, SRCS(a, b), ATTRS(A_INT(ta, ta), A_INT(tb, tb)), name);

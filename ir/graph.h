@@ -104,6 +104,9 @@ ir_id ir_unary(struct ir_graph *g, enum ir_op op, ir_id a);
 ir_id ir_binary(struct ir_graph *g, enum ir_op op, ir_id a, ir_id b);
 ir_id ir_get(struct ir_graph *g, ir_id tuple, uint32_t index);
 ir_id ir_matmul(struct ir_graph *g, ir_id a, ir_id b, bool ta, bool tb, const char *name);
+/* The same with both operands rounded to bf16 where `bf16` is set. */
+ir_id ir_matmul_as(struct ir_graph *g, ir_id a, ir_id b, bool ta, bool tb, bool bf16,
+                   const char *name);
 ir_id ir_slice(struct ir_graph *g, ir_id a, int axis, int64_t from, int64_t to);
 ir_id ir_reshape(struct ir_graph *g, ir_id a, ir_type_id type);
 ir_type_id ir_type2(struct ir_graph *g, enum ir_dtype t, struct ir_dim rows, struct ir_dim cols);
