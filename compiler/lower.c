@@ -1,6 +1,8 @@
 #include "compiler/lower.h"
+#include <stdio.h>
 
 struct lowering {
+    ir_id at; /* the node at hand, for bug reports */
     struct arena *a;
     const struct ir_graph *g;
     struct ir_bind b;
@@ -46,10 +48,14 @@ static void fill_const(struct lowering *c, ir_id n)
     float f = (float)v;
     int32_t i = (int32_t)v;
     int64_t bits = 0, bytes = (int64_t)dtype_size((enum ir_dtype)t->dtype);
-    if (t->dtype == IR_f32) memcpy(&bits, &f, sizeof f);
-    else if (t->dtype == IR_i32) memcpy(&bits, &i, sizeof i);
-    else if (t->dtype == IR_f64) memcpy(&bits, &v, sizeof v);
-    else BUG("a constant of type %s", dtype_name((enum ir_dtype)t->dtype));
+    if (t->dtype == IR_f32)
+        memcpy(&bits, &f, sizeof f);
+    else if (t->dtype == IR_i32)
+        memcpy(&bits, &i, sizeof i);
+    else if (t->dtype == IR_f64)
+        memcpy(&bits, &v, sizeof v);
+    else
+        BUG("a constant of type %s", dtype_name((enum ir_dtype)t->dtype));
     struct cg_step *s = cg_add(c->a, &c->node[n], "fill", str_of(fill_text), "constant");
     cg_refs(c->a, s, CG_REFS(R_(0)));
     cg_nums(c->a, s, CG_NUMS(bytes, bits));
@@ -78,9 +84,12 @@ static struct sa_buf resolve(const struct lowering *c, ir_id n, struct cg_ref r)
 {
     struct sa_buf at;
     const struct memplan *p = c->l->mem;
-    if (r.kind == CG_SRC) at = memplan_value(p, ir_src(c->g, n, r.index));
-    else if (r.kind == CG_RES) at = memplan_result(p, n, r.index);
-    else at = memplan_work(p, n);
+    if (r.kind == CG_SRC)
+        at = memplan_value(p, ir_src(c->g, n, r.index));
+    else if (r.kind == CG_RES)
+        at = memplan_result(p, n, r.index);
+    else
+        at = memplan_work(p, n);
     at.offset = (uint64_t)((int64_t)at.offset + r.offset);
     return at;
 }
@@ -161,14 +170,30 @@ static void finish(struct lowering *c)
     l->kernel = c->kernel.p;
     l->node_of_step = c->node_of_step.p;
     l->plan = (struct sa_plan){
-        .kernels = c->code.p,   .num_kernels = (uint32_t)c->code.n,
-        .steps = c->step.p,     .num_steps = (uint32_t)c->step.n,
-        .bufs = c->buf.p,       .num_bufs = (uint32_t)c->buf.n,
-        .ints = c->num.p,       .num_ints = (uint32_t)c->num.n,
-        .values = c->value.p,   .num_values = (uint32_t)c->value.n,
-        .entries = entry,       .num_entries = 1,
+        .kernels = c->code.p,
+        .num_kernels = (uint32_t)c->code.n,
+        .steps = c->step.p,
+        .num_steps = (uint32_t)c->step.n,
+        .bufs = c->buf.p,
+        .num_bufs = (uint32_t)c->buf.n,
+        .ints = c->num.p,
+        .num_ints = (uint32_t)c->num.n,
+        .values = c->value.p,
+        .num_values = (uint32_t)c->value.n,
+        .entries = entry,
+        .num_entries = 1,
     };
     for (int i = 0; i < SA_external; i++) l->plan.arena_bytes[i] = l->mem->bytes[i];
+}
+
+/* On a bug: which node it was about. */
+static void tell_node(void *arg)
+{
+    const struct lowering *c = arg;
+    if (c->at >= c->g->node.n) return;
+    fprintf(stderr, "at node %u (%s %%%s) of program %s, B=%lld, T=%lld\n", c->at,
+            op_info((enum ir_op)ir_at(c->g, c->at)->op)->name, ir_name(c->g, c->at), c->g->program,
+            (long long)c->b.B, (long long)c->b.T);
 }
 
 struct lowered *lower(struct arena *a, const struct ir_graph *g, struct ir_bind b,
@@ -180,19 +205,24 @@ struct lowered *lower(struct arena *a, const struct ir_graph *g, struct ir_bind 
     c.node = NEW(a, struct cg_lowering, g->node.n);
     map_init(&c.symbols, a);
     size_t *workspace = NEW(a, size_t, g->node.n);
+    bug_context(tell_node, &c);
     for (ir_id n = 0; n < g->node.n; n++) {
+        c.at = n;
         if (ir_at(g, n)->op == OP_const) continue;
         cg_lower_node(a, g, n, b, t, &c.node[n]);
         workspace[n] = c.node[n].workspace;
     }
+    c.at = IR_NONE;
     c.l->mem = memplan_make(a, g, b, workspace, layout);
     for (ir_id n = 0; n < g->node.n; n++) {
+        c.at = n;
         if (ir_at(g, n)->op == OP_const && memplan_has(c.l->mem, n)) fill_const(&c, n);
         node_steps(&c, n);
     }
     for (size_t i = 0; i < c.l->mem->copy.n; i++) copy_step(&c, &c.l->mem->copy.p[i]);
     named_values(&c);
     finish(&c);
+    bug_context(NULL, NULL);
     return c.l;
 }
 
@@ -220,11 +250,13 @@ void lower_print(const struct lowered *l, struct sb *out)
     memplan_print(m, out);
 }
 
-static void kernel_comment(const struct lowered *l, uint32_t k, const struct diag *d, struct sb *out)
+static void kernel_comment(const struct lowered *l, uint32_t k, const struct diag *d,
+                           struct sb *out)
 {
     const struct lower_kernel *x = &l->kernel[k];
     const struct ir_graph *g = l->mem->g;
-    sb_printf(out, "/* %s: %s; %u step%s", l->code[k].symbol, x->label, x->steps, x->steps == 1 ? "" : "s");
+    sb_printf(out, "/* %s: %s; %u step%s", l->code[k].symbol, x->label, x->steps,
+              x->steps == 1 ? "" : "s");
     struct span s = x->node < g->node.n ? ir_span(g, x->node) : (struct span){0};
     if (d && s.file) {
         unsigned line, col;
@@ -234,7 +266,8 @@ static void kernel_comment(const struct lowered *l, uint32_t k, const struct dia
     sb_str(out, " */\n");
 }
 
-/* The first kernel from `from` on with the text of kernel k, the number of kernels where there is none. */
+/* The first kernel from `from` on with the text of kernel k, the number of kernels where there is
+ * none. */
 static uint32_t same_text(const struct lowered *l, uint32_t k, uint32_t from)
 {
     while (from < l->plan.num_kernels && !str_eq(l->kernel[from].text, l->kernel[k].text)) from++;
@@ -243,7 +276,8 @@ static uint32_t same_text(const struct lowered *l, uint32_t k, uint32_t from)
 
 void lower_emit_c(const struct lowered *l, const struct diag *d, const char *title, struct sb *out)
 {
-    sb_printf(out, "/* %s\n * program %s, B=%lld, T=%lld: %u kernels, %u steps\n * graph %016llx */\n",
+    sb_printf(out,
+              "/* %s\n * program %s, B=%lld, T=%lld: %u kernels, %u steps\n * graph %016llx */\n",
               title, l->mem->g->program, (long long)l->mem->bind.B, (long long)l->mem->bind.T,
               l->plan.num_kernels, l->plan.num_steps, (unsigned long long)graph_hash(l->mem->g));
     sb_str(out, cg_cpu_prelude());

@@ -1,5 +1,5 @@
-/* K graph and sizes to an executable plan: node by node kernel steps, their buffers resolved to places,
- * kernels merged by symbol. */
+/* K graph and sizes to an executable plan: node by node kernel steps, their buffers resolved to
+ * places, kernels merged by symbol. */
 #ifndef STRATA_COMPILER_LOWER_H
 #define STRATA_COMPILER_LOWER_H
 #include "codegen/kernel.h"
@@ -12,15 +12,15 @@ struct lower_kernel { /* parallel to sa_plan.kernels */
     uint32_t steps;    /* how many use it */
 };
 struct lowered {
-    struct sa_plan plan; /* one entry point, named like the graph's program; kernels without address */
+    struct sa_plan plan; /* one entry point, named like the program; kernels without address */
     struct sa_code *code; /* plan.kernels, to set addresses */
     struct lower_kernel *kernel;
     struct memplan *mem;
     uint32_t *node_of_step; /* node of each step; the number of nodes for copies of outputs */
 };
 
-/* Lowers a K graph for the sizes b. Names get places in the layout. Everything is in the arena, which
- * must outlive the plan, as must g. */
+/* Lowers a K graph for the sizes b. Names get places in the layout. Everything is in the arena,
+ * which must outlive the plan, as must g. */
 struct lowered *lower(struct arena *a, const struct ir_graph *g, struct ir_bind b,
                       const struct cg_target *t, struct layout *l);
 /* The stage-P text: steps with kernel, places and numbers, then the memory plan. */

@@ -1,5 +1,5 @@
-/* See memplan.h. In order: elements (results of nodes) and their lifetimes; buffers, where elements that
- * share memory share one; places of named values; lifetimes of buffers; offsets. */
+/* See memplan.h. In order: elements (results of nodes) and their lifetimes; buffers, where elements
+ * that share memory share one; places of named values; lifetimes of buffers; offsets. */
 #include "compiler/memplan.h"
 #include "codegen/kernel.h"
 #include "compiler/memplan_place.h"
@@ -13,9 +13,9 @@ struct planner {
     struct memplan *p;
     struct layout *layout;
     const size_t *workspace;
-    uint32_t *concat_buf;   /* of each node: buffer of a concat that has pieces already */
-    struct map named;       /* input names of this graph: buffer + 1 */
-    uint32_t end;           /* number of nodes: the time after the last one */
+    uint32_t *concat_buf; /* of each node: buffer of a concat that has pieces already */
+    struct map named;     /* input names of this graph: buffer + 1 */
+    uint32_t end;         /* number of nodes: the time after the last one */
 };
 
 static uint64_t aligned(uint64_t bytes)
@@ -55,7 +55,8 @@ static uint32_t elem_of(const struct memplan *p, ir_id n, uint64_t *offset)
     const struct ir_graph *g = p->g;
     struct ir_view v = ir_view(g, n);
     if (offset)
-        *offset = (uint64_t)dim_value(v.offset, p->bind) * dtype_size((enum ir_dtype)ir_ty(g, n)->dtype);
+        *offset =
+            (uint64_t)dim_value(v.offset, p->bind) * dtype_size((enum ir_dtype)ir_ty(g, n)->dtype);
     if (ir_at(g, v.root)->op != OP_get) return p->first_elem[v.root];
     ir_id tuple = ir_src(g, v.root, 0);
     return p->first_elem[tuple] + (uint32_t)ir_int(g, v.root, AK_index, 0);
@@ -238,8 +239,10 @@ static void find_buffers(struct planner *c)
     for (ir_id n = 0; n < c->end; n++) {
         struct mem_elem *e = c->p->elem + c->p->first_elem[n];
         enum ir_op op = (enum ir_op)ir_at(c->g, n)->op;
-        if (op == OP_param || op == OP_input) e->buf = leaf_buffer(c, n);
-        else if (op == OP_concat) e->buf = concat_buffer(c, n);
+        if (op == OP_param || op == OP_input)
+            e->buf = leaf_buffer(c, n);
+        else if (op == OP_concat)
+            e->buf = concat_buffer(c, n);
         else if (op != OP_const || e->last > n)
             for (uint32_t i = 0; i < num_results(c->g, n); i++) result_buffer(c, n, i);
         if (c->workspace[n]) {
@@ -298,8 +301,7 @@ static void find_outputs(struct planner *c)
     struct mem_copy *sorted = NEW(c->a, struct mem_copy, n);
     for (int first = 1; first >= 0; first--)
         for (size_t i = 0; i < n; i++)
-            if ((c->p->copy.p[i].from.arena != SA_scratch) == first)
-                sorted[at++] = c->p->copy.p[i];
+            if ((c->p->copy.p[i].from.arena != SA_scratch) == first) sorted[at++] = c->p->copy.p[i];
     if (n) c->p->copy.p = sorted;
 }
 
@@ -326,8 +328,10 @@ static void place_scratch(struct planner *c)
     size_t n = 0;
     for (size_t i = 0; i < p->buf.n; i++) {
         struct mem_buffer *b = &p->buf.p[i];
-        if (b->named) b->first = 0, b->last = c->end;
-        else block[n++] = (struct mem_block){aligned(b->bytes), b->first, b->last, 0};
+        if (b->named)
+            b->first = 0, b->last = c->end;
+        else
+            block[n++] = (struct mem_block){aligned(b->bytes), b->first, b->last, 0};
     }
     p->live = memplan_live(c->a, block, n);
     p->bytes[SA_scratch] = memplan_place(c->a, block, n);
@@ -426,8 +430,10 @@ void memplan_print(const struct memplan *p, struct sb *out)
         const struct mem_buffer *b = &p->buf.p[i];
         sb_printf(out, "@%u+%-10llu %10llu  ", b->at.arena, (unsigned long long)b->at.offset,
                   (unsigned long long)b->bytes);
-        if (b->named) sb_printf(out, "always     ");
-        else sb_printf(out, "%4u..%-5u", b->first, b->last);
+        if (b->named)
+            sb_printf(out, "always     ");
+        else
+            sb_printf(out, "%4u..%-5u", b->first, b->last);
         sb_printf(out, "  %s\n", b->name);
     }
     for (size_t i = 0; i < p->copy.n; i++)

@@ -2,9 +2,10 @@
  *   SA_persistent  named values of constant size: one layout for all programs of a process
  *   SA_slot        named inputs and outputs whose size depends on the run
  *   SA_scratch     everything else, by lifetimes
- * A lifetime goes from the definition to the last use, in node order. Views share the memory of what
- * they show; pieces of a concat are computed straight into it where the back end can (cg_concat_of);
- * in-place results take over their operand's memory where it dies there (cg_in_place). */
+ * A lifetime goes from the definition to the last use, in node order. Views share the memory of
+ * what they show; pieces of a concat are computed straight into it where the back end can
+ * (cg_concat_of); in-place results take over their operand's memory where it dies there
+ * (cg_in_place). */
 #ifndef STRATA_COMPILER_MEMPLAN_H
 #define STRATA_COMPILER_MEMPLAN_H
 #include "abi.h"
@@ -29,13 +30,13 @@ void layout_init(struct layout *l, struct arena *a);
 const struct layout_item *layout_find(const struct layout *l, const char *name);
 
 struct mem_buffer {
-    const char *name;     /* of the value it was made for, for people */
+    const char *name; /* of the value it was made for, for people */
     struct sa_buf at;
     uint64_t bytes;
     uint32_t first, last; /* nodes; named places live always */
     bool named;           /* lies under a name: not in scratch */
 };
-struct mem_elem { /* a result of a node: a single one, or one element of a tuple */
+struct mem_elem {    /* a result of a node: a single one, or one element of a tuple */
     uint32_t buf;    /* index into buf; UINT32_MAX = none (views, values nobody needs) */
     uint64_t offset; /* bytes in it */
     ir_id concat;    /* the concat that it is a piece of, or IR_NONE */
@@ -61,13 +62,13 @@ struct memplan {
     size_t num_elems;
     uint32_t *work; /* buffer of each node's workspace, UINT32_MAX = none */
     VEC(struct mem_named) named;
-    VEC(struct mem_copy) copy; /* to be done after the last node, in this order */
+    VEC(struct mem_copy) copy;   /* to be done after the last node, in this order */
     uint64_t bytes[SA_external]; /* of each arena; of SA_persistent: the whole layout's */
     uint64_t live;               /* most scratch bytes alive at once: no plan can be smaller */
 };
 
-/* Plans g; workspace[n] is what node n needs during its steps. Adds names to the layout; a name that
- * is there with another type is a bug. Everything is in the arena. */
+/* Plans g; workspace[n] is what node n needs during its steps. Adds names to the layout; a name
+ * that is there with another type is a bug. Everything is in the arena. */
 struct memplan *memplan_make(struct arena *a, const struct ir_graph *g, struct ir_bind b,
                              const size_t *workspace, struct layout *l);
 /* Where a value begins (views followed); of a tuple use memplan_result. */

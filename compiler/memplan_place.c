@@ -1,6 +1,6 @@
-/* Greedy interval packing: blocks in some order, each at the lowest offset (or in the tightest gap) that
- * is free during its whole life. The order decides how good it gets, so several are tried and the
- * smallest result is kept. */
+/* Greedy interval packing: blocks in some order, each at the lowest offset (or in the tightest gap)
+ * that is free during its whole life. The order decides how good it gets, so several are tried and
+ * the smallest result is kept. */
 #include "compiler/memplan_place.h"
 #include <stdlib.h>
 #include <string.h>
@@ -82,7 +82,8 @@ static uint64_t pack(struct mem_block **order, size_t n, struct mem_block **plac
 uint64_t memplan_place(struct arena *a, struct mem_block *block, size_t n)
 {
     static int (*const orders[])(const void *, const void *) = {by_size, by_area, by_life};
-    struct mem_block **order = NEW(a, struct mem_block *, n), **placed = NEW(a, struct mem_block *, n);
+    struct mem_block **order = NEW(a, struct mem_block *, n),
+                     **placed = NEW(a, struct mem_block *, n);
     uint64_t *keep = NEW(a, uint64_t, n), best = UINT64_MAX, floor = memplan_live(a, block, n);
     for (size_t k = 0; k < 2 * sizeof orders / sizeof *orders && best > floor; k++) {
         for (size_t i = 0; i < n; i++) order[i] = &block[i];

@@ -122,8 +122,9 @@ static void dump(struct run *r, const char *when, const char *pass, const struct
             io_join(a, o->dump_dir, str_fmt(a, "%s-%02zu-%s-%s.ir", g->program, r->at, when, pass));
         int err = io_mkdirs(o->dump_dir);
         if (!err) err = io_write_atomic(file, text.p, text.n);
-        if (err) diag_add(r->c->diag, D_plain, (struct span){0},
-                          str_fmt(a, "cannot write '%s': %s", file, strerror(err)));
+        if (err)
+            diag_add(r->c->diag, D_plain, (struct span){0},
+                     str_fmt(a, "cannot write '%s': %s", file, strerror(err)));
     } else {
         sb_add(o->dump, text.p, text.n);
     }
@@ -150,8 +151,8 @@ static void roundtrip(struct run *r, const struct ir_graph *g)
     arena_close(a);
 }
 
-/* On a bug: names the pass and writes the rest of the pipeline with the graph it began with. The file
- * is what `strata opt` reads; its first line says which passes to run. */
+/* On a bug: names the pass and writes the rest of the pipeline with the graph it began with. The
+ * file is what `strata opt` reads; its first line says which passes to run. */
 static void write_repro(void *arg)
 {
     struct run *r = arg;
@@ -164,8 +165,10 @@ static void write_repro(void *arg)
     sb_char(&s, '\n');
     graph_print(r->g, NULL, &s);
     int err = io_write_atomic(r->o->repro, s.p, s.n);
-    if (err) fprintf(stderr, "cannot write '%s': %s\n", r->o->repro, strerror(err));
-    else fprintf(stderr, "reproducer: %s\n", r->o->repro);
+    if (err)
+        fprintf(stderr, "cannot write '%s': %s\n", r->o->repro, strerror(err));
+    else
+        fprintf(stderr, "reproducer: %s\n", r->o->repro);
 }
 
 static struct ir_graph *run_pass(struct run *r, const struct pass_row *row, bool off)
@@ -191,8 +194,8 @@ static bool step(struct run *r)
     bool off = in_list(r->o->skip, row->name) ||
                (r->o->limited && r->at >= r->o->pass_limit && row->skippable);
     if (r->g->stage != row->in)
-        return complain(r, str_fmt(r->c->arena, "pass '%s' does not take a graph of this stage",
-                                   row->name));
+        return complain(
+            r, str_fmt(r->c->arena, "pass '%s' does not take a graph of this stage", row->name));
     if (off && row->in == row->out) return true;
     dump(r, "before", row->name, r->g, false);
     struct ir_graph *g = run_pass(r, row, off);

@@ -4,7 +4,7 @@
 #define T STAGE_T
 #define K STAGE_K
 static const struct pass_row rows[] = {
-#define PASS(name, function, in, out, skippable, help)                                             \
+#define PASS(name, function, in, out, skippable, help) \
     {name, pass_##function, in, out, skippable, help},
 #include "compiler/pass.def"
 };

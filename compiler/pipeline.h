@@ -1,4 +1,5 @@
-/* The pass manager: runs passes over a graph; it alone times, numbers, dumps, verifies and skips. */
+/* The pass manager: runs passes over a graph; it alone times, numbers, dumps, verifies and skips.
+ */
 #ifndef STRATA_COMPILER_PIPELINE_H
 #define STRATA_COMPILER_PIPELINE_H
 #include "compiler/pass.h"
@@ -26,13 +27,13 @@ struct pipeline_options {
     struct sb *report;    /* what passes say of their decisions; NULL = none */
     bool no_verify;       /* leave out the check of every invariant after each pass */
     bool roundtrip_each;  /* print, parse and print again after each pass; a difference is a bug */
-    bool limited;         /* only the first pass_limit passes do their work, the rest as in `skip` */
+    bool limited; /* only the first pass_limit passes do their work, the rest as in `skip` */
     unsigned pass_limit;
 };
 
-/* Runs the pipeline over g, which stays as it is. `rows` (NULL = pass_rows) is where names are looked
- * up. Graphs are made in c->arena; c->report is taken from the options, c->unfused is set here. NULL
- * means diagnostics in c->diag. A graph that breaks an invariant is a bug and aborts. */
+/* Runs the pipeline over g, which stays as it is. `rows` (NULL = pass_rows) is where names are
+ * looked up. Graphs are made in c->arena; c->report is taken from the options, c->unfused is set
+ * here. NULL means diagnostics in c->diag. A graph that breaks an invariant is a bug and aborts. */
 struct ir_graph *pipeline_run(struct pass_ctx *c, const struct pipeline_options *o,
                               const struct pass_row *rows, size_t nrows, const struct ir_graph *g);
 #endif

@@ -172,8 +172,10 @@ static enum rt_status load_kernels(struct session *s, struct jit_report *rep, st
         }
     enum rt_status st = k.n ? jit_load(s->jit, cg_cpu_prelude(), k.p, k.n, rep, err) : RT_ok;
     for (size_t i = 0; i < k.n; i++) {
-        if (st) *map_str(&s->loaded, str_of(k.p[i].symbol)) = 0;
-        else memcpy(&s->fn.p[first + i], &k.p[i].fn, sizeof k.p[i].fn);
+        if (st)
+            *map_str(&s->loaded, str_of(k.p[i].symbol)) = 0;
+        else
+            memcpy(&s->fn.p[first + i], &k.p[i].fn, sizeof k.p[i].fn);
     }
     arena_close(a);
     return st;
@@ -187,11 +189,12 @@ static void find_values(struct session *s, struct plan *p)
         const struct sa_value *x = &sa->values[i];
         struct plan_value *v = &p->value[i];
         char *base = x->at.arena == SA_persistent ? s->persistent.base : p->slot;
-        *v = (struct plan_value){x->name, base + x->at.offset, (enum sa_dtype)x->dtype, x->rank,
-                                 {0}, 1, 0};
+        *v = (struct plan_value){
+            x->name, base + x->at.offset, (enum sa_dtype)x->dtype, x->rank, {0}, 1, 0};
         for (uint32_t d = 0; d < x->rank; d++) v->count *= v->dims[d] = x->dims[d];
-        static const size_t size[SA_DTYPES] = {[SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
-                                               [SA_u8] = 1, [SA_u16] = 2, [SA_f64] = 8};
+        static const size_t size[SA_DTYPES] = {
+            [SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
+            [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
         v->bytes = (size_t)v->count * size[x->dtype];
     }
 }

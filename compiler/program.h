@@ -2,8 +2,8 @@
  *
  *   session_open(&options, &s, &err)
  *   struct program *train = program_open(s, graph, "train", bind);   passes, once
- *   struct plan *plan = program_plan(train, 8, 256);                 memory plan and steps, per (B, T)
- *   session_compile(s, NULL, &err)                                   kernels of all plans together
+ *   struct plan *plan = program_plan(train, 8, 256);                 memory plan and steps, per (B,
+ * T) session_compile(s, NULL, &err)                                   kernels of all plans together
  *   float *w = plan_value(plan, "model.norm.weight")->p; ... plan_run(plan);
  *
  * Named values of constant size (parameters, gradients, moments, loss) are at one place for all

@@ -2,13 +2,14 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
-#define PAGE ((size_t)2 << 20)  /* a huge page */
-#define MOST ((size_t)1 << 38)  /* addresses asked for at first; they cost nothing */
+#define PAGE ((size_t)2 << 20) /* a huge page */
+#define MOST ((size_t)1 << 38) /* addresses asked for at first; they cost nothing */
 
 static enum rt_status open_at(struct reserve *r, size_t bytes, struct rt_error *err)
 {
     for (size_t n = MOST > bytes ? MOST : bytes; n >= bytes; n /= 2) {
-        void *p = mmap(NULL, n + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *p =
+            mmap(NULL, n + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED) continue;
         r->map = p;
         r->map_bytes = n + PAGE;

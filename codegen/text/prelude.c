@@ -135,6 +135,17 @@ INLINE float hmax16(v16 v) {
     return c[0] > c[1] ? c[0] : c[1];
 }
 
+/* e^r for |r| <= ln 2 / 2. */
+INLINE v16 exp_poly16(v16 r) {
+    v16 y = splat16(1.9875691500e-4f);
+    y = fma16(y, r, splat16(1.3981999507e-3f));
+    y = fma16(y, r, splat16(8.3334519073e-3f));
+    y = fma16(y, r, splat16(4.1665795894e-2f));
+    y = fma16(y, r, splat16(1.6666665459e-1f));
+    y = fma16(y, r, splat16(5.0000001201e-1f));
+    return fma16(y, r * r, r) + 1.0f;
+}
+
 /* e^x: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r (Cephes), then 2^n in two steps so
  * that subnormal results and overflow round as they should. exp(-inf) = 0, NaN stays NaN. */
 INLINE v16 exp16(v16 x) {
@@ -146,13 +157,7 @@ INLINE v16 exp16(v16 x) {
     v16 nf = t - magic;
     v16 r = fma16(nf, splat16(-0.693359375f), x);
     r = fma16(nf, splat16(2.12194440e-4f), r);
-    v16 y = splat16(1.9875691500e-4f);
-    y = fma16(y, r, splat16(1.3981999507e-3f));
-    y = fma16(y, r, splat16(8.3334519073e-3f));
-    y = fma16(y, r, splat16(4.1665795894e-2f));
-    y = fma16(y, r, splat16(1.6666665459e-1f));
-    y = fma16(y, r, splat16(5.0000001201e-1f));
-    y = fma16(y, r * r, r) + 1.0f;
+    v16 y = exp_poly16(r);
     v16i h = n >> 1;
     v16 s0 = (v16)((h + 127) << 23), s1 = (v16)((n - h + 127) << 23);
     return y * s0 * s1;
@@ -202,7 +207,19 @@ INLINE v16 tanh16(v16 x) {
     p = sel16(a < 0.625f, p, q);
     return (v16)((v16i)p | ((v16i)x & (int32_t)0x80000000));
 }
-INLINE v16 sigmoid16(v16 x) { return 1.0f / (1.0f + exp16(-x)); }
+/* 1 / (1 + e^-x). One scaling of e^-x does, unlike in exp16: below -88.4, where the result is under
+ * 1e-38, it is infinite and the result 0; above 87 the result is 1. */
+INLINE v16 sigmoid16(v16 x) {
+    x = sel16(x > 87.0f, splat16(87.0f), x);
+    x = sel16(x < -89.0f, splat16(-89.0f), x);
+    const v16 magic = splat16(12582912.0f);
+    v16 t = fma16(x, splat16(-1.44269504088896341f), magic);
+    v16 scale = (v16)(((v16i)t << 23) + 0x3f800000); /* 2^n: magic's own bits are shifted out */
+    v16 nf = t - magic;
+    v16 r = fma16(nf, splat16(-0.693359375f), -x);
+    r = fma16(nf, splat16(2.12194440e-4f), r);
+    return 1.0f / (1.0f + exp_poly16(r) * scale);
+}
 
 /* One value, the same bits as a lane of the vector form. */
 INLINE float exp1(float x) { return exp16(splat16(x))[0]; }

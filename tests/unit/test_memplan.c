@@ -1,5 +1,5 @@
-/* The memory planner on random graphs: a shadow memory in which every element of every value carries the
- * value's number is written and read in node order, as the kernels would. */
+/* The memory planner on random graphs: a shadow memory in which every element of every value
+ * carries the value's number is written and read in node order, as the kernels would. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -93,7 +93,8 @@ static void add_depth(struct maker *m)
     if (rnd(2)) acc[0] = v[0];
     src[k++] = u;
     for (uint32_t i = 0; i < n; i++) src[k++] = v[i];
-    ir_id mix = ir_add(m->g, OP_depth_mix, src, k, ATTRS(A_INT(sources, n), A_NUM(eps, 1e-6)), NULL);
+    ir_id mix =
+        ir_add(m->g, OP_depth_mix, src, k, ATTRS(A_INT(sources, n), A_NUM(eps, 1e-6)), NULL);
     ir_id dh = product(m, any(m), 16);
     k = 0;
     char have[4] = {0};
@@ -114,8 +115,8 @@ static struct ir_graph *random_graph(struct arena *a)
 {
     struct maker m = {.a = a, .g = graph_open(a, "random", STAGE_K, NULL, NULL)};
     vec_push(a, &m.value, leaf(&m, OP_input, "x", matrix(&m, 24)));
-    vec_push(a, &m.value, ir_add_typed(m.g, OP_const, matrix(&m, 16), NO_SRCS,
-                                       ATTRS(A_NUM(value, 0)), NULL));
+    vec_push(a, &m.value,
+             ir_add_typed(m.g, OP_const, matrix(&m, 16), NO_SRCS, ATTRS(A_NUM(value, 0)), NULL));
     for (uint32_t n = 5 + rnd(40); n; n--) switch (rnd(5)) {
         case 0: vec_push(a, &m.value, product(&m, any(&m), 8 * (1 + rnd(4)))); break;
         case 1: add_concat(&m); break;
@@ -144,7 +145,8 @@ static struct area area_of(const struct shadow *s, struct sa_buf at, ir_type_id 
 {
     const struct ir_types *types = s->p->g->types;
     assert_int_equal(at.offset % 4, 0);
-    struct area x = {s->word[at.arena] + at.offset / 4, dim_value(type_rows(types, type), s->p->bind),
+    struct area x = {s->word[at.arena] + at.offset / 4,
+                     dim_value(type_rows(types, type), s->p->bind),
                      dim_value(type_cols(types, type), s->p->bind), ld};
     return x;
 }
@@ -193,7 +195,8 @@ static void read_operands(const struct shadow *s, ir_id n)
         if (of == x && !(op_info((enum ir_op)ir_at(g, of)->op)->flags & F_LEAF) &&
             cg_concat_of(g, from, index) == n)
             ld = cg_result_ld(g, from, index);
-        if (!holds(area_of(s, memplan_value(s->p, x), ir_at(g, x)->type, ld ? ld : 1), tag_of(g, x)))
+        if (!holds(area_of(s, memplan_value(s->p, x), ir_at(g, x)->type, ld ? ld : 1),
+                   tag_of(g, x)))
             fail_msg("node %u: operand %u (node %u) is overwritten", n, i, x);
     }
 }
@@ -214,11 +217,14 @@ static void run_node(const struct shadow *s, ir_id n, const size_t *work)
         for (uint32_t i = 0; i < count; i++) {
             ir_type_id t = ir_at(g, n)->type;
             if (ir_ty(g, n)->dtype == IR_tuple) t = type_elem(g->types, t, i);
-            int64_t ld = op_info((enum ir_op)ir_at(g, n)->op)->flags & F_LEAF ? ir_cols(g, n).add
-                                                                             : cg_result_ld(g, n, i);
+            int64_t ld = op_info((enum ir_op)ir_at(g, n)->op)->flags & F_LEAF
+                             ? ir_cols(g, n).add
+                             : cg_result_ld(g, n, i);
             struct area x = area_of(s, memplan_result(s->p, n, i), t, ld);
-            if (!check) put(x, 1 + get_of(g, n, i));
-            else if (!holds(x, 1 + get_of(g, n, i))) fail_msg("node %u: results overlap", n);
+            if (!check)
+                put(x, 1 + get_of(g, n, i));
+            else if (!holds(x, 1 + get_of(g, n, i)))
+                fail_msg("node %u: results overlap", n);
         }
     if (!holds(w, UINT32_MAX)) fail_msg("node %u: its workspace is overwritten", n);
 }
@@ -240,8 +246,8 @@ static void run_plan(const struct memplan *p, const size_t *work, struct arena *
         for (size_t k = 0; k < p->named.n; k++)
             if (!strcmp(p->named.p[k].name, name)) {
                 ir_id n = p->named.p[k].node;
-                struct area x = area_of(&s, p->named.p[k].at, ir_at(p->g, n)->type,
-                                        ir_cols(p->g, n).add);
+                struct area x =
+                    area_of(&s, p->named.p[k].at, ir_at(p->g, n)->type, ir_cols(p->g, n).add);
                 if (!holds(x, tag_of(p->g, n))) fail_msg("output %s is not in its place", name);
             }
     }
@@ -371,8 +377,10 @@ static void packing_is_tight(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(random_graphs_keep_their_values), cmocka_unit_test(optimiser_works_in_place),
-        cmocka_unit_test(programs_share_names), cmocka_unit_test(pieces_lie_in_their_concat),
+        cmocka_unit_test(random_graphs_keep_their_values),
+        cmocka_unit_test(optimiser_works_in_place),
+        cmocka_unit_test(programs_share_names),
+        cmocka_unit_test(pieces_lie_in_their_concat),
         cmocka_unit_test(packing_is_tight),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -59,8 +59,10 @@ static struct ir_graph *broken(struct pass_ctx *c, const struct ir_graph *g)
 }
 
 static const struct pass_row rows[] = {
-    {"same", same, STAGE_T, STAGE_T, true, ""},      {"grow", grow, STAGE_T, STAGE_T, true, ""},
-    {"kernels", kernels, STAGE_T, STAGE_K, true, ""}, {"refuse", refuse, STAGE_T, STAGE_T, true, ""},
+    {"same", same, STAGE_T, STAGE_T, true, ""},
+    {"grow", grow, STAGE_T, STAGE_T, true, ""},
+    {"kernels", kernels, STAGE_T, STAGE_K, true, ""},
+    {"refuse", refuse, STAGE_T, STAGE_T, true, ""},
     {"broken", broken, STAGE_T, STAGE_T, false, ""},
 };
 
@@ -97,7 +99,8 @@ static void default_order_is_row_order(void **state)
     assert_int_equal(g->stage, STAGE_K);
     assert_int_equal(g->out.n, 2);
     assert_string_equal(report.p, "grown\n");
-    const char *a = strstr(times.p, "same"), *b = strstr(times.p, "grow"), *c = strstr(times.p, "kern");
+    const char *a = strstr(times.p, "same"), *b = strstr(times.p, "grow"),
+               *c = strstr(times.p, "kern");
     assert_true(a && b && c && a < b && b < c);
     assert_int_equal(w.g->out.n, 1);
     sb_free(&times);
@@ -111,8 +114,9 @@ static void lists_skip_and_limit(void **state)
     struct world w = open_world();
     assert_int_equal(run(&w, (struct pipeline_options){.passes = "grow,grow,grow"}, 5)->out.n, 4);
     assert_int_equal(run(&w, (struct pipeline_options){.skip = "grow"}, 3)->out.n, 1);
-    assert_int_not_equal(ir_find_output(run(&w, (struct pipeline_options){.skip = "kernels"}, 3),
-                                        "unfused"), IR_NONE);
+    assert_int_not_equal(
+        ir_find_output(run(&w, (struct pipeline_options){.skip = "kernels"}, 3), "unfused"),
+        IR_NONE);
     struct pipeline_options o = {.passes = "grow,grow,grow,kernels", .limited = true};
     for (o.pass_limit = 0; o.pass_limit < 5; o.pass_limit++) {
         struct ir_graph *g = run(&w, o, 5);
@@ -129,9 +133,11 @@ static void dumps_are_texts(void **state)
     (void)state;
     struct world w = open_world();
     struct sb d = {0};
-    struct pipeline_options o = {.dump_ir = "before:grow,after:all", .dump = &d, .roundtrip_each = true};
+    struct pipeline_options o = {
+        .dump_ir = "before:grow,after:all", .dump = &d, .roundtrip_each = true};
     assert_non_null(run(&w, o, 3));
-    assert_non_null(strstr(d.p, "; after same: p (unchanged)\n; before grow: p\ngraph p stage T\n"));
+    assert_non_null(
+        strstr(d.p, "; after same: p (unchanged)\n; before grow: p\ngraph p stage T\n"));
     assert_non_null(strstr(d.p, "; after kernels: p\ngraph p stage K\n"));
     assert_null(strstr(d.p, "before same"));
     sb_free(&d);
@@ -184,7 +190,8 @@ static void a_bug_leaves_a_reproducer(void **state)
     struct str text;
     assert_int_equal(io_read(w.a, file, 1 << 20, &text), 0);
     assert_true(str_starts(text, "; passes: broken,kernels\ngraph p stage T\n"));
-    struct ir_graph *g = graph_parse(w.a, w.c.diag, diag_file(w.c.diag, "r", text), text, NULL, NULL);
+    struct ir_graph *g =
+        graph_parse(w.a, w.c.diag, diag_file(w.c.diag, "r", text), text, NULL, NULL);
     assert_int_equal(g->out.n, 2);
     arena_close(w.a);
 }
@@ -205,8 +212,10 @@ static int close_dir(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(default_order_is_row_order), cmocka_unit_test(lists_skip_and_limit),
-        cmocka_unit_test(dumps_are_texts), cmocka_unit_test(mistakes_are_diagnostics),
+        cmocka_unit_test(default_order_is_row_order),
+        cmocka_unit_test(lists_skip_and_limit),
+        cmocka_unit_test(dumps_are_texts),
+        cmocka_unit_test(mistakes_are_diagnostics),
         cmocka_unit_test(a_bug_leaves_a_reproducer),
     };
     return cmocka_run_group_tests(tests, open_dir, close_dir);

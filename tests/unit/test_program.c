@@ -10,9 +10,9 @@
 #include <cmocka.h>
 
 static struct rt_error err;
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        if ((expr) != RT_ok) fail_msg("%s: %s", #expr, err.text);                                  \
+#define OK(expr)                                                  \
+    do {                                                          \
+        if ((expr) != RT_ok) fail_msg("%s: %s", #expr, err.text); \
     } while (0)
 
 static struct session *open_session(struct session_options o)
@@ -178,7 +178,8 @@ static void sizes_share_kernels_and_weights(void **state)
     struct jit_report rep;
     OK(session_compile(s, &rep, &err));
     assert_int_equal(rep.compiled + rep.cached, 0);
-    assert_ptr_equal(plan_value(one, f->params->p[0].name)->p, plan_value(all, f->params->p[0].name)->p);
+    assert_ptr_equal(plan_value(one, f->params->p[0].name)->p,
+                     plan_value(all, f->params->p[0].name)->p);
     set(one, "tokens", f->tokens + (b.B - 1) * b.T, 4 * (size_t)b.T);
     plan_run(one);
     const struct plan_value *few = plan_value(one, "logits"), *many = plan_value(all, "logits");
@@ -195,7 +196,8 @@ static void check_apply(const char *name)
     struct arena *a = arena_open("test");
     struct session *s = open_session((struct session_options){0});
     const struct spec_options none = {0};
-    struct model *m = spec_load(a, diag_open(a), str_fmt(a, "tests/fixtures/%s/spec.yaml", name), &none);
+    struct model *m =
+        spec_load(a, diag_open(a), str_fmt(a, "tests/fixtures/%s/spec.yaml", name), &none);
     assert_non_null(m);
     struct ir_graph *g = build_apply(a, m, params_of(a, m));
     struct plan *p = program_plan(program_open(s, g, name, (struct ir_bind){1, 1}), 1, 1);
@@ -210,7 +212,8 @@ static void check_apply(const char *name)
             seed = seed * 6364136223846793005u + 1442695040888963407u;
             ((float *)v[i].p)[k] = 0.1f + (float)(seed >> 40) / (float)(1 << 25);
         }
-        vec_push(a, &in, ((struct ir_named){v[i].name, doubles(a, v[i].p, v[i].count), v[i].count}));
+        vec_push(a, &in,
+                 ((struct ir_named){v[i].name, doubles(a, v[i].p, v[i].count), v[i].count}));
     }
     struct ir_values want = ir_eval(a, g, (struct ir_bind){1, 1}, in.p, in.n);
     plan_run(p);
@@ -254,8 +257,17 @@ static void emitted_text_is_whole(void **state)
     assert_non_null(strstr(text.p, "spec.yaml:"));
     assert_true(scratch_open());
     assert_int_equal(io_write_atomic(in_dir("all.c"), text.p, text.n), 0);
-    char *argv[] = {"sh", "-c", "clang-19 \"$@\" || clang-14 \"$@\"", "sh", "-std=gnu11", "-fsyntax-only",
-                    "-march=x86-64-v3", "-Wall", "-Werror", in_dir("all.c"), NULL};
+    char *argv[] = {"sh",
+                    "-c",
+                    "clang-19 \"$@\" || clang-14 \"$@\"",
+                    "sh",
+                    "-std=gnu11",
+                    "-fsyntax-only",
+                    "-march=x86-64-v3",
+                    "-Wall",
+                    "-Werror",
+                    in_dir("all.c"),
+                    NULL};
     struct str out;
     int status;
     assert_int_equal(io_spawn(a, argv, (struct str){0}, &out, &status), 0);
