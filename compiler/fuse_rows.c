@@ -132,10 +132,12 @@ static const char *region_name(struct fuse *f, const ir_id *member, uint32_t cou
             return str_fmt(f->scratch, "%s%s", ir_name(f->in, member[i]), count > 1 ? ".rows" : "");
     for (uint32_t i = 0; i < count; i++) {
         ir_id m = other_reader(f, member[i]);
-        if (m == IR_NONE) continue;
-        if (*ir_name(f->in, m)) return str_fmt(f->scratch, "%s.in", ir_name(f->in, m));
-        const char *site = ir_word(f->in, m, AK_site, "");
-        if (*site) return str_fmt(f->scratch, "%s.in", site);
+        for (int hops = 0; m != IR_NONE && hops < 4; hops++) { /* through concats and views */
+            if (*ir_name(f->in, m)) return str_fmt(f->scratch, "%s.in", ir_name(f->in, m));
+            const char *site = ir_word(f->in, m, AK_site, "");
+            if (*site) return str_fmt(f->scratch, "%s.in", site);
+            m = other_reader(f, m);
+        }
     }
     return NULL;
 }
