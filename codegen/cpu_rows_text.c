@@ -251,13 +251,13 @@ static bool loop_reduces(const struct rows_gen *e, uint32_t k)
     return false;
 }
 
-static void open(struct rows_gen *e, const char *text)
+static void enter(struct rows_gen *e, const char *text)
 {
     line(e, "%s", text);
     e->indent++;
 }
 
-static void shut(struct rows_gen *e)
+static void leave(struct rows_gen *e)
 {
     e->indent--;
     line(e, "}");
@@ -278,7 +278,7 @@ static void reducing_blocks(struct rows_gen *e, uint32_t k, int64_t from, int64_
     if (from) line(e, "const int64_t i = %lld + 16 * u;", (long long)from);
     else line(e, "const int64_t i = j + 16 * u;");
     loop_body(e, k, "u", 0);
-    shut(e);
+    leave(e);
 }
 
 static void reducing_loop(struct rows_gen *e, uint32_t k)
@@ -295,21 +295,21 @@ static void reducing_loop(struct rows_gen *e, uint32_t k)
         line(e, "for (int64_t j = 0; j < %lld; j += 64) {", (long long)body);
         e->indent++;
         reducing_blocks(e, k, 0, 64);
-        shut(e);
+        leave(e);
     }
     if (whole > body && body) reducing_blocks(e, k, body, whole);
     if (whole > body && !body) {
-        open(e, "{");
+        enter(e, "{");
         line(e, "const int64_t j = 0;");
         reducing_blocks(e, k, 0, whole);
-        shut(e);
+        leave(e);
     }
     if (whole < e->cols) {
-        open(e, "{");
+        enter(e, "{");
         line(e, "const int64_t i = %lld;", (long long)whole);
         loop_body(e, k, str_fmt(e->a, "%lld", (long long)(whole - body) / ROWS_LANES),
                   (int)(e->cols - whole));
-        shut(e);
+        leave(e);
     }
 }
 
@@ -320,13 +320,13 @@ static void plain_loop(struct rows_gen *e, uint32_t k)
         line(e, "for (int64_t i = 0; i < %lld; i += 16) {", (long long)whole);
         e->indent++;
         loop_body(e, k, NULL, 0);
-        shut(e);
+        leave(e);
     }
     if (whole < e->cols) {
-        open(e, "{");
+        enter(e, "{");
         line(e, "const int64_t i = %lld;", (long long)whole);
         loop_body(e, k, NULL, (int)(e->cols - whole));
-        shut(e);
+        leave(e);
     }
 }
 
@@ -418,25 +418,25 @@ static void column_loop(struct rows_gen *e, uint32_t k)
 static void all_rows(struct rows_gen *e, const char *from, const char *to)
 {
     if (!e->blocked) {
-        open(e, str_fmt(e->a, "for (int64_t r = %s; r < %s; r++) {", from, to));
+        enter(e, str_fmt(e->a, "for (int64_t r = %s; r < %s; r++) {", from, to));
         for (uint32_t k = 0; k < e->loops; k++) column_loop(e, k);
-        shut(e);
+        leave(e);
         return;
     }
     long long block = (long long)rows_block(e);
-    open(e, str_fmt(e->a, "for (int64_t r0 = %s; r0 < %s; r0 += %lld) {", from, to, block));
+    enter(e, str_fmt(e->a, "for (int64_t r0 = %s; r0 < %s; r0 += %lld) {", from, to, block));
     line(e, "const int64_t rows = min64(%lld, %s - r0);", block, to);
     row_numbers(e, 0);
     for (uint32_t k = 0; k < e->loops; k++) {
         for (ir_id n = 0; n < e->r->node.n; n++)
             if (rows_reduces(e, n) && e->loop[n] == k + 1) line(e, "float b%u[16] = {0};", n);
-        open(e, "for (int64_t q = 0; q < rows; q++) {");
+        enter(e, "for (int64_t q = 0; q < rows; q++) {");
         column_loop(e, k);
-        shut(e);
+        leave(e);
         row_numbers(e, k + 1);
     }
     row_results(e);
-    shut(e);
+    leave(e);
 }
 
 static void chunk_sums(struct rows_gen *e)
@@ -457,17 +457,17 @@ struct str rows_text(struct rows_gen *e)
          "void @FN@(void *const *p, %sconst int64_t *n, int64_t lo, int64_t hi, "
          "%svoid *scratch)",
          e->chunked ? "" : "UNUSED ", e->kept ? "" : "UNUSED ");
-    open(e, "{");
+    enter(e, "{");
     prologue(e);
     if (e->chunked) {
-        open(e, "for (int64_t chunk = lo; chunk < hi; chunk++) {");
+        enter(e, "for (int64_t chunk = lo; chunk < hi; chunk++) {");
         chunk_sums(e);
         line(e, "const int64_t end = min64(n[0], (chunk + 1) * %d);", ROWS_CHUNK);
         all_rows(e, str_fmt(e->a, "chunk * %d", ROWS_CHUNK), "end");
-        shut(e);
+        leave(e);
     } else {
         all_rows(e, "lo", "hi");
     }
-    shut(e);
+    leave(e);
     return sb_take(&e->out, e->a);
 }
