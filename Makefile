@@ -79,6 +79,8 @@ fuzz: $(FUZZ:%=fuzz-%)
 # A minute of every fuzz target on top of `make check`.
 check-slow: check fuzz
 
+# Compiled kernels of the tests stay in the build folder, so that a second run is quick.
+check: export STRATA_CACHE = $(if $(filter /%,$(BUILD)),,$(CURDIR)/)$(BUILD)/cache
 check: all $(TESTS) $(REPLAY)
 	@for t in $(TESTS); do echo "== $$t"; $$t || exit 1; done
 	@for t in $(FUZZ); do echo "== replay $$t"; $(BUILD)/replay/$$t tests/fuzz/corpus/$$t || exit 1; done

@@ -54,6 +54,20 @@ static void read_tokens(struct fixture *f, const char *path)
     npy_close(&n);
 }
 
+static void make_params(struct fixture *f, struct diag *d, struct model *m)
+{
+    if (!m) {
+        struct sb s = {0};
+        diag_print(d, &s);
+        BUG("%s", s.p);
+    }
+    f->model = m;
+    f->params = params_of(f->arena, m);
+    f->weights = NEW(f->arena, float *, f->params->n);
+    for (size_t i = 0; i < f->params->n; i++)
+        f->weights[i] = NEW(f->arena, float, f->params->p[i].count);
+}
+
 struct fixture *fixture_open(const char *name, const char *set)
 {
     struct arena *a = arena_open("fixture");
@@ -63,18 +77,10 @@ struct fixture *fixture_open(const char *name, const char *set)
     f->arena = a;
     f->name = name;
     const struct spec_options o = {&set, set ? 1 : 0};
-    f->model = spec_load(a, d, str_fmt(a, DIR_ "/%s/spec.yaml", name), &o);
-    if (!f->model) {
-        struct sb s = {0};
-        diag_print(d, &s);
-        BUG("%s", s.p);
-    }
-    f->params = params_of(a, f->model);
-    f->weights = NEW(a, float *, f->params->n);
-    for (size_t i = 0; i < f->params->n; i++)
-        f->weights[i] = NEW(a, float, f->params->p[i].count);
+    make_params(f, d, spec_load(a, d, str_fmt(a, DIR_ "/%s/spec.yaml", name), &o));
     struct sb s = {0};
-    if (weights_load(f->params, str_fmt(a, DIR_ "/%s/weights.safetensors", name), f->weights, d, &err)) {
+    if (weights_load(f->params, str_fmt(a, DIR_ "/%s/weights.safetensors", name), f->weights, d,
+                     &err)) {
         diag_print(d, &s);
         BUG("%s\n%s", err.text, s.p ? s.p : "");
     }
@@ -83,9 +89,34 @@ struct fixture *fixture_open(const char *name, const char *set)
     return f;
 }
 
+struct fixture *fixture_fresh(const char *name, struct str text, int64_t B, int64_t T, bool moved)
+{
+    struct arena *a = arena_open("fixture");
+    struct fixture *f = NEW(a, struct fixture, 1);
+    struct diag *d = diag_open(a);
+    const struct spec_options o = {0};
+    *f = (struct fixture){.arena = a, .name = name, .B = B, .T = T, .count = (double)(B * T)};
+    make_params(f, d, text.n ? spec_parse(a, d, name, text, &o) : spec_load(a, d, name, &o));
+    weights_init(f->params, 0, f->weights);
+    for (size_t i = 0; moved && i < f->params->n; i++) {
+        const struct param *p = &f->params->p[i];
+        if (p->kind != PARAM_vector) continue;
+        for (int64_t k = 0; k < p->count; k++)
+            f->weights[i][k] += (float)(0.1 * rng_normal(1, rng_stream(p->name), (uint64_t)k));
+    }
+    f->tokens = NEW(a, int32_t, B * T);
+    f->targets = NEW(a, int32_t, B * T);
+    uint64_t stream = rng_stream("tokens"), V = (uint64_t)f->model->vocab_size;
+    for (int64_t i = 0; i < B * T; i++) {
+        f->tokens[i] = (int32_t)(rng_bits(2, stream, (uint64_t)i) % V);
+        f->targets[i] = (int32_t)(rng_bits(3, stream, (uint64_t)i) % V);
+    }
+    return f;
+}
+
 void fixture_close(struct fixture *f)
 {
-    tensorfile_close(f->want);
+    if (f->want) tensorfile_close(f->want);
     arena_close(f->arena);
 }
 

@@ -9,10 +9,10 @@ struct fixture {
     const char *name;
     struct model *model;
     struct params *params;
-    float **weights;         /* per parameter */
+    float **weights; /* per parameter */
     int64_t B, T;
     int32_t *tokens, *targets; /* [B*T] */
-    double count;            /* targets >= 0 */
+    double count;              /* targets >= 0 */
     struct tensorfile *want;
 };
 
@@ -21,6 +21,10 @@ struct fixture {
 const char *const *fixture_names(struct arena *a);
 /* Opens one; failures abort the test program. `set` may be NULL or one --set KEY=VALUE. */
 struct fixture *fixture_open(const char *name, const char *set);
+/* One without references (want is NULL): the spec in `text` (or, where that is empty, in the file
+ * `name`), the weights of seed 0 and drawn tokens. `moved` also moves gains and queries, which
+ * otherwise start at 1 and 0. */
+struct fixture *fixture_fresh(const char *name, struct str text, int64_t B, int64_t T, bool moved);
 void fixture_close(struct fixture *f);
 /* Reference tensor as doubles in the fixture's arena; NULL where there is none. */
 const double *fixture_want(const struct fixture *f, const char *name, size_t *n);

@@ -1,0 +1,101 @@
+#include "compiled.h"
+#include <math.h>
+
+static struct plan *plan_of(struct compiled *c, struct ir_graph *g, const char *name, int64_t B,
+                            int64_t T, struct program **out)
+{
+    struct program *p = program_open(c->session, g, name, (struct ir_bind){B, T});
+    if (!p) BUG("%s: the %s program does not pass", c->f->name, name);
+    if (out) *out = p;
+    return program_plan(p, B, T);
+}
+
+struct compiled *compiled_open(struct fixture *f, const struct compiled_options *o)
+{
+    struct arena *a = arena_open("compiled");
+    struct compiled *c = NEW(a, struct compiled, 1);
+    struct rt_error err;
+    c->arena = a;
+    c->f = f;
+    const struct session_options so = {.cpu = o->cpu,
+                                       .threads = o->threads ? o->threads : 2,
+                                       .diag = diag_open(a),
+                                       .pipeline = {.skip = o->skip}};
+    if (session_open(&so, &c->session, &err)) BUG("%s", err.text);
+    const struct build_options forward = {.depth_weights = o->depth_weights}, plain = {0};
+    struct ir_graph *g = build_model(a, f->model, f->params, BUILD_forward, &forward);
+    c->forward = plan_of(c, g, "forward", f->B, f->T, &c->forward_program);
+    g = build_model(a, f->model, f->params, BUILD_train, &plain);
+    build_gradients(g);
+    c->train = plan_of(c, g, "train", f->B, f->T, &c->train_program);
+    if (f->model->train.present)
+        c->apply = plan_of(c, build_apply(a, f->model, f->params), "apply", 1, 1, NULL);
+    if (session_compile(c->session, NULL, &err)) BUG("%s", err.text);
+    return c;
+}
+
+void compiled_close(struct compiled *c)
+{
+    session_close(c->session);
+    fixture_close(c->f);
+    arena_close(c->arena);
+}
+
+void compiled_set(const struct plan *p, const char *name, const void *data, size_t bytes)
+{
+    const struct plan_value *v = plan_value(p, name);
+    if (!v) return;
+    if (v->bytes != bytes) BUG("%s has %zu bytes, not %zu", name, v->bytes, bytes);
+    memcpy(v->p, data, bytes);
+}
+
+void compiled_bind(const struct compiled *c, const struct plan *p)
+{
+    const struct fixture *f = c->f;
+    size_t n = (size_t)(f->B * f->T);
+    float count = (float)f->count;
+    compiled_set(p, "tokens", f->tokens, 4 * n);
+    compiled_set(p, "targets", f->targets, 4 * n);
+    compiled_set(p, "count", &count, 4);
+    for (size_t i = 0; i < f->params->n; i++)
+        compiled_set(p, f->params->p[i].name, f->weights[i], 4 * (size_t)f->params->p[i].count);
+}
+
+void compiled_run(const struct compiled *c)
+{
+    compiled_bind(c, c->forward);
+    plan_run(c->forward);
+    compiled_bind(c, c->train);
+    plan_run(c->train);
+}
+
+void compiled_step(const struct compiled *c)
+{
+    const struct train_spec *s = &c->f->model->train;
+    const float hyper[4] = {(float)s->lr, (float)(1 - s->beta1), (float)(1 - s->beta2)};
+    compiled_set(c->apply, "hyper", hyper, sizeof hyper);
+    plan_run(c->apply);
+}
+
+const double *compiled_get(const struct compiled *c, const struct plan *p, const char *name,
+                           size_t *n)
+{
+    const struct plan_value *v = plan_value(p, name);
+    if (!v) BUG("%s: no value %s", c->f->name, name);
+    double *d = NEW(c->arena, double, v->count);
+    for (int64_t i = 0; i < v->count; i++) d[i] = (double)((const float *)v->p)[i];
+    *n = (size_t)v->count;
+    return d;
+}
+
+const double *compiled_grad(const struct compiled *c, const char *tensor, size_t *n)
+{
+    size_t param, all;
+    const struct param_part *q = fixture_part(c->f, tensor, &param);
+    if (!q) BUG("%s: no weight %s", c->f->name, tensor);
+    const char *name = str_fmt(c->arena, "grad.%s", c->f->params->p[param].name);
+    const double *g = compiled_get(c, c->train, name, &all);
+    *n = (size_t)q->dim[0];
+    if (q->rank == 2) *n *= (size_t)q->dim[1];
+    return g + q->offset;
+}
