@@ -9,125 +9,7 @@
 #include "codegen/kernel.h"
 #include "compiler/memplan.h"
 #include "compiler/memplan_place.h"
-
-static uint64_t seed;
-
-static uint32_t rnd(uint32_t n)
-{
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(seed >> 33) % n;
-}
-
-/* ---- random K graphs ---- */
-
-struct maker {
-    struct arena *a;
-    struct ir_graph *g;
-    VEC(ir_id) value; /* f32[N,C] */
-    unsigned params;
-};
-
-static ir_id leaf(struct maker *m, enum ir_op op, const char *name, ir_type_id type)
-{
-    return ir_add_typed(m->g, op, type, NO_SRCS, ATTRS(A_STR(name, name)), name);
-}
-
-static ir_id any(struct maker *m)
-{
-    uint32_t near = m->value.n > 6 && rnd(3) ? 6 : (uint32_t)m->value.n;
-    return m->value.p[m->value.n - 1 - rnd(near)];
-}
-
-static ir_type_id matrix(struct maker *m, int64_t cols)
-{
-    return ir_type2(m->g, IR_f32, dim_sym(SYM_N, 1), dim_const(cols));
-}
-
-static int64_t cols(struct maker *m, ir_id x)
-{
-    return ir_cols(m->g, x).add;
-}
-
-static ir_id product(struct maker *m, ir_id x, int64_t to)
-{
-    const char *name = str_fmt(m->a, "w%u", m->params++);
-    ir_type_id t = ir_type2(m->g, IR_f32, dim_const(to), dim_const(cols(m, x)));
-    return ir_matmul(m->g, x, leaf(m, OP_param, name, t), false, true, NULL);
-}
-
-static void add_concat(struct maker *m)
-{
-    ir_id part[4];
-    uint32_t n = 2 + rnd(3);
-    for (uint32_t i = 0; i < n; i++)
-        part[i] = rnd(3) ? product(m, any(m), 8 * (1 + rnd(3))) : any(m);
-    vec_push(m->a, &m->value, ir_add(m->g, OP_concat, part, n, ATTRS(A_INT(axis, 1)), NULL));
-}
-
-static void add_slice(struct maker *m)
-{
-    ir_id x = any(m);
-    int64_t n = cols(m, x) / 8, from = rnd((uint32_t)n), to = from + 1 + rnd((uint32_t)(n - from));
-    vec_push(m->a, &m->value, ir_slice(m->g, x, 1, 8 * from, 8 * to));
-}
-
-static void add_rope(struct maker *m)
-{
-    ir_id x = any(m);
-    ir_type_id t = ir_type2(m->g, IR_f32, dim_sym(SYM_T, 1), dim_const(8));
-    ir_id table = ir_add_typed(m->g, OP_rope_table, t, NO_SRCS, ATTRS(A_NUM(theta, 1e4)), NULL);
-    vec_push(m->a, &m->value,
-             ir_add(m->g, OP_rope, SRCS(x, table),
-                    ATTRS(A_INT(heads, cols(m, x) / 8), A_INT(head_dim, 8)), NULL));
-}
-
-/* A mix of some sources and its gradient, which takes over what was gathered so far. */
-static void add_depth(struct maker *m)
-{
-    ir_id v[3], src[16];
-    uint32_t n = 1 + rnd(3), k = 0;
-    for (uint32_t i = 0; i < n; i++) v[i] = product(m, any(m), 16);
-    ir_id u = leaf(m, OP_param, "u", ir_type1(m->g, IR_f32, dim_const(16)));
-    ir_id acc[3];
-    for (uint32_t i = 0; i < n; i++) acc[i] = product(m, any(m), 16);
-    if (rnd(2)) acc[0] = v[0];
-    src[k++] = u;
-    for (uint32_t i = 0; i < n; i++) src[k++] = v[i];
-    ir_id mix =
-        ir_add(m->g, OP_depth_mix, src, k, ATTRS(A_INT(sources, n), A_NUM(eps, 1e-6)), NULL);
-    ir_id dh = product(m, any(m), 16);
-    k = 0;
-    char have[4] = {0};
-    src[k++] = dh, src[k++] = ir_get(m->g, mix, 0), src[k++] = u;
-    for (uint32_t i = 1; i < 4; i++) src[k++] = ir_get(m->g, mix, i);
-    for (uint32_t i = 0; i < n; i++) src[k++] = v[i];
-    for (uint32_t i = 0; i < n; i++) {
-        have[i] = rnd(4) ? '1' : '0';
-        if (have[i] == '1') src[k++] = acc[i];
-    }
-    ir_id grad = ir_add(m->g, OP_depth_mix_grad, src, k,
-                        ATTRS(A_INT(sources, n), A_NUM(eps, 1e-6), A_STR(have, have)), NULL);
-    for (uint32_t i = 0; i < n; i++) vec_push(m->a, &m->value, ir_get(m->g, grad, i));
-    vec_push(m->a, &m->value, ir_get(m->g, mix, 0));
-}
-
-static struct ir_graph *random_graph(struct arena *a)
-{
-    struct maker m = {.a = a, .g = graph_open(a, "random", STAGE_K, NULL, NULL)};
-    vec_push(a, &m.value, leaf(&m, OP_input, "x", matrix(&m, 24)));
-    vec_push(a, &m.value,
-             ir_add_typed(m.g, OP_const, matrix(&m, 16), NO_SRCS, ATTRS(A_NUM(value, 0)), NULL));
-    for (uint32_t n = 5 + rnd(40); n; n--) switch (rnd(5)) {
-        case 0: vec_push(a, &m.value, product(&m, any(&m), 8 * (1 + rnd(4)))); break;
-        case 1: add_concat(&m); break;
-        case 2: add_slice(&m); break;
-        case 3: add_depth(&m); break;
-        default: add_rope(&m);
-        }
-    for (uint32_t i = 0; i < 1 + rnd(4); i++)
-        ir_output(m.g, str_fmt(a, "out.%u", i), rnd(8) ? any(&m) : m.value.p[rnd(2)]);
-    return m.g;
-}
+#include "random_graph.h"
 
 /* ---- shadow memory ---- */
 
@@ -258,17 +140,17 @@ static void random_graphs_keep_their_values(void **state)
     (void)state;
     double most = 0;
     for (uint64_t i = 0; i < 300; i++) {
-        seed = i;
         struct arena *a = arena_open("test");
-        struct ir_graph *g = random_graph(a);
+        struct ir_graph *g = random_graph(a, i, STAGE_K, "");
         assert_null(graph_verify(g, STAGE_K));
         size_t *work = NEW(a, size_t, g->node.n);
         for (ir_id n = 0; n < g->node.n; n++)
             if (ir_at(g, n)->op == OP_depth_mix_grad || ir_at(g, n)->op == OP_matmul)
-                work[n] = 4 * rnd(200);
+                work[n] = 4 * random_below(200);
         struct layout l;
         layout_init(&l, a);
-        struct memplan *p = memplan_make(a, g, (struct ir_bind){1 + rnd(3), 1 + rnd(7)}, work, &l);
+        struct memplan *p = memplan_make(
+            a, g, (struct ir_bind){1 + random_below(3), 1 + random_below(7)}, work, &l);
         assert_null(memplan_check(p, a));
         assert_true(p->bytes[SA_scratch] >= p->live);
         if (p->live && (double)p->bytes[SA_scratch] / (double)p->live > most)
@@ -286,11 +168,13 @@ static void optimiser_works_in_place(void **state)
 {
     (void)state;
     struct arena *a = arena_open("test");
-    struct maker m = {.a = a, .g = graph_open(a, "apply", STAGE_K, NULL, NULL)};
+    struct random_maker m = {
+        .a = a, .prefix = "", .g = graph_open(a, "apply", STAGE_K, NULL, NULL)};
     ir_type_id t = ir_type1(m.g, IR_f32, dim_const(10)), four = ir_type1(m.g, IR_f32, dim_const(4));
-    ir_id p = leaf(&m, OP_input, "p", t), gr = leaf(&m, OP_input, "grad.p", t);
-    ir_id m1 = leaf(&m, OP_input, "m.p", t), v1 = leaf(&m, OP_input, "v.p", t);
-    ir_id ctl = leaf(&m, OP_input, "ctl", four), hyper = leaf(&m, OP_input, "hyper", four);
+    ir_id p = random_leaf(&m, OP_input, "p", t), gr = random_leaf(&m, OP_input, "grad.p", t);
+    ir_id m1 = random_leaf(&m, OP_input, "m.p", t), v1 = random_leaf(&m, OP_input, "v.p", t);
+    ir_id ctl = random_leaf(&m, OP_input, "ctl", four),
+          hyper = random_leaf(&m, OP_input, "hyper", four);
     ir_id s = ir_add(m.g, OP_adamw, SRCS(p, gr, m1, v1, ctl, hyper),
                      ATTRS(A_NUM(beta1, .9), A_NUM(beta2, .99), A_NUM(eps, 1e-8)), NULL);
     ir_output(m.g, "new.p", ir_get(m.g, s, 0));
@@ -317,10 +201,11 @@ static void programs_share_names(void **state)
     layout_init(&l, a);
     uint64_t w0[2];
     for (int i = 0; i < 2; i++) {
-        struct maker m = {.a = a, .g = graph_open(a, i ? "b" : "a", STAGE_K, NULL, NULL)};
-        ir_id x = leaf(&m, OP_input, "x", matrix(&m, 8));
-        if (i) leaf(&m, OP_param, "other", ir_type1(m.g, IR_f32, dim_const(100)));
-        ir_output(m.g, "y", product(&m, x, 8));
+        struct random_maker m = {
+            .a = a, .prefix = "", .g = graph_open(a, i ? "b" : "a", STAGE_K, NULL, NULL)};
+        ir_id x = random_leaf(&m, OP_input, "x", random_matrix(&m, 8));
+        if (i) random_leaf(&m, OP_param, "other", ir_type1(m.g, IR_f32, dim_const(100)));
+        ir_output(m.g, "y", random_product(&m, x, 8));
         size_t *work = NEW(a, size_t, m.g->node.n);
         struct memplan *p = memplan_make(a, m.g, (struct ir_bind){2, 3}, work, &l);
         w0[i] = layout_find(&l, "w0")->offset;
@@ -336,9 +221,9 @@ static void pieces_lie_in_their_concat(void **state)
 {
     (void)state;
     struct arena *a = arena_open("test");
-    struct maker m = {.a = a, .g = graph_open(a, "c", STAGE_K, NULL, NULL)};
-    ir_id x = leaf(&m, OP_input, "x", matrix(&m, 8));
-    ir_id one = product(&m, x, 8), two = product(&m, x, 16);
+    struct random_maker m = {.a = a, .prefix = "", .g = graph_open(a, "c", STAGE_K, NULL, NULL)};
+    ir_id x = random_leaf(&m, OP_input, "x", random_matrix(&m, 8));
+    ir_id one = random_product(&m, x, 8), two = random_product(&m, x, 16);
     ir_id c = ir_add(m.g, OP_concat, SRCS(one, x, two), ATTRS(A_INT(axis, 1)), NULL);
     ir_output(m.g, "y", c);
     struct layout l;
@@ -359,10 +244,10 @@ static void packing_is_tight(void **state)
     struct arena *a = arena_open("test");
     enum { N = 400 };
     struct mem_block b[N];
-    seed = 5;
+    random_seed = 5;
     for (int i = 0; i < N; i++) {
-        b[i] = (struct mem_block){64u * (1 + rnd(50)), rnd(1000), 0, 0};
-        b[i].last = b[i].first + rnd(60);
+        b[i] = (struct mem_block){64u * (1 + random_below(50)), random_below(1000), 0, 0};
+        b[i].last = b[i].first + random_below(60);
     }
     uint64_t got = memplan_place(a, b, N), live = memplan_live(a, b, N);
     assert_true((double)got < 1.1 * (double)live);

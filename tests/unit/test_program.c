@@ -3,6 +3,7 @@
 #include "compiler/program.h"
 #include "eval.h"
 #include "fixture.h"
+#include "random_graph.h"
 #include "scratch.h"
 #include <math.h>
 #include <setjmp.h>
@@ -235,6 +236,50 @@ static void optimisers_are_the_evaluators(void **state)
     check_apply("traj-muon");
 }
 
+/* Views, concats and in-place results of every kind, as the kernels see them. */
+static void random_graphs_are_the_evaluators(void **state)
+{
+    (void)state;
+    enum { GRAPHS = 40 };
+    struct arena *a = arena_open("test");
+    struct session *s = open_session((struct session_options){0});
+    struct ir_graph *g[GRAPHS];
+    struct plan *p[GRAPHS];
+    struct ir_bind b[GRAPHS];
+    for (unsigned i = 0; i < GRAPHS; i++) {
+        g[i] = random_graph(a, i, STAGE_T, str_fmt(a, "g%u.", i));
+        b[i] = (struct ir_bind){1 + i % 3, 1 + 5 * (i % 12)};
+        p[i] = program_plan(program_open(s, g[i], "random", b[i]), b[i].B, b[i].T);
+    }
+    OK(session_compile(s, NULL, &err));
+    for (unsigned i = 0; i < GRAPHS; i++) {
+        size_t n;
+        const struct plan_value *v = plan_values(p[i], &n);
+        struct ir_named *in = NEW(a, struct ir_named, g[i]->node.n);
+        size_t nin = 0;
+        for (ir_id k = 0; k < g[i]->node.n; k++) { /* also what no output needs */
+            if (!(op_info((enum ir_op)ir_at(g[i], k)->op)->flags & F_LEAF)) continue;
+            const char *name = ir_word(g[i], k, AK_name, "");
+            int64_t count = type_count(g[i]->types, ir_at(g[i], k)->type, b[i]);
+            double *x = NEW(a, double, count);
+            for (int64_t j = 0; j < count; j++)
+                x[j] = (double)((float)random_below(1 << 20) / (1 << 20) - 0.5f);
+            const struct plan_value *to = plan_value(p[i], name);
+            for (int64_t j = 0; to && j < count; j++) ((float *)to->p)[j] = (float)x[j];
+            in[nin++] = (struct ir_named){name, x, count};
+        }
+        struct ir_values want = ir_eval(a, g[i], b[i], in, nin);
+        plan_run(p[i]);
+        for (size_t k = 0; k < n; k++) {
+            if (ir_find_output(g[i], v[k].name) == IR_NONE) continue;
+            struct ir_array w = ir_eval_output(&want, v[k].name);
+            expect(a, "random", v[k].name, v[k].p, w.v, (size_t)w.n, 1e-4);
+        }
+    }
+    session_close(s);
+    arena_close(a);
+}
+
 static void emitted_text_is_whole(void **state)
 {
     (void)state;
@@ -288,6 +333,7 @@ int main(void)
         cmocka_unit_test(bits_do_not_depend_on_threads_or_fusion),
         cmocka_unit_test(sizes_share_kernels_and_weights),
         cmocka_unit_test(optimisers_are_the_evaluators),
+        cmocka_unit_test(random_graphs_are_the_evaluators),
         cmocka_unit_test(emitted_text_is_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
