@@ -55,36 +55,25 @@ enum rt_status trainer_save(struct trainer *t, struct ckpt_dir *dir, struct rt_e
     return st;
 }
 
-/* The first line in which two texts differ, for people: "a: 1" against "a: 2". */
-static void first_difference(struct arena *a, const char *was, const char *is, const char **x,
-                             const char **y)
-{
-    for (;;) {
-        size_t n = strcspn(was, "\n"), k = strcspn(is, "\n");
-        if (n != k || memcmp(was, is, n) || !was[n] || !is[k]) {
-            *x = str_dup(a, (struct str){was, n});
-            *y = str_dup(a, (struct str){is, k});
-            while (**x == ' ') ++*x;
-            while (**y == ' ') ++*y;
-            return;
-        }
-        was += n + 1, is += k + 1;
-    }
-}
-
+/* A run goes on under the spec it began with; what only watches or saves it may change. */
 static void same_spec(struct trainer *t, const char *step_dir)
 {
-    struct arena *a = t->run.cli->arena;
-    struct str was;
-    const char *path = str_fmt(a, "%s/spec.yaml", step_dir), *x, *y;
-    if (io_read(a, path, 4 << 20, &was)) cli_fail(RT_machine, "cannot read %s", path);
-    if (str_is(was, t->run.model->canonical)) return;
-    first_difference(a, was.p, t->run.model->canonical, &x, &y);
+    struct cli *c = t->run.cli;
+    struct str text;
+    const char *path = str_fmt(c->arena, "%s/spec.yaml", step_dir);
+    if (io_read(c->arena, path, 64 << 20, &text)) cli_fail(RT_machine, "cannot read %s", path);
+    const struct model *was = spec_parse(c->arena, c->diag, path, text, NULL);
+    if (!was) {
+        cli_diagnostics(c);
+        cli_fail(RT_user, "%s is not a spec that can be read", path);
+    }
+    const char *difference = spec_difference(c->arena, t->run.model, was);
+    if (!difference) return;
     cli_fail(RT_user,
-             "%s was saved by another spec: it says '%s', the spec now says '%s'\n"
+             "%s was saved by another spec: %s\n"
              "hint: Undo the change, or train into another checkpoint.dir (with --weights %s to start "
              "from these weights).",
-             step_dir, x, y, step_dir);
+             step_dir, difference, step_dir);
 }
 
 static void load_moments(struct trainer *t, const char *path)
