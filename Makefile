@@ -79,9 +79,13 @@ fuzz: $(FUZZ:%=fuzz-%)
 # A minute of every fuzz target on top of `make check`.
 check-slow: check fuzz
 
+# Includes go down the layers, files and functions stay small.
+layers:
+	@sh tests/layers.sh
+
 # Compiled kernels of the tests stay in the build folder, so that a second run is quick.
 check: export STRATA_CACHE = $(if $(filter /%,$(BUILD)),,$(CURDIR)/)$(BUILD)/cache
-check: all $(TESTS) $(REPLAY)
+check: all layers $(TESTS) $(REPLAY)
 	@for t in $(TESTS); do echo "== $$t"; $$t || exit 1; done
 	@for t in $(FUZZ); do echo "== replay $$t"; $(BUILD)/replay/$$t tests/fuzz/corpus/$$t || exit 1; done
 
