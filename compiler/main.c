@@ -1,6 +1,8 @@
 /* strata: the command line. */
 #include "compiler/cli.h"
+#include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
 static const struct {
     const char *name, *help;
@@ -22,8 +24,16 @@ static void help(FILE *to)
           to);
 }
 
+/* What ends in abort() is a bug of ours, and has said so. */
+static void on_abort(int sig)
+{
+    (void)sig;
+    _exit(EXIT_BUG);
+}
+
 int main(int argc, char **argv)
 {
+    signal(SIGABRT, on_abort);
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         help(argc < 2 ? stderr : stdout);
         return argc < 2 ? EXIT_USAGE : 0;

@@ -6,6 +6,7 @@
 #include "scratch.h"
 #include <jansson.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -237,6 +238,8 @@ static size_t count(struct str s, const char *what)
 static void drawings(void **state)
 {
     (void)state;
+    EXPECT(0, "", "check", "examples/tiny-moe/spec.yaml", "--draw", in_dir("moe.svg"));
+    golden("examples/tiny-moe/architecture.svg", file(in_dir("moe.svg")));
     static const char *const set[] = {
         "model.residual={type: attnres, blocks: 4}", "model.residual=standard",
         "model.residual={type: attnres, block_size: 1}",
@@ -373,6 +376,35 @@ static void status(void **state)
     EXPECT(2, "needs 1 argument", "check");
 }
 
+/* abort(), which bugs end in, is exit status 4. The child waits for standard input. */
+static void bug_status(void **state)
+{
+    (void)state;
+    int in[2], status;
+    assert_int_equal(pipe(in), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(in[0], 0);
+        close(in[1]);
+        execl(strata, strata, "tokenize", "--tokenizer", "bytes", (char *)NULL);
+        _exit(9);
+    }
+    const char *path = str_fmt(a, "/proc/%d/status", (int)pid), *line;
+    unsigned long long caught = 0;
+    for (int i = 0; i < 5000 && !(caught >> (SIGABRT - 1) & 1); i++) {
+        struct str s = file(path);
+        line = strstr(s.p, "SigCgt:");
+        if (line) caught = strtoull(line + 7, NULL, 16);
+        usleep(1000);
+    }
+    kill(pid, SIGABRT);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), EXIT_BUG);
+    close(in[0]);
+    close(in[1]);
+}
+
 static void help(void **state)
 {
     (void)state;
@@ -411,7 +443,8 @@ static int close_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(status),         cmocka_unit_test(help),     cmocka_unit_test(documents),
+        cmocka_unit_test(status),         cmocka_unit_test(bug_status),
+        cmocka_unit_test(help),           cmocka_unit_test(documents),
         cmocka_unit_test(check_texts),    cmocka_unit_test(drawings), cmocka_unit_test(check_numbers),
         cmocka_unit_test(tokenize_bytes), cmocka_unit_test(tokenize_chars),
         cmocka_unit_test(opt),            cmocka_unit_test(compile),  cmocka_unit_test(planned_memory),
