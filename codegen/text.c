@@ -23,6 +23,9 @@ const char cg_text_attention_rows[] =
 const char cg_text_attention[] =
 #include "text/attention.c.inc"
     ;
+const char cg_text_peak[] =
+#include "text/peak.c.inc"
+    ;
 
 void cg_text(struct sb *out, const char *text, const struct cg_var *vars, size_t n)
 {

@@ -78,6 +78,12 @@ static void unknown(struct cli *c, const struct cli_option *opt, size_t n, const
 void cli_parse(struct cli *c, int argc, char **argv, const char *help, size_t npos,
                const struct cli_option *opt, size_t nopt)
 {
+    cli_parse_range(c, argc, argv, help, npos, npos, opt, nopt);
+}
+
+void cli_parse_range(struct cli *c, int argc, char **argv, const char *help, size_t npos,
+                     size_t max_pos, const struct cli_option *opt, size_t nopt)
+{
     c->command = argv[0];
     c->arena = arena_open("cli");
     c->diag = diag_open(c->arena);
@@ -114,7 +120,9 @@ void cli_parse(struct cli *c, int argc, char **argv, const char *help, size_t np
         else
             set_value(c, o, v);
     }
-    if (c->arg.n != npos) usage(c, "needs %zu argument%s, got %zu", npos, npos == 1 ? "" : "s", c->arg.n);
+    if (c->arg.n < npos || c->arg.n > max_pos)
+        usage(c, "needs %zu%s argument%s, got %zu", npos, max_pos > npos ? " or more" : "",
+              npos == 1 && max_pos == 1 ? "" : "s", c->arg.n);
 }
 
 struct model *cli_model(struct cli *c, const char *path)

@@ -29,6 +29,9 @@ struct cli_option {
  * Exactly `npos` positional arguments. */
 void cli_parse(struct cli *c, int argc, char **argv, const char *help, size_t npos,
                const struct cli_option *opt, size_t nopt);
+/* The same with npos to max_pos positional arguments. */
+void cli_parse_range(struct cli *c, int argc, char **argv, const char *help, size_t npos,
+                     size_t max_pos, const struct cli_option *opt, size_t nopt);
 #define CLI_OPTIONS(...)                                                                           \
     (const struct cli_option[]){__VA_ARGS__}, sizeof((const struct cli_option[]){__VA_ARGS__}) /   \
                                                   sizeof(struct cli_option)

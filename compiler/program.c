@@ -252,6 +252,16 @@ struct program *plan_program(const struct plan *plan)
     return plan->program;
 }
 
+const struct lowered *plan_lowered(const struct plan *plan)
+{
+    return plan->l;
+}
+
+struct ir_bind plan_bind(const struct plan *plan)
+{
+    return plan->bind;
+}
+
 struct exec *plan_exec(const struct plan *plan)
 {
     return plan->exec;

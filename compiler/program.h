@@ -71,6 +71,9 @@ const struct plan_value *plan_values(const struct plan *plan, size_t *n);
 /* Runs all steps of a plan that is ready. Allocates nothing. */
 void plan_run(struct plan *plan);
 struct program *plan_program(const struct plan *plan);
+/* Its steps, and the node of each. */
+const struct lowered *plan_lowered(const struct plan *plan);
+struct ir_bind plan_bind(const struct plan *plan);
 /* For profiling (exec_profile); NULL before session_compile. */
 struct exec *plan_exec(const struct plan *plan);
 /* Planned bytes per arena: persistent is that of all programs of the session together, scratch is

@@ -1,5 +1,6 @@
 #include "compiler/run.h"
 #include "runtime/checkpoint.h"
+#include "runtime/mem.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -25,16 +26,47 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
                  o->cpu ? o->cpu : "this CPU");
 }
 
+static struct program *open_program(struct run *r, const struct ir_graph *g, const char *name,
+                                    struct ir_bind b)
+{
+    struct program *p = program_open(r->session, g, name, b);
+    if (p) return p;
+    cli_diagnostics(r->cli);
+    exit(EXIT_USER);
+}
+
 struct program *run_program(struct run *r, enum build_program which, const struct build_options *o,
                             int64_t B, int64_t T)
 {
     static const char *const name[] = {"forward", "loss", "train"};
+    double begin = mem_seconds();
     struct ir_graph *g = build_model(r->cli->arena, r->model, r->params, which, o);
     if (which == BUILD_train) build_gradients(g);
-    struct program *p = program_open(r->session, g, name[which], (struct ir_bind){B, T});
-    if (p) return p;
-    cli_diagnostics(r->cli);
-    exit(EXIT_USER);
+    struct program *p = open_program(r, g, name[which], (struct ir_bind){B, T});
+    r->seconds[RUN_graphs] += mem_seconds() - begin;
+    return p;
+}
+
+static struct plan *timed_plan(struct run *r, struct program *p, int64_t B, int64_t T)
+{
+    double begin = mem_seconds();
+    struct plan *plan = program_plan(p, B, T);
+    r->seconds[RUN_plans] += mem_seconds() - begin;
+    return plan;
+}
+
+struct plan *run_plan(struct run *r, const struct ir_graph *g, const char *name, int64_t B, int64_t T)
+{
+    double begin = mem_seconds();
+    struct program *p = open_program(r, g, name, (struct ir_bind){B, T});
+    r->seconds[RUN_graphs] += mem_seconds() - begin;
+    return timed_plan(r, p, B, T);
+}
+
+struct plan *run_model_plan(struct run *r, enum build_program which, const struct build_options *o,
+                            int64_t B, int64_t T)
+{
+    return timed_plan(r, run_program(r, which, o, B, T), B, T);
 }
 
 static void show(struct sb *s)
@@ -52,7 +84,12 @@ void run_texts(void)
 
 void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
 {
+    struct jit_report own;
+    double begin = mem_seconds();
+    if (!rep) rep = &own;
     cli_check(r->cli, session_compile(r->session, rep, &r->cli->err));
+    r->seconds[RUN_compile] += rep->seconds;
+    r->seconds[RUN_load] += mem_seconds() - begin - rep->seconds;
     run_texts();
     if (r->weights) return;
     r->weights = NEW(r->cli->arena, float *, r->params->n);

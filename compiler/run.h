@@ -6,12 +6,20 @@
 #include "compiler/program.h"
 #include "compiler/weights.h"
 
+enum run_phase { /* of getting ready, in seconds */
+    RUN_graphs,  /* building, autodiff, passes */
+    RUN_plans,   /* kernel texts and memory plans */
+    RUN_compile, /* the C compiler */
+    RUN_load,    /* kernels from the cache, memory, threads */
+    RUN_PHASES
+};
 struct run {
     struct cli *cli;
     const struct model *model;
     struct params *params;
     struct session *session;
     float **weights; /* per parameter; set by run_ready */
+    double seconds[RUN_PHASES];
 };
 
 /* Options of every command that compiles: --cpu, --threads, --skip ... */
@@ -38,6 +46,11 @@ struct run_options {
 void run_open(struct run *r, struct cli *c, const struct model *m, const struct run_options *o);
 /* Builds and compiles a program (through the passes); gradients are added to BUILD_train. */
 struct program *run_program(struct run *r, enum build_program which, const struct build_options *o,
+                            int64_t B, int64_t T);
+/* The same for any graph, and the plan for B sequences of T tokens. */
+struct plan *run_plan(struct run *r, const struct ir_graph *g, const char *name, int64_t B,
+                      int64_t T);
+struct plan *run_model_plan(struct run *r, enum build_program which, const struct build_options *o,
                             int64_t B, int64_t T);
 /* Compiles what is missing, prints --report and --time-passes, and points r->weights at every
  * parameter: into `plan` where it has it, else to memory of its own. */

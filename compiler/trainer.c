@@ -35,13 +35,11 @@ static void open_programs(struct trainer *t)
     const struct train_spec *s = &r->model->train;
     int64_t T = s->seq_len;
     const struct build_options plain = {0}, probes = {.probes = true};
-    t->train = program_plan(run_program(r, BUILD_train, &plain, t->rows, T), t->rows, T);
-    struct program *apply = program_open(r->session, build_apply(r->cli->arena, r->model, r->params),
-                                         "apply", (struct ir_bind){1, 1});
-    t->apply = program_plan(apply, 1, 1);
-    if (s->eval_every && dataset_val_windows(t->data)) {
-        t->loss = program_plan(run_program(r, BUILD_loss, &plain, t->rows, T), t->rows, T);
-        t->probe = program_plan(run_program(r, BUILD_train, &probes, t->rows, T), t->rows, T);
+    t->train = run_model_plan(r, BUILD_train, &plain, t->rows, T);
+    t->apply = run_plan(r, build_apply(r->cli->arena, r->model, r->params), "apply", 1, 1);
+    if (s->eval_every && (!t->data || dataset_val_windows(t->data))) {
+        t->loss = run_model_plan(r, BUILD_loss, &plain, t->rows, T);
+        t->probe = run_model_plan(r, BUILD_train, &probes, t->rows, T);
     }
 }
 
@@ -87,7 +85,8 @@ static void open_levels(struct trainer *t)
     }
 }
 
-void trainer_open(struct trainer *t, struct cli *c, const struct model *m, const struct run_options *o)
+static void open_all(struct trainer *t, struct cli *c, const struct model *m,
+                     const struct run_options *o, bool random_data)
 {
     *t = (struct trainer){0};
     run_open(&t->run, c, m, o);
@@ -97,16 +96,27 @@ void trainer_open(struct trainer *t, struct cli *c, const struct model *m, const
     t->inputs = NEW(c->arena, int32_t, ids);
     t->targets = NEW(c->arena, int32_t, ids);
     t->window = NEW(c->arena, int32_t, m->train.seq_len + 1);
-    open_data(t);
+    if (!random_data) open_data(t);
     open_programs(t);
     run_ready(&t->run, t->train, NULL);
     list_grads(t);
     open_levels(t);
 }
 
+void trainer_open(struct trainer *t, struct cli *c, const struct model *m, const struct run_options *o)
+{
+    open_all(t, c, m, o, false);
+}
+
+void trainer_open_random(struct trainer *t, struct cli *c, const struct model *m,
+                         const struct run_options *o)
+{
+    open_all(t, c, m, o, true);
+}
+
 void trainer_close(struct trainer *t)
 {
-    dataset_close(t->data);
+    if (t->data) dataset_close(t->data);
     if (t->tokenizer) tokenizer_close(t->tokenizer);
     run_close(&t->run);
 }
@@ -134,16 +144,30 @@ double train_lr(const struct train_spec *t, uint64_t s)
     return f * lr;
 }
 
+/* The window of sequence k: from the data, or where there is none, ids in no order at all. */
+static void read_window(struct trainer *t, uint64_t k)
+{
+    struct cli *c = t->run.cli;
+    uint64_t x = k * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    if (t->data) {
+        cli_check(c, dataset_train(t->data, k, t->window, &c->err));
+        return;
+    }
+    for (int64_t i = 0; i <= t->run.model->train.seq_len; i++) {
+        x = x * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        t->window[i] = (int32_t)((x >> 33) % (uint64_t)t->run.model->vocab_size);
+    }
+}
+
 /* Reads the whole batch; returns how many targets count. */
 static double read_batch(struct trainer *t)
 {
-    struct cli *c = t->run.cli;
     const struct train_spec *s = &t->run.model->train;
     size_t T = (size_t)s->seq_len;
     double count = 0;
     for (size_t row = 0; row < (size_t)s->batch_size; row++) {
         uint64_t k = t->step * (uint64_t)s->batch_size + row;
-        cli_check(c, dataset_train(t->data, k, t->window, &c->err));
+        read_window(t, k);
         dataset_targets(t->window, T, t->inputs + row * T, t->targets + row * T);
         for (size_t i = 0; i < T; i++) count += t->targets[row * T + i] >= 0;
     }

@@ -18,7 +18,7 @@ struct span_f { /* a gradient, or the load of a router, in memory */
 struct trainer {
     struct run run;
     struct tokenizer *tokenizer; /* NULL for .npy data */
-    struct dataset *data;
+    struct dataset *data; /* NULL: random ids */
     struct plan *train, *apply, *loss, *probe; /* loss, probe: NULL where nothing is evaluated */
     int64_t micro, rows;       /* micro-batches; sequences in one */
     int32_t *inputs, *targets; /* of the whole batch */
@@ -39,6 +39,9 @@ struct step_result {
 /* Opens data and programs and compiles them; weights are not set yet. Exits on failure. */
 void trainer_open(struct trainer *t, struct cli *c, const struct model *m,
                   const struct run_options *o);
+/* The same without data: every step trains on random ids, for measuring. Nothing can be evaluated. */
+void trainer_open_random(struct trainer *t, struct cli *c, const struct model *m,
+                         const struct run_options *o);
 void trainer_close(struct trainer *t);
 /* Fresh weights of the seed, or those of a file (NULL = fresh). Moments are zero. */
 void trainer_start(struct trainer *t, const char *weights);

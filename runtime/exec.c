@@ -3,11 +3,6 @@
 #include "base/map.h"
 #include <stdlib.h>
 
-struct tally {
-    double seconds;
-    uint64_t calls;
-};
-
 struct exec {
     const struct sa_plan *plan;
     struct pool *pool;
@@ -16,9 +11,9 @@ struct exec {
     size_t owned[SA_external]; /* bytes that exec_close gives back; 0: the caller's memory */
     size_t slot_stride;
     void **external;
-    void **pointer;      /* [slots, num_bufs]: the bufs of the plan, resolved */
-    struct tally *tally; /* [num_steps], NULL until profiling is on */
-    bool external_moved; /* pointers to external inputs are out of date */
+    void **pointer;           /* [slots, num_bufs]: the bufs of the plan, resolved */
+    struct exec_tally *tally; /* [num_steps], NULL until profiling is on */
+    bool external_moved;      /* pointers to external inputs are out of date */
     bool profiling;
 };
 
@@ -221,8 +216,10 @@ void exec_run(struct exec *x, uint32_t entry, unsigned slot)
         for (uint32_t i = first; i < end; i++) {
             run_step(x, &p->steps[i], pointer);
             double t1 = mem_seconds();
-            x->tally[i].seconds += t1 - t0;
-            x->tally[i].calls++;
+            struct exec_tally *sum = &x->tally[i];
+            if (!sum->calls || t1 - t0 < sum->best) sum->best = t1 - t0;
+            sum->seconds += t1 - t0;
+            sum->calls++;
             t0 = t1;
         }
     }
@@ -237,9 +234,15 @@ void exec_profile(struct exec *x, bool on)
     x->tally = table(x->plan->num_steps, sizeof *x->tally);
 }
 
+struct exec_tally exec_profile_step(const struct exec *x, uint32_t i)
+{
+    CHECK(i < x->plan->num_steps);
+    return x->tally ? x->tally[i] : (struct exec_tally){0};
+}
+
 struct row {
     const char *label;
-    struct tally sum;
+    struct exec_tally sum;
 };
 
 static int longest_first(const void *pa, const void *pb)
@@ -272,7 +275,7 @@ void exec_profile_print(const struct exec *x, struct sb *out)
     qsort(row, rows, sizeof *row, longest_first);
     sb_printf(out, "%10s %6s %9s %10s  %s\n", "seconds", "share", "calls", "us/call", "step");
     for (uint32_t i = 0; i < rows; i++) {
-        struct tally t = row[i].sum;
+        struct exec_tally t = row[i].sum;
         sb_printf(out, "%10.4f %5.1f%% %9llu %10.2f  %s\n", t.seconds,
                   total > 0 ? 100 * t.seconds / total : 0.0, (unsigned long long)t.calls,
                   1e6 * t.seconds / (double)t.calls, row[i].label);

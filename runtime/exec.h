@@ -43,6 +43,13 @@ void exec_run(struct exec *x, uint32_t entry, unsigned slot);
 
 /* Measures every step from now on, from zero (on), or stops (off; what was measured stays). */
 void exec_profile(struct exec *x, bool on);
+/* What a step has taken since profiling began. */
+struct exec_tally {
+    double seconds, best; /* all its runs; the shortest */
+    uint64_t calls;
+};
+/* Of step i of the plan; all zero where nothing was measured. */
+struct exec_tally exec_profile_step(const struct exec *x, uint32_t i);
 /* The table so far, one line per label, longest time first: seconds, share, calls, us a call. */
 void exec_profile_print(const struct exec *x, struct sb *out);
 #endif

@@ -1,0 +1,92 @@
+#include "compiler/bench.h"
+#include "runtime/mem.h"
+
+static void open_forward(struct bench *b, struct cli *c, const struct run_options *o)
+{
+    const struct train_spec *s = &b->model->train;
+    const struct build_options plain = {0};
+    b->B = s->present ? s->batch_size : 1;
+    b->T = s->present ? s->seq_len : 512;
+    run_open(&b->t.run, c, b->model, o);
+    b->forward = run_model_plan(&b->t.run, BUILD_forward, &plain, b->B, b->T);
+    run_ready(&b->t.run, b->forward, NULL);
+    int32_t *tokens = plan_value(b->forward, "tokens")->p;
+    for (int64_t i = 0; i < b->B * b->T; i++)
+        tokens[i] = (int32_t)((uint64_t)i * 2654435761u % (uint64_t)b->model->vocab_size);
+}
+
+static void open_train(struct bench *b, struct cli *c, const struct run_options *o)
+{
+    const struct train_spec *s = &b->model->train;
+    if (!s->present)
+        cli_fail(RT_user, "%s has no train section\nhint: --program forward needs none.", b->path);
+    b->B = s->batch_size;
+    b->T = s->seq_len;
+    trainer_open_random(&b->t, c, b->model, o);
+}
+
+/* ---- what a step must do ---- */
+
+double bench_flops(const struct ir_graph *g, ir_id n, struct ir_bind b)
+{
+    double flops = op_cost(g, n, b).flops;
+    switch (ir_at(g, n)->op) {
+    case OP_matmul:
+    case OP_grouped_matmul:
+    case OP_grouped_matmul_dw:
+    case OP_head_loss:
+    case OP_head_nll:
+    case OP_attention: return flops;
+    case OP_attention_grad: return flops * 4 / 5; /* one of its five products is the scores again */
+    default: return 0;
+    }
+}
+
+static void add_work(struct bench *b, const struct plan *p, double times)
+{
+    const struct ir_graph *g = program_graph(plan_program(p));
+    size_t n;
+    const struct plan_value *v = plan_values(p, &n);
+    for (ir_id i = 0; i < g->node.n; i++) b->flops += times * bench_flops(g, i, plan_bind(p));
+    for (size_t i = 0; i < n; i++) b->bytes += times * (double)v[i].bytes;
+}
+
+void bench_open(struct bench *b, struct cli *c, const char *path, enum bench_program program,
+                const struct run_options *o)
+{
+    *b = (struct bench){.path = path, .program = program};
+    double begin = mem_seconds();
+    b->model = cli_model(c, path);
+    b->seconds.spec = mem_seconds() - begin;
+    if (program == BENCH_train)
+        open_train(b, c, o);
+    else
+        open_forward(b, c, o);
+    begin = mem_seconds();
+    weights_init(b->t.run.params, b->model->train.seed, b->t.run.weights);
+    b->seconds.init = mem_seconds() - begin;
+    if (program == BENCH_train) {
+        add_work(b, b->t.train, (double)b->t.micro);
+        add_work(b, b->t.apply, 1);
+    } else {
+        add_work(b, b->forward, 1);
+    }
+}
+
+void bench_close(struct bench *b)
+{
+    if (b->program == BENCH_train)
+        trainer_close(&b->t);
+    else
+        run_close(&b->t.run);
+}
+
+double bench_step(struct bench *b)
+{
+    double begin = mem_seconds();
+    if (b->program == BENCH_train)
+        trainer_step(&b->t);
+    else
+        plan_run(b->forward);
+    return mem_seconds() - begin;
+}

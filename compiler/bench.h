@@ -1,0 +1,40 @@
+/* Measuring a spec's programs: one subject is a model in a session of its own that does whole steps
+ * on random tokens. cmd_bench.c alternates subjects and prints. */
+#ifndef STRATA_COMPILER_BENCH_H
+#define STRATA_COMPILER_BENCH_H
+#include "compiler/trainer.h"
+
+enum bench_program { BENCH_train, BENCH_forward };
+
+struct bench {
+    const char *path;
+    const struct model *model;
+    enum bench_program program;
+    struct trainer t;     /* of BENCH_forward only its run is open */
+    struct plan *forward; /* BENCH_forward */
+    int64_t B, T;         /* of a whole step */
+    double flops; /* of the products and attention in a step, no recomputation, no other op */
+    double bytes; /* every named tensor of the programs, once: nothing can move fewer */
+    struct {
+        double spec, init; /* seconds: reading the spec; initial weights. The rest is in t.run */
+    } seconds;
+};
+
+/* Reads the spec, compiles its programs and sets its initial weights. Exits on failure. */
+void bench_open(struct bench *b, struct cli *c, const char *path, enum bench_program program,
+                const struct run_options *o);
+void bench_close(struct bench *b);
+/* One step, in seconds. */
+double bench_step(struct bench *b);
+
+/* Time by kind of kernel. */
+void bench_profile(struct bench *b);
+/* One table with a column of milliseconds a step for each of n profiled subjects (1 or 2): for each
+ * kernel the best run of each of its calls, so that neighbours on the machine disturb little; for
+ * products also the share of `flops` (a second), for others bytes a second. */
+void bench_profile_print(struct arena *a, struct bench *const *b, size_t n, double flops,
+                         struct sb *out);
+/* Operations of a node that count as its work: those of products and attention (not what is
+ * computed twice on purpose), 0 for all others. */
+double bench_flops(const struct ir_graph *g, ir_id n, struct ir_bind b);
+#endif

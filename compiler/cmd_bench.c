@@ -1,0 +1,260 @@
+#include "compiler/bench.h"
+#include "compiler/machine.h"
+#include "runtime/mem.h"
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static const char help[] =
+    "usage: strata bench SPEC [--steps N] [--profile]\n"
+    "       strata bench --pair A.yaml B.yaml [--pairs N]\n\n"
+    "Measures whole steps (gradients and the optimiser) on random tokens, beside what the machine "
+    "can\n"
+    "do: its float32 multiply-add peak and the speed at which it reads memory, measured in the "
+    "same\n"
+    "process before and after. --pair alternates steps of two specs and prints the median of the\n"
+    "ratios of their times.\n\n"
+    "  strata bench specs/bench-c.yaml --profile\n"
+    "  strata bench --pair specs/bench-a.yaml specs/bench-a-standard.yaml\n\n"
+    "  --steps N          steps to measure (30), after 3 that are not\n"
+    "  --pair             two specs, step by step in turns\n"
+    "  --pairs N          pairs of steps to measure (100)\n"
+    "  --program NAME     train (default) or forward\n"
+    "  --profile          where the time goes, by kind of kernel\n"
+    "  --first            only the way to the first step: what each part of it takes\n"
+    "  --json             one JSON object on standard output instead of the text\n" RUN_HELP;
+
+enum { WARM_UP = 3 };
+
+struct options {
+    int64_t steps, pairs;
+    bool pair, profile, first, json;
+    const char *program;
+    struct run_options run;
+};
+
+struct result { /* of one subject */
+    double *seconds;
+    size_t n;
+    double median, best;
+};
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Of sorted numbers, between neighbours where q falls between them. */
+static double quantile(const double *x, size_t n, double q)
+{
+    double at = q * (double)(n - 1);
+    size_t i = (size_t)at;
+    double rest = at - (double)i;
+    return i + 1 < n ? x[i] * (1 - rest) + x[i + 1] * rest : x[i];
+}
+
+static void summarise(struct arena *a, struct result *r)
+{
+    double *x = NEW(a, double, r->n);
+    memcpy(x, r->seconds, r->n * sizeof *x);
+    qsort(x, r->n, sizeof *x, by_size);
+    r->median = quantile(x, r->n, 0.5);
+    r->best = x[0];
+}
+
+/* The least time that a step can take on this machine, in seconds. */
+static double least(const struct bench *b, const struct machine *m)
+{
+    double math = b->flops / m->flops, move = b->bytes / m->bytes;
+    return math > move ? math : move;
+}
+
+static void print_subject(const struct bench *b, const struct result *r, const struct machine *m)
+{
+    double tokens = (double)(b->B * b->T);
+    printf("%s\n", b->path);
+    printf("  step          %10.3f ms median, %.3f ms best of %zu, B %lld, T %lld\n",
+           1e3 * r->median, 1e3 * r->best, r->n, (long long)b->B, (long long)b->T);
+    printf("  tokens        %10.0f per second\n", tokens / r->median);
+    printf("  work          %10.3f GFLOP a step in products and attention\n", 1e-9 * b->flops);
+    printf("  share of peak %10.1f %% median, %.1f %% best\n",
+           100 * b->flops / r->median / m->flops, 100 * b->flops / r->best / m->flops);
+    double f = least(b, m);
+    printf("  floor         %10.3f ms (%s), %.1f %% of the median\n", 1e3 * f,
+           f > b->flops / m->flops ? "memory" : "arithmetic", 100 * f / r->median);
+}
+
+static json_t *subject_json(const struct bench *b, const struct result *r, const struct machine *m)
+{
+    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "spec", b->path, "median_ms",
+                     1e3 * r->median, "best_ms", 1e3 * r->best, "tokens_per_second",
+                     (double)(b->B * b->T) / r->median, "flops", b->flops, "bytes", b->bytes,
+                     "share_of_peak", b->flops / r->median / m->flops, "best_share_of_peak",
+                     b->flops / r->best / m->flops, "share_of_floor", least(b, m) / r->median);
+}
+
+static void print_json(json_t *top)
+{
+    CHECK(top);
+    json_dumpf(top, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
+    putchar('\n');
+    json_decref(top);
+}
+
+/* ---- the way to the first step ---- */
+
+static void first_step(struct cli *c, struct bench *b, const struct options *o)
+{
+    double begin = mem_seconds();
+    bench_open(b, c, c->arg.p[0], BENCH_train, &o->run);
+    double step = bench_step(b), all = mem_seconds() - begin;
+    const double *s = b->t.run.seconds;
+    const struct {
+        const char *key, *text;
+        double seconds;
+    } part[] = {{"front_end", "front end", b->seconds.spec},
+                {"passes", "graphs and passes", s[RUN_graphs]},
+                {"text", "C text, memory plan", s[RUN_plans]},
+                {"compiler", "compiler (C, LLVM)", s[RUN_compile]},
+                {"start", "cache, memory, threads", s[RUN_load]},
+                {"weights", "initial weights", b->seconds.init},
+                {"step", "first step", step},
+                {"total", "total", all}};
+    json_t *top = json_object();
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++)
+        if (o->json)
+            json_object_set_new(top, part[i].key, json_real(part[i].seconds));
+        else
+            printf("%-24s %9.1f ms\n", part[i].text, 1e3 * part[i].seconds);
+    if (o->json)
+        print_json(top);
+    else
+        json_decref(top);
+}
+
+/* ---- one, and two in turns ---- */
+
+static void warm_up(struct bench *b, const struct options *o)
+{
+    for (int i = 0; i < WARM_UP; i++) bench_step(b);
+    if (o->profile) bench_profile(b);
+}
+
+static void show_profile(struct cli *c, struct bench *const *b, size_t n, const struct machine *m)
+{
+    struct sb s = {0};
+    bench_profile_print(c->arena, b, n, m->flops, &s);
+    fputs(s.p, stdout);
+    sb_free(&s);
+}
+
+static void show_machine(const struct machine *m)
+{
+    printf("machine, %u thread%s\n  peak          %10.1f GFLOP/s float32\n  memory        %10.1f "
+           "GB/s read\n",
+           m->threads, m->threads == 1 ? "" : "s", 1e-9 * m->flops, 1e-9 * m->bytes);
+}
+
+static json_t *machine_json(const struct machine *m)
+{
+    return json_pack("{s:i, s:f, s:f}", "threads", (int)m->threads, "flops_per_second", m->flops,
+                     "bytes_per_second", m->bytes);
+}
+
+struct turn { /* what is measured */
+    struct cli *c;
+    struct bench *b[2];
+    struct result r[2];
+    struct machine machine;
+    size_t n;      /* subjects */
+    double *ratio; /* of n == 2: time of the first over that of the second, sorted */
+    size_t rounds;
+};
+
+/* The subject that goes first changes every round. */
+static void take_turns(struct turn *t, const struct options *o)
+{
+    struct arena *a = t->c->arena;
+    t->ratio = NEW(a, double, t->rounds);
+    for (size_t i = 0; i < t->n; i++) {
+        warm_up(t->b[i], o);
+        t->r[i] = (struct result){.seconds = NEW(a, double, t->rounds), .n = t->rounds};
+    }
+    machine_measure(&t->machine);
+    for (size_t i = 0; i < t->rounds; i++) {
+        for (size_t k = 0; k < t->n; k++) {
+            size_t who = (k + i) % t->n;
+            t->r[who].seconds[i] = bench_step(t->b[who]);
+        }
+        if (t->n == 2) t->ratio[i] = t->r[0].seconds[i] / t->r[1].seconds[i];
+    }
+    machine_measure(&t->machine);
+    for (size_t i = 0; i < t->n; i++) summarise(a, &t->r[i]);
+    qsort(t->ratio, t->rounds, sizeof *t->ratio, by_size);
+}
+
+static void show(const struct turn *t, const struct options *o)
+{
+    const double *x = t->ratio;
+    double q[3];
+    for (int i = 0; i < 3; i++) q[i] = quantile(x, t->rounds, 0.25 * (i + 1));
+    if (o->json) {
+        json_t *top =
+            json_pack("{s:o, s:o}", "machine", machine_json(&t->machine), "subjects", json_array());
+        for (size_t i = 0; i < t->n; i++)
+            json_array_append_new(json_object_get(top, "subjects"),
+                                  subject_json(t->b[i], &t->r[i], &t->machine));
+        if (t->n == 2) json_object_set_new(top, "ratio", json_pack("[f,f,f]", q[0], q[1], q[2]));
+        print_json(top);
+        return;
+    }
+    show_machine(&t->machine);
+    for (size_t i = 0; i < t->n; i++) print_subject(t->b[i], &t->r[i], &t->machine);
+    if (t->n == 2) {
+        printf("ratio %.4f\n", q[1]);
+        printf("  quartiles     %.4f %.4f, of %zu pairs; of the best times %.4f\n", q[0], q[2],
+               t->rounds, t->r[0].best / t->r[1].best);
+    }
+    if (o->profile) show_profile(t->c, t->b, t->n, &t->machine);
+}
+
+static enum bench_program program_of(const char *name)
+{
+    if (!strcmp(name, "train")) return BENCH_train;
+    if (!strcmp(name, "forward")) return BENCH_forward;
+    if (!strcmp(name, "decode")) cli_fail(RT_user, "--program decode is not supported yet");
+    cli_fail((enum rt_status)EXIT_USAGE, "--program must be train or forward, not '%s'", name);
+}
+
+int cmd_bench(int argc, char **argv)
+{
+    struct cli c = {0};
+    struct options o = {.steps = 30, .pairs = 100, .program = "train"};
+    static struct bench b[2];
+    cli_parse_range(&c, argc, argv, help, 1, 2,
+                    CLI_OPTIONS({"steps", CLI_int, &o.steps}, {"pair", CLI_flag, &o.pair},
+                                {"pairs", CLI_int, &o.pairs}, {"program", CLI_text, &o.program},
+                                {"profile", CLI_flag, &o.profile}, {"first", CLI_flag, &o.first},
+                                {"json", CLI_flag, &o.json}, RUN_OPTIONS(o.run)));
+    struct turn t = {.c = &c, .b = {&b[0], &b[1]}, .n = o.pair ? 2 : 1};
+    enum bench_program program = program_of(o.program);
+    if (c.arg.n != t.n)
+        cli_fail((enum rt_status)EXIT_USAGE,
+                 o.pair ? "--pair needs two specs" : "two specs need --pair");
+    t.rounds = (size_t)(o.pair ? o.pairs : o.steps);
+    if (o.pairs < 1 || o.steps < 1) cli_fail((enum rt_status)EXIT_USAGE, "nothing to measure");
+    if (o.first) {
+        first_step(&c, &b[0], &o);
+        return 0;
+    }
+    for (size_t i = 0; i < t.n; i++) bench_open(t.b[i], &c, c.arg.p[i], program, &o.run);
+    unsigned threads = pool_threads(session_pool(b[0].t.run.session));
+    cli_check(&c, machine_open(threads, &t.machine, &c.err));
+    machine_measure(&t.machine);
+    take_turns(&t, &o);
+    show(&t, &o);
+    machine_close(&t.machine);
+    for (size_t i = 0; i < t.n; i++) bench_close(t.b[i]);
+    return 0;
+}

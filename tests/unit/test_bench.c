@@ -1,0 +1,106 @@
+/* What `bench` counts and reports. Speeds are not tested: they belong to the machine. */
+#include "compiler/bench.h"
+#include "compiler/machine.h"
+#include "scratch.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+
+static const char spec[] = "strata: 1\n"
+                           "name: counted\n"
+                           "tokenizer: bytes\n"
+                           "model:\n"
+                           "  vocab_size: 256\n"
+                           "  hidden_size: 32\n"
+                           "  residual: {type: attnres, blocks: 2}\n"
+                           "  mixers: {full: {type: attention, num_heads: 2, head_dim: 16}}\n"
+                           "  ffns: {dense: {type: mlp, intermediate_size: 64}}\n"
+                           "  layers: [{repeat: 3, layers: [{mixer: full, ffn: dense}]}]\n"
+                           "train:\n"
+                           "  data: {path: there-is-none.txt}\n"
+                           "  seq_len: 8\n"
+                           "  batch_size: 6\n"
+                           "  micro_batches: 2\n"
+                           "  steps: 10\n"
+                           "  optimizer: {type: adamw, lr: 1.0e-3}\n";
+
+enum { D = 32, F = 64, V = 256, L = 3, B = 6, T = 8 };
+static const double PRODUCTS = L * (4.0 * D * D + 3.0 * D * F) + D * V; /* weights in products */
+static const double SCORES = L * 2.0 * D * (T + 1) / 2;                 /* q.k and p.v, causal */
+
+static void open_spec(struct bench *b, struct cli *c, enum bench_program program)
+{
+    static struct run_options o = {.threads = 2};
+    const char *path = str_dup(c->arena, str_of(in_dir("counted.yaml")));
+    assert_int_equal(io_write_atomic(path, spec, sizeof spec - 1), 0);
+    bench_open(b, c, path, program, &o);
+}
+
+static struct cli new_cli(void)
+{
+    struct cli c = {.command = "bench", .arena = arena_open("cli")};
+    c.diag = diag_open(c.arena);
+    return c;
+}
+
+static void test_train(void **state)
+{
+    (void)state;
+    struct cli c = new_cli();
+    static struct bench b;
+    open_spec(&b, &c, BENCH_train);
+    /* forward, and twice that backward, without what is computed again */
+    assert_true(b.flops == 3 * 2 * B * T * (PRODUCTS + SCORES));
+    double weights = 4 * (PRODUCTS + V * D);
+    assert_true(b.bytes > 8 * weights && b.bytes < 15 * weights);
+    assert_true(bench_step(&b) > 0);
+    bench_profile(&b);
+    for (int i = 0; i < 3; i++) assert_true(bench_step(&b) > 0);
+    assert_int_equal(b.t.step, 4);
+    assert_int_equal(b.t.skipped, 0);
+    struct bench *both[] = {&b, &b};
+    struct sb s = {0};
+    bench_profile_print(c.arena, both, 2, 1e12, &s);
+    assert_non_null(strstr(s.p, "attention_grad"));
+    assert_non_null(strstr(s.p, "optimiser "));
+    assert_non_null(strstr(s.p, "matmul AB' 24x128x32")); /* gate and up are one product */
+    sb_free(&s);
+    bench_close(&b);
+    arena_close(c.arena);
+}
+
+static void test_forward(void **state)
+{
+    (void)state;
+    struct cli c = new_cli();
+    static struct bench b;
+    open_spec(&b, &c, BENCH_forward);
+    assert_true(b.flops == 2 * B * T * (PRODUCTS + SCORES));
+    assert_true(bench_step(&b) > 0);
+    bench_close(&b);
+    arena_close(c.arena);
+}
+
+static void test_machine(void **state)
+{
+    (void)state;
+    struct machine m;
+    struct rt_error err;
+    assert_int_equal(machine_open(1, &m, &err), RT_ok);
+    machine_measure(&m);
+    double flops = m.flops, bytes = m.bytes;
+    assert_true(flops > 1e9 && bytes > 1e8);
+    machine_measure(&m);
+    assert_true(m.flops >= flops && m.bytes >= bytes);
+    machine_close(&m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_train), cmocka_unit_test(test_forward),
+                                       cmocka_unit_test(test_machine)};
+    if (!scratch_open()) return 1;
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    scratch_close();
+    return failed;
+}
