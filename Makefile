@@ -1,5 +1,7 @@
 # strata: see README.md. `make deps` installs packages, `make` builds and never installs.
-CC      ?= gcc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
 BUILD   ?= build
 SAN     ?=
 OPT     ?= -O2 -g
@@ -12,6 +14,21 @@ CPPFLAGS += -D_GNU_SOURCE -Iir -I. -I$(BUILD)/gen
 CFLAGS  += -std=c11 $(OPT) $(WARN) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDFLAGS += $(if $(SAN),-fsanitize=$(SAN)) -rdynamic
 LDLIBS  := -lyaml -ljansson -lxxhash -lm -ldl -lpthread
+# In a sanitized build the kernels that it compiles are sanitized too.
+CPPFLAGS += $(if $(SAN),-DSTRATA_JIT_SANITIZE='"$(SAN)"')
+JOBS    ?= $(shell nproc)
+
+# A build never installs; a missing header is one line, not a page of errors.
+GOALS := $(or $(MAKECMDGOALS),all)
+ifneq ($(filter-out check check-slow check-asan check-tsan demo deps clean layers fmt fmt-check,$(GOALS)),)
+HEADERS := yaml.h jansson.h xxhash.h $(if $(filter tests $(BUILD)/test/%,$(GOALS)),cmocka.h)
+lacking := $(shell for h in $(HEADERS); do \
+             printf '\043include <stdarg.h>\n\043include <stddef.h>\n\043include <stdint.h>\n\043include <setjmp.h>\n\043include <%s>\n' $$h \
+             | $(CC) -xc -fsyntax-only - 2>/dev/null || echo $$h; done)
+ifneq ($(strip $(lacking)),)
+$(error $(CC) finds no $(lacking): run 'make deps' as root, or install libyaml-dev libjansson-dev libxxhash-dev libcmocka-dev)
+endif
+endif
 
 SRC_ir      := $(wildcard ir/base/*.c ir/*.c)
 SRC_codegen := $(wildcard codegen/*.c)
@@ -29,7 +46,8 @@ FUZZ        := $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/
 REPLAY      := $(FUZZ:%=$(BUILD)/replay/%)
 SECONDS     ?= 60
 
-.PHONY: all check check-slow clean deps layers fuzz bench-kernels $(FUZZ:%=fuzz-%)
+.PHONY: all tests check check-run check-slow check-asan check-tsan check-valgrind check-memory clean deps \
+        demo layers fmt fmt-check compile_commands.json fuzz bench-kernels bench-depth $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
@@ -76,18 +94,64 @@ $(FUZZ:%=fuzz-%): fuzz-%: $(BUILD)/fuzz/%
 
 fuzz: $(FUZZ:%=fuzz-%)
 
-# A minute of every fuzz target on top of `make check`.
-check-slow: check fuzz
-
 # Includes go down the layers, files and functions stay small.
 layers:
 	@sh tests/layers.sh
 
+# Installs Debian packages where they are missing, as root; else prints the command.
+deps:
+	@sh .ci/deps
+
+# All in one: installs what is missing, builds, tests (under five minutes on two cores).
+check:
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory -j$(JOBS) all tests layers
+	@$(MAKE) --no-print-directory check-run
+
+tests: $(TESTS) $(REPLAY)
+
 # Compiled kernels of the tests stay in the build folder, so that a second run is quick.
-check: export STRATA_CACHE = $(if $(filter /%,$(BUILD)),,$(CURDIR)/)$(BUILD)/cache
-check: all layers $(TESTS) $(REPLAY)
-	@for t in $(TESTS); do echo "== $$t"; $$t || exit 1; done
-	@for t in $(FUZZ); do echo "== replay $$t"; $(BUILD)/replay/$$t tests/fuzz/corpus/$$t || exit 1; done
+ABS_BUILD    := $(if $(filter /%,$(BUILD)),,$(CURDIR)/)$(BUILD)
+SCRIPTS      := $(filter-out tests/program/lib.sh,$(wildcard tests/program/*.sh))
+TEST_COMMANDS = $(SCRIPTS) $(TESTS) $(foreach f,$(FUZZ),'$(BUILD)/replay/$f tests/fuzz/corpus/$f')
+check-run: export STRATA_CACHE = $(ABS_BUILD)/cache
+check-run: export LOGS = $(BUILD)/log
+check-run: export BUILD := $(BUILD)
+check-run: export JOBS := $(JOBS)
+check-run:
+	@bash tests/run.sh $(TEST_COMMANDS)
+
+# What takes longer: sanitizers, valgrind, memory against the plan, hundreds of kills, a minute of
+# every fuzz target.
+check-slow: check
+	$(MAKE) --no-print-directory check-asan
+	$(MAKE) --no-print-directory check-tsan
+	$(MAKE) --no-print-directory check-valgrind
+	$(MAKE) --no-print-directory check-memory
+	BUILD=$(BUILD) bash tests/program/crash.sh 200
+	$(MAKE) --no-print-directory fuzz
+
+# Everything under sanitizers, the kernels that are compiled on the way included. One clang compiles
+# both, whose runtime serves both.
+SANCC ?= $(firstword $(foreach c,clang-14 clang-19,$(if $(wildcard $(shell $(c) -print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.asan-x86_64.a),$(c))))
+SAN_MAKE = $(MAKE) --no-print-directory -j$(JOBS) CC=$(SANCC) OPT='-O1 -g'
+check-asan check-tsan: export STRATA_CLANG = $(SANCC)
+check-asan: export ASAN_OPTIONS = detect_leaks=0:abort_on_error=1
+check-asan: export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
+check-asan:
+	@test -n '$(SANCC)' || { echo 'no clang with sanitizers: apt-get install libclang-common-14-dev clang-14'; exit 1; }
+	@$(SAN_MAKE) BUILD=build-asan SAN=address,undefined all tests
+	@$(SAN_MAKE) BUILD=build-asan SAN=address,undefined check-run
+check-tsan: export TSAN_OPTIONS = halt_on_error=1
+check-tsan:
+	@test -n '$(SANCC)' || { echo 'no clang with sanitizers: apt-get install libclang-common-14-dev clang-14'; exit 1; }
+	@$(SAN_MAKE) BUILD=build-tsan SAN=thread all build-tsan/test/test_thread
+	@build-tsan/test/test_thread
+	@BUILD=build-tsan bash tests/slow/train.sh
+check-valgrind: all
+	@BUILD=$(BUILD) bash tests/slow/valgrind.sh
+check-memory: all
+	@BUILD=$(BUILD) bash tests/slow/memory.sh
 
 # Speed of CPU kernels, for people to read: bench-kernels (products and attention, as a share of the
 # machine's measured multiply-add peak), bench-depth (beside the speed of memcpy).
@@ -97,7 +161,25 @@ $(BUILD)/bench_%: tests/bench/bench_%.c $(BUILD)/libstrata.a
 bench-kernels bench-depth: bench-%: $(BUILD)/bench_%
 	$<
 
+# Trains examples/tiny-moe on the King James Bible for about two minutes and lets it write.
+demo:
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory -j$(JOBS) all
+	@BUILD=$(BUILD) bash examples/tiny-moe/demo.sh
+
+SOURCES = $(wildcard ir/base/*.[ch] ir/*.[ch] codegen/*.[ch] runtime/*.[ch] compiler/*.[ch] tests/*.[ch] tests/*/*.[ch])
+fmt:
+	clang-format -i $(SOURCES)
+fmt-check:
+	clang-format --dry-run -Werror $(SOURCES)
+
+# For editors and clang tools.
+compile_commands.json:
+	@{ echo '['; sep=''; for f in $(SRC_lib) compiler/main.c $(wildcard tests/*.c tests/*/*.c); do \
+	  printf '%s{"directory": "%s", "file": "%s", "command": "%s -c %s"}' "$$sep" '$(CURDIR)' $$f \
+	    '$(CC) $(subst ",\",$(CPPFLAGS) $(CFLAGS)) -Itests' $$f; sep=', '; done; echo ']'; } > $@
+
 clean:
-	rm -rf $(BUILD)
+	rm -rf $(BUILD) build-asan build-tsan build-clang
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -135,6 +135,11 @@ const char **cc_flags(struct arena *a, const char *cpu)
         "-shared",
         "-nostdlib",
         "-Wl,--build-id=none",
+#ifdef STRATA_JIT_SANITIZE /* a sanitized build; the program has the sanitizers' functions */
+        "-g",
+        "-fsanitize=" STRATA_JIT_SANITIZE,
+        "-fno-sanitize-recover=all",
+#endif
         NULL,
     };
     return arena_dup(a, flags, sizeof flags, STRATA_SITE);

@@ -4,7 +4,7 @@ mkdir -p "${BUILD:=build}"
 TMPDIR=$PWD/$BUILD # a disk, where saving takes its time
 case $BUILD in /*) TMPDIR=$BUILD ;; esac
 . tests/program/lib.sh
-kills=${1:-3} steps=60
+kills=${1:-20} steps=60
 RANDOM=${SEED:-$$}
 small_spec "$tmp" $steps
 train() { "$strata" train "$tmp/spec.yaml" --set "train.checkpoint.dir=$tmp/$1" "${@:2}"; }
