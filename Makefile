@@ -60,7 +60,7 @@ $(BUILD)/obj/%.o: %.c | $(GEN_TEXT)
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-.SECONDARY: $(GEN_TEXT)
+.SECONDARY: $(GEN_TEXT) $(OBJ_tests)
 # One C string literal a line, so that the text stays readable in a debugger too.
 $(BUILD)/gen/text/%.inc: codegen/text/%
 	@mkdir -p $(@D)
