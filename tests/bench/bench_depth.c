@@ -67,7 +67,7 @@ static double measure(const struct ir_graph *g, ir_id n, struct ir_bind b, doubl
     }
     if (jit_load(jit, cg_cpu_prelude(), k, low.step.n, NULL, &err)) exit(3);
     double best = 1e9;
-    for (double end = now() + 0.15; now() < end;) {
+    for (double end = now() + 0.4; now() < end;) {
         double start = now();
         for (size_t i = 0; i < low.step.n; i++) {
             sa_kernel *fn;
