@@ -9,8 +9,9 @@
 
 static const char help[] =
     "usage: strata check SPEC [--json] [--draw OUT.svg] [--set KEY=VALUE]\n\n"
-    "Checks a spec and tells what it describes: parameters, layers, depth blocks, the sources every\n"
-    "site reads, operations per token, and the memory that training plans. Nothing is compiled or run.\n\n"
+    "Checks a spec and tells what it describes: parameters, layers, depth blocks, the\n"
+    "sources every site reads, operations per token, and the memory that training plans. Nothing\n"
+    "is compiled or run.\n\n"
     "  strata check examples/tiny-moe/spec.yaml\n"
     "  strata check examples/tiny-moe/spec.yaml --set model.residual.blocks=2 --draw moe.svg\n\n"
     "  --json          one JSON object on standard output instead of the text\n"
@@ -57,9 +58,11 @@ static void print_layers(const struct check *k)
            (long long)m->hidden_size, (long long)m->vocab_size);
     for (size_t i = 0, end; i < m->num_layers; i = end) {
         const struct layer *y = &m->layer[i];
-        for (end = i + 1; end < m->num_layers && same_layer(y, &m->layer[end]); end++) {}
+        for (end = i + 1; end < m->num_layers && same_layer(y, &m->layer[end]); end++) {
+        }
         const char *range = end - i > 1 ? str_fmt(a, "%zu-%zu", i, end - 1) : str_fmt(a, "%zu", i);
-        printf("  %-8s %s; %s\n", range, mixer_text(a, &m->mixer[y->mixer]), ffn_text(a, &m->ffn[y->ffn]));
+        printf("  %-8s %s; %s\n", range, mixer_text(a, &m->mixer[y->mixer]),
+               ffn_text(a, &m->ffn[y->ffn]));
     }
 }
 
@@ -69,7 +72,8 @@ static const char *sources_text(const struct check *k, struct block b)
     struct sb s = {0};
     for (size_t i = b.first, end; i < b.end; i = end) {
         size_t n = site_sources(&k->site[i]);
-        for (end = i + 1; end < b.end && site_sources(&k->site[end]) == n; end++) {}
+        for (end = i + 1; end < b.end && site_sources(&k->site[end]) == n; end++) {
+        }
         sb_printf(&s, "%s%zu", i > b.first ? ", " : "", n);
         if (end - i > 1) sb_printf(&s, " x%zu", end - i);
     }
@@ -124,17 +128,18 @@ static void print_costs(const struct check *k)
     struct arena *a = k->c->arena;
     printf("FLOPs per token  T %lld\n", (long long)v->T);
     printf("  forward      %15s\n", cli_count(a, (int64_t)v->forward_flops));
-    printf("  training     %15s  (6 x active parameters: %s)\n", cli_count(a, (int64_t)v->train_flops),
-           cli_count(a, 6 * v->active));
-    printf("memory           %s, B %lld, T %lld%s\n", v->train ? "training" : "forward", (long long)v->B,
-           (long long)v->T, v->train ? "" : " (the spec has no train section)");
+    printf("  training     %15s  (6 x active parameters: %s)\n",
+           cli_count(a, (int64_t)v->train_flops), cli_count(a, 6 * v->active));
+    printf("memory           %s, B %lld, T %lld%s\n", v->train ? "training" : "forward",
+           (long long)v->B, (long long)v->T, v->train ? "" : " (the spec has no train section)");
     print_bytes(k, "weights", v->memory.weights, "");
     print_bytes(k, "gradients", v->memory.gradients, "");
     print_bytes(k, "optimizer", v->memory.optimizer, "");
     print_bytes(k, "sums", v->memory.micro_sums, "partial gradients of micro-batches");
     print_bytes(k, "activations", v->memory.activations, "");
     print_bytes(k, "inputs", v->memory.inputs, "");
-    print_bytes(k, "threads", v->memory.threads, str_fmt(a, "scratch of %u", v->memory.num_threads));
+    print_bytes(k, "threads", v->memory.threads,
+                str_fmt(a, "scratch of %u", v->memory.num_threads));
     print_bytes(k, "graphs", (uint64_t)v->graph_bytes, "the compiler's own");
     print_bytes(k, "peak", v->memory.peak, "");
 }
@@ -143,9 +148,9 @@ static void print_costs(const struct check *k)
 
 static json_t *json_bytes(const struct survey *v)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
-                     "program", v->train ? "train" : "forward", "B", (json_int_t)v->B, "T",
-                     (json_int_t)v->T, "weights", (json_int_t)v->memory.weights, "gradients",
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "program",
+                     v->train ? "train" : "forward", "B", (json_int_t)v->B, "T", (json_int_t)v->T,
+                     "weights", (json_int_t)v->memory.weights, "gradients",
                      (json_int_t)v->memory.gradients, "optimizer", (json_int_t)v->memory.optimizer,
                      "micro_batch_sums", (json_int_t)v->memory.micro_sums, "activations",
                      (json_int_t)v->memory.activations, "inputs", (json_int_t)v->memory.inputs,
@@ -163,13 +168,13 @@ static json_t *json_depth(const struct check *k)
     }
     for (size_t i = 0; i < k->num_sites; i++) {
         const struct site *s = &k->site[i];
-        json_array_append_new(
-            sites, json_pack("{s:s, s:I, s:b, s:b}", "site", s->name, "sources",
-                             (json_int_t)site_sources(s), "partial", s->partial, "mixes", s->mixes));
+        json_array_append_new(sites, json_pack("{s:s, s:I, s:b, s:b}", "site", s->name, "sources",
+                                               (json_int_t)site_sources(s), "partial", s->partial,
+                                               "mixes", s->mixes));
     }
     return json_pack("{s:s, s:o, s:o}", "residual",
-                     spec_enum_name("residual_type", (int)k->m->residual), "blocks", blocks, "sites",
-                     sites);
+                     spec_enum_name("residual_type", (int)k->m->residual), "blocks", blocks,
+                     "sites", sites);
 }
 
 static json_t *json_layers(const struct check *k)
@@ -186,10 +191,11 @@ static json_t *json_layers(const struct check *k)
 static void print_json(const struct check *k)
 {
     const struct survey *v = k->v;
-    json_t *params = json_pack("{s:I, s:I}", "total", (json_int_t)v->total, "active",
-                               (json_int_t)v->active);
+    json_t *params =
+        json_pack("{s:I, s:I}", "total", (json_int_t)v->total, "active", (json_int_t)v->active);
     for (int p = 0; p < PARTS; p++)
-        json_object_set_new(params, survey_part_name((enum survey_part)p), json_integer(v->part[p]));
+        json_object_set_new(params, survey_part_name((enum survey_part)p),
+                            json_integer(v->part[p]));
     json_t *all = json_pack("{s:s, s:o, s:o, s:o, s:o, s:{s:f, s:f, s:f}}", "name", k->m->name,
                             "parameters", params, "layers", json_layers(k), "depth", json_depth(k),
                             "memory", json_bytes(v), "flops_per_token", "forward", v->forward_flops,
@@ -214,11 +220,12 @@ static void draw(const struct check *k, const char *path)
     struct sb s = {0};
     struct arena *a = k->c->arena;
     const char *active = "";
-    if (k->v->part[PART_experts])
-        active = str_fmt(a, " (%s active)", short_count(a, k->v->active));
+    if (k->v->part[PART_experts]) active = str_fmt(a, " (%s active)", short_count(a, k->v->active));
     draw_model(a, k->m, str_fmt(a, "%s parameters%s", short_count(a, k->v->total), active), &s);
     int e = io_write_atomic(path, s.p, s.n);
-    if (e) cli_fail(e == ENOSPC || e == EIO ? RT_machine : RT_user, "cannot write '%s': %s", path, strerror(e));
+    if (e)
+        cli_fail(e == ENOSPC || e == EIO ? RT_machine : RT_user, "cannot write '%s': %s", path,
+                 strerror(e));
     sb_free(&s);
 }
 

@@ -11,10 +11,10 @@ static const char help[] =
     "                      [--batch B] [--seq T]\n\n"
     "Writes what the compiler makes of a spec, and prints how many kernels that is.\n\n"
     "  strata compile specs/bench-a.yaml --emit c -o bench.c --program train\n"
-    "  strata compile specs/bench-a.yaml --emit ir -o bench.ir --dump-ir=after:two-phase 2> t.ir\n\n"
-    "  --emit ir|c|obj    the kernel graph with its plan (steps, places, lifetimes); the C text of all\n"
-    "                     kernels; that text compiled to an object file\n"
-    "  --program NAME     train (default): loss and gradients; loss, forward, or apply: the optimiser\n"
+    "  strata compile specs/bench-a.yaml --emit ir -o bench.ir --dump-ir=after:dce\n\n"
+    "  --emit ir|c|obj    the kernel graph with its plan (steps, places, lifetimes); the C text\n"
+    "                     of all kernels; that text compiled to an object file\n"
+    "  --program NAME     train (default): loss and gradients; loss, forward, apply (optimiser)\n"
     "  --batch B          sequences; default: those of a micro-batch of the spec, else 1\n"
     "  --seq T            positions; default: train.seq_len, else 128\n"
     "  --target cpu       the only target so far\n" RUN_HELP;
@@ -30,7 +30,8 @@ struct compile {
 
 static void check_words(const struct compile *k)
 {
-    if (!k->out || !k->emit) cli_fail((enum rt_status)EXIT_USAGE, "compile needs --emit and -o PATH");
+    if (!k->out || !k->emit)
+        cli_fail((enum rt_status)EXIT_USAGE, "compile needs --emit and -o PATH");
     if (!strcmp(k->target, "cuda") || !strncmp(k->target, "cuda:", 5))
         cli_fail(RT_user, "target %s is not supported yet: the only target is cpu", k->target);
     if (strcmp(k->target, "cpu"))
@@ -53,7 +54,8 @@ static void open_program(struct compile *k)
             k->p = run_program(r, (enum build_program)i, &plain, k->B, k->T);
     if (k->p) return;
     if (!strcmp(k->program, "decode"))
-        cli_fail(RT_user, "program decode is not supported yet: it is train, loss, forward or apply");
+        cli_fail(RT_user,
+                 "program decode is not supported yet: it is train, loss, forward or apply");
     if (strcmp(k->program, "apply"))
         cli_fail(RT_user, "no program '%s': it is train, loss, forward or apply", k->program);
     if (!r->model->train.present)
@@ -87,7 +89,8 @@ static struct str ir_text(struct compile *k)
     struct sb s = {0}, plan = {0};
     graph_print(program_graph(k->p), k->c.diag, &s);
     plan_print(program_plan(k->p, k->B, k->T), &plan);
-    for (const char *p = plan.p, *e; (e = strchr(p, '\n')); p = e + 1) /* comments of the graph text */
+    /* comments of the graph text */
+    for (const char *p = plan.p, *e; (e = strchr(p, '\n')); p = e + 1)
         sb_printf(&s, "; %.*s\n", (int)(e - p), p);
     sb_free(&plan);
     return sb_take(&s, k->c.arena);
@@ -120,7 +123,8 @@ static const char **object_flags(struct compile *k)
     size_t at = 0;
     flags[at++] = "-c";
     for (size_t i = 0; i < n; i++)
-        if (strcmp(all[i], "-shared") && strcmp(all[i], "-nostdlib") && !str_starts(str_of(all[i]), "-Wl,"))
+        if (strcmp(all[i], "-shared") && strcmp(all[i], "-nostdlib") &&
+            !str_starts(str_of(all[i]), "-Wl,"))
             flags[at++] = all[i];
     return flags;
 }
@@ -134,7 +138,8 @@ static void write_object(struct compile *k)
     cli_check(&k->c, cc_find(a, &clang, &k->c.err));
     if (!clang) cli_fail(RT_user, "clang is not installed: apt-get install clang-14");
     char *dir = str_fmt(a, "%s/strata-compile-XXXXXX", tmp && *tmp ? tmp : P_tmpdir);
-    if (!mkdtemp(dir)) cli_fail(RT_machine, "cannot make a folder like '%s': %s", dir, strerror(errno));
+    if (!mkdtemp(dir))
+        cli_fail(RT_machine, "cannot make a folder like '%s': %s", dir, strerror(errno));
     const struct cc_unit unit = {str_fmt(a, "%s/kernels.c", dir), str_fmt(a, "%s/kernels.o", dir),
                                  str_fmt(a, "%s/log", dir)};
     write_text(unit.source, c_text(k));
@@ -166,8 +171,10 @@ int cmd_compile(int argc, char **argv)
     struct str c = c_text(&k);
     printf("program %s, B %lld, T %lld: %u steps, %u distinct kernels, %s of C\n", k.program,
            (long long)k.B, (long long)k.T, z.steps, z.kernels, cli_bytes(k.c.arena, (double)c.n));
-    if (!strcmp(k.emit, "obj")) write_object(&k);
-    else write_text(k.out, strcmp(k.emit, "c") ? ir_text(&k) : c);
+    if (!strcmp(k.emit, "obj"))
+        write_object(&k);
+    else
+        write_text(k.out, strcmp(k.emit, "c") ? ir_text(&k) : c);
     run_close(&k.r);
     return 0;
 }

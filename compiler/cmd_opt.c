@@ -5,9 +5,9 @@
 
 static const char help[] =
     "usage: strata opt GRAPH.ir [--passes=A,B] [--batch B] [--seq T] [-o OUT.ir]\n\n"
-    "Runs passes on the text of a graph and prints the result: how passes are tested and looked at.\n"
-    "Without --passes all of them run. A reproducer (--repro) of a failed pass says which in its first\n"
-    "line.\n\n"
+    "Runs passes on the text of a graph and prints the result: how passes are looked at.\n"
+    "Without --passes all of them run. A reproducer (--repro) of a failed pass says in its first\n"
+    "line which passes to run.\n\n"
     "  strata opt tests/ir/norm.ir --passes=fuse-rows --report\n\n"
     "  --passes=A,B   passes in order; their names:\n"
 #define PASS(name, function, in, out, skippable, help) "                   " name ": " help "\n"
@@ -35,10 +35,11 @@ int cmd_opt(int argc, char **argv)
     struct str in;
     size_t n;
     cli_parse(&c, argc, argv, help, 1,
-              CLI_OPTIONS({"passes", CLI_text, &o.passes}, {"batch", CLI_int, &B}, {"seq", CLI_int, &T},
-                          {"output", CLI_text, &out}, {"report", CLI_flag, &report},
-                          {"time-passes", CLI_flag, &time_passes}));
-    if (B < 1 || T < 1) cli_fail((enum rt_status)EXIT_USAGE, "--batch and --seq must be at least 1");
+              CLI_OPTIONS({"passes", CLI_text, &o.passes}, {"batch", CLI_int, &B},
+                          {"seq", CLI_int, &T}, {"output", CLI_text, &out},
+                          {"report", CLI_flag, &report}, {"time-passes", CLI_flag, &time_passes}));
+    if (B < 1 || T < 1)
+        cli_fail((enum rt_status)EXIT_USAGE, "--batch and --seq must be at least 1");
     const char *path = c.arg.p[0];
     int e = io_read(c.arena, path, 1 << 28, &in);
     if (e) cli_fail(RT_user, "cannot read '%s': %s", path, strerror(e));
@@ -54,7 +55,8 @@ int cmd_opt(int argc, char **argv)
     show(&reports, report);
     show(&times, time_passes);
     graph_print(g, NULL, &text);
-    if (!out) fwrite(text.p, 1, text.n, stdout);
+    if (!out)
+        fwrite(text.p, 1, text.n, stdout);
     else if ((e = io_write_atomic(out, text.p, text.n)))
         cli_fail(RT_user, "cannot write '%s': %s", out, strerror(e));
     sb_free(&text);

@@ -19,8 +19,10 @@ int cmd_spec(int argc, char **argv)
     if (reference == schema)
         cli_fail((enum rt_status)EXIT_USAGE, "spec needs either --reference or --schema");
     struct sb s = {0};
-    if (reference) spec_reference(&s);
-    else spec_schema(&s);
+    if (reference)
+        spec_reference(&s);
+    else
+        spec_schema(&s);
     fwrite(s.p, 1, s.n, stdout);
     sb_free(&s);
     return 0;

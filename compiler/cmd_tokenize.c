@@ -6,7 +6,8 @@
 #include <stdlib.h>
 
 static const char help[] =
-    "usage: strata tokenize (--tokenizer NAME | --spec SPEC) [--text FILE] [--ids] [-o X.npy] < TEXT\n\n"
+    "usage: strata tokenize (--tokenizer NAME | --spec SPEC) [--text FILE] [--ids] [-o X.npy]\n"
+    "                       < TEXT\n\n"
     "Turns standard input, byte for byte, into token ids and prints how many there are.\n\n"
     "  printf 'In the beginning' | strata tokenize --tokenizer bytes --ids\n"
     "  strata tokenize --spec specs/shakespeare-block.yaml -o ids.npy < play.txt\n\n"
@@ -42,10 +43,12 @@ static struct tokenizer *open_tokenizer(struct cli *c, const struct options *o)
     } else if (strcmp(o->tokenizer, "chars")) {
         if (!io_exists(o->tokenizer))
             cli_fail(RT_user, "no tokenizer '%s': it is bytes, chars or a file", o->tokenizer);
-        cli_fail(RT_user, "tokenizer files are not supported yet (%s): use bytes or chars", o->tokenizer);
+        cli_fail(RT_user, "tokenizer files are not supported yet (%s): use bytes or chars",
+                 o->tokenizer);
     } else if (!o->text) {
-        cli_fail(RT_user, "chars needs --text FILE, the text whose characters are the vocabulary, or "
-                          "--spec SPEC");
+        cli_fail(RT_user,
+                 "chars needs --text FILE, the text whose characters are the vocabulary, or "
+                 "--spec SPEC");
     } else {
         cli_check(c, tokenizer_chars_of_file(o->text, &t, &c->err));
     }
@@ -74,8 +77,10 @@ int cmd_tokenize(int argc, char **argv)
     read_input(&in);
     cli_check(&c, tokenizer_encode(t, (struct str){in.p, in.n}, &v, &c.err));
     if (o.out) cli_check(&c, npy_write_i32(o.out, v.p, 1, (const int64_t[]){(int64_t)v.n}, &c.err));
-    if (o.ids) print_ids(&v);
-    else printf("%zu tokens from %zu bytes, vocabulary %d\n", v.n, in.n, t->vocab_size);
+    if (o.ids)
+        print_ids(&v);
+    else
+        printf("%zu tokens from %zu bytes, vocabulary %d\n", v.n, in.n, t->vocab_size);
     free(v.p);
     sb_free(&in);
     tokenizer_close(t);

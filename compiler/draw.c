@@ -1,6 +1,6 @@
-/* Layout: rows from bottom to top (embedding, sublayers, readout, head), in two columns: the stack of
- * boxes, and a matrix of dots with a column for each source. Names in a spec are letters, digits and
- * ._- only, so no text needs escaping. */
+/* Layout: rows from bottom to top (embedding, sublayers, readout, head), in two columns: the stack
+ * of boxes, and a matrix of dots with a column for each source. Names in a spec are letters, digits
+ * and ._- only, so no text needs escaping. */
 #include "compiler/draw.h"
 #include "compiler/sites.h"
 
@@ -13,10 +13,10 @@ struct picture {
     struct arena *a;
     const struct model *m;
     const struct site *site;
-    size_t num_sites, rows;  /* rows: sublayers */
-    double pitch, box, gap;  /* of rows; height of a box; between blocks */
-    double col, r;           /* width of a source column, radius of a dot */
-    double *y;               /* centre of each sublayer */
+    size_t num_sites, rows; /* rows: sublayers */
+    double pitch, box, gap; /* of rows; height of a box; between blocks */
+    double col, r;          /* width of a source column, radius of a dot */
+    double *y;              /* centre of each sublayer */
     double y_embed, y_readout, y_head, x_dots, width, height;
     struct sb *o;
 };
@@ -47,8 +47,8 @@ const char *ffn_text(struct arena *a, const struct ffn *f)
 
 static const char *mixer_colour(enum mixer_type t)
 {
-    static const char *const c[] = {[MIXER_attention] = "#a9cbe8", [MIXER_mla] = "#c3b7e2",
-                                    [MIXER_kda] = "#a5d9c8"};
+    static const char *const c[] = {
+        [MIXER_attention] = "#a9cbe8", [MIXER_mla] = "#c3b7e2", [MIXER_kda] = "#a5d9c8"};
     return c[t];
 }
 
@@ -62,7 +62,8 @@ static const char *ffn_colour(enum ffn_type t)
 static void text(struct picture *p, double x, double y, double size, const char *anchor,
                  const char *more, const char *t)
 {
-    sb_printf(p->o, "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%.1f\" text-anchor=\"%s\"%s%s>%s</text>\n",
+    sb_printf(p->o,
+              "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%.1f\" text-anchor=\"%s\"%s%s>%s</text>\n",
               x, y, size, anchor, *more ? " " : "", more, t);
 }
 
@@ -84,17 +85,19 @@ static void line(struct picture *p, double x1, double y1, double x2, double y2, 
               x1, y1, x2, y2, stroke, width);
 }
 
-static void disc(struct picture *p, double x, double y, double r, const char *fill, const char *stroke)
+static void disc(struct picture *p, double x, double y, double r, const char *fill,
+                 const char *stroke)
 {
-    sb_printf(p->o, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%.1f\" fill=\"%s\" stroke=\"%s\"/>\n", x, y, r,
-              fill, stroke);
+    sb_printf(p->o, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%.1f\" fill=\"%s\" stroke=\"%s\"/>\n", x,
+              y, r, fill, stroke);
 }
 
 /* A labelled box of the stack. */
 static void box(struct picture *p, double y, const char *fill, const char *label)
 {
     double size = p->box * 0.56 < 13 ? p->box * 0.56 : 13;
-    rect(p, STACK_X + PAD, y - p->box / 2, STACK_W - 2 * PAD, p->box, p->box < 12 ? 2 : 5, fill, "none");
+    rect(p, STACK_X + PAD, y - p->box / 2, STACK_W - 2 * PAD, p->box, p->box < 12 ? 2 : 5, fill,
+         "none");
     if (size >= 5) text(p, STACK_X + STACK_W / 2, y + size * 0.36, size, "middle", "", label);
 }
 
@@ -150,11 +153,15 @@ static void title(struct picture *p, const char *subtitle)
     struct sb s = {0};
     text(p, 24, 44, 26, "start", "font-weight=\"bold\"", m->name);
     text(p, 24, 68, 14, "start", "fill=\"" FAINT "\"", subtitle);
-    sb_printf(&s, "%zu layers, hidden %lld, vocabulary %lld", m->num_layers, (long long)m->hidden_size,
-              (long long)m->vocab_size);
-    if (!p->num_sites) sb_str(&s, ", standard residual");
-    else if (blocks(p) == p->rows) sb_str(&s, ", Full Attention Residuals");
-    else sb_printf(&s, ", Attention Residuals over %zu block%s", blocks(p), blocks(p) == 1 ? "" : "s");
+    sb_printf(&s, "%zu layers, hidden %lld, vocabulary %lld", m->num_layers,
+              (long long)m->hidden_size, (long long)m->vocab_size);
+    if (!p->num_sites)
+        sb_str(&s, ", standard residual");
+    else if (blocks(p) == p->rows)
+        sb_str(&s, ", Full Attention Residuals");
+    else
+        sb_printf(&s, ", Attention Residuals over %zu block%s", blocks(p),
+                  blocks(p) == 1 ? "" : "s");
     text(p, 24, 88, 14, "start", "fill=\"" FAINT "\"", sb_take(&s, p->a).p);
 }
 
@@ -195,8 +202,11 @@ static void boxes(struct picture *p)
     size_t every = p->pitch >= 11 ? 1 : 4;
     for (size_t i = 0; i < p->rows; i++) {
         const struct layer *y = &m->layer[i / 2];
-        if (i % 2) box(p, p->y[i], ffn_colour(m->ffn[y->ffn].type), ffn_text(p->a, &m->ffn[y->ffn]));
-        else box(p, p->y[i], mixer_colour(m->mixer[y->mixer].type), mixer_text(p->a, &m->mixer[y->mixer]));
+        if (i % 2)
+            box(p, p->y[i], ffn_colour(m->ffn[y->ffn].type), ffn_text(p->a, &m->ffn[y->ffn]));
+        else
+            box(p, p->y[i], mixer_colour(m->mixer[y->mixer].type),
+                mixer_text(p->a, &m->mixer[y->mixer]));
         if (i % 2 == 0) continue;
         double top = p->y[i] - p->box / 2, bottom = p->y[i - 1] + p->box / 2;
         line(p, STACK_X - 8, top, STACK_X - 8, bottom, "#c3ccd6", 1.5);
@@ -236,8 +246,11 @@ static void columns(struct picture *p)
     for (size_t k = 0; k <= blocks(p); k++)
         if (k % every == 0)
             text(p, dot_x(p, k), y, size, "middle", "fill=\"" FAINT "\"",
-                 k ? str_fmt(p->a, "b%zu", k) : p->col >= 30 ? "emb" : "e");
-    text(p, p->x_dots, p->y_head + 4, 12, "start", "fill=\"" FAINT "\"", "sources each input mixes");
+                 k              ? str_fmt(p->a, "b%zu", k)
+                 : p->col >= 30 ? "emb"
+                                : "e");
+    text(p, p->x_dots, p->y_head + 4, 12, "start", "fill=\"" FAINT "\"",
+         "sources each input mixes");
 }
 
 /* ---- legend ---- */
@@ -269,7 +282,8 @@ static void swatch(struct legend *l, const char *fill, const char *words)
     entry(l, words);
 }
 
-static void sample(struct legend *l, double r, const char *fill, const char *stroke, const char *words)
+static void sample(struct legend *l, double r, const char *fill, const char *stroke,
+                   const char *words)
 {
     room(l, words);
     disc(l->p, l->x + 7, l->y, r, fill, stroke);
@@ -315,7 +329,8 @@ void draw_model(struct arena *a, const struct model *m, const char *subtitle, st
     legend(p);
     sb_printf(out,
               "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%.0f\" "
-              "viewBox=\"0 0 %.0f %.0f\" font-family=\"Helvetica, Arial, sans-serif\" fill=\"" INK "\">\n"
+              "viewBox=\"0 0 %.0f %.0f\" font-family=\"Helvetica, Arial, sans-serif\" fill=\"" INK
+              "\">\n"
               "<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n",
               p->width, p->height, p->width, p->height);
     sb_add(out, body.p, body.n);

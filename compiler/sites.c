@@ -22,12 +22,16 @@ struct site *sites_of(struct arena *a, const struct model *m, size_t *n)
         const struct layer *y = &m->layer[i / 2];
         bool first = i > 0 && block <= m->num_boundaries && (size_t)m->boundary[block - 1] == i;
         block += first;
-        s[i] = (struct site){.sublayer = i, .block = block, .finished = block - 1,
+        s[i] = (struct site){.sublayer = i,
+                             .block = block,
+                             .finished = block - 1,
                              .partial = i > 0 && !first,
                              .mixes = i > 0 && (i % 2 ? y->attnres_ffn : y->attnres_mixer)};
-        s[i].name = str_fmt(a, "model.layers.%zu.%s_res_proj", i / 2, i % 2 ? "mlp" : "self_attention");
+        s[i].name =
+            str_fmt(a, "model.layers.%zu.%s_res_proj", i / 2, i % 2 ? "mlp" : "self_attention");
     }
-    s[l] = (struct site){"model.output_attn_res_proj", l, block, block - 1, true, m->attnres_output};
+    s[l] =
+        (struct site){"model.output_attn_res_proj", l, block, block - 1, true, m->attnres_output};
     *n = l + 1;
     return s;
 }

@@ -1,5 +1,5 @@
-/* Which depth sources every site of a model reads (spec-contract section 2), for people: what `check`
- * prints and draws. The builder makes the same lists as graph nodes. */
+/* Which depth sources every site of a model reads (spec-contract section 2), for people: what
+ * `check` prints and draws. The builder makes the same lists as graph nodes. */
 #ifndef STRATA_COMPILER_SITES_H
 #define STRATA_COMPILER_SITES_H
 #include "compiler/model.h"

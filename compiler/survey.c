@@ -78,8 +78,8 @@ static void add_model(struct programs *x, enum build_program which, bool probes)
     add_plan(x, g, name[which], b.B, b.T);
 }
 
-/* Named values of constant size are weights, gradients, and what the optimiser keeps; partial sums of
- * a tree over micro-batches hold one more set of gradients a level. */
+/* Named values of constant size are weights, gradients, and what the optimiser keeps; partial sums
+ * of a tree over micro-batches hold one more set of gradients a level. */
 static void divide(struct programs *x)
 {
     struct survey *v = x->v;

@@ -4,7 +4,8 @@
 #define STRATA_COMPILER_SURVEY_H
 #include "compiler/cli.h"
 
-enum survey_part { /* parameters: e_score_correction_bias counts as ffn */
+/* Parameters by part; e_score_correction_bias counts as ffn. */
+enum survey_part {
     PART_embedding, /* embed_tokens, lm_head */
     PART_attention, /* token mixers */
     PART_ffn,       /* dense ones, shared experts, routers */
@@ -17,9 +18,10 @@ const char *survey_part_name(enum survey_part p);
 
 struct survey {
     int64_t total, active, part[PARTS];
-    int64_t B, T;      /* sizes of the programs planned: sequences of a micro-batch, positions */
-    bool train;        /* false: no train section, memory is that of the forward program */
-    double forward_flops, train_flops; /* per token; the latter with gradients, without the update */
+    int64_t B, T; /* sizes of the programs planned: sequences of a micro-batch, positions */
+    bool train;   /* false: no train section, memory is that of the forward program */
+    double forward_flops;
+    double train_flops; /* with gradients, without the update; both per token */
     double graph_bytes; /* graphs and plans, in this process as in a run */
     struct {            /* bytes */
         uint64_t weights, gradients, optimizer, inputs, activations, micro_sums, threads;

@@ -26,15 +26,15 @@ static int run_with(struct str in, const char *const *argv, size_t n)
     assert_int_equal(io_spawn(a, v, in, &out, &status), 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
-#define RUN_IN(in, ...)                                                                            \
-    run_with(in, (const char *const[]){__VA_ARGS__},                                               \
+#define RUN_IN(in, ...)                              \
+    run_with(in, (const char *const[]){__VA_ARGS__}, \
              sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *))
 #define RUN(...) RUN_IN(STR(""), __VA_ARGS__)
-#define EXPECT(status, text, ...)                                                                  \
-    do {                                                                                           \
-        int got_ = RUN(__VA_ARGS__);                                                               \
-        if (got_ != (status) || !strstr(out.p, text))                                              \
-            fail_msg("status %d, want %d and '%s' in:\n%s", got_, status, text, out.p);            \
+#define EXPECT(status, text, ...)                                                       \
+    do {                                                                                \
+        int got_ = RUN(__VA_ARGS__);                                                    \
+        if (got_ != (status) || !strstr(out.p, text))                                   \
+            fail_msg("status %d, want %d and '%s' in:\n%s", got_, status, text, out.p); \
     } while (0)
 
 static struct str file(const char *path)
@@ -48,7 +48,8 @@ static void golden(const char *path, struct str got)
 {
     struct str want = {0};
     if (!io_read(a, path, 1 << 24, &want) && str_eq(want, got)) return;
-    if (!getenv("UPDATE")) fail_msg("%s differs (UPDATE=1 rewrites it); now:\n%.*s", path, (int)got.n, got.p);
+    if (!getenv("UPDATE"))
+        fail_msg("%s differs (UPDATE=1 rewrites it); now:\n%.*s", path, (int)got.n, got.p);
     assert_int_equal(io_write_atomic(path, got.p, got.n), 0);
 }
 
@@ -58,8 +59,9 @@ static void golden(const char *path, struct str got)
 static void check_texts(void **state)
 {
     (void)state;
-    static const char *const spec[][2] = {{"specs/tiny-attnres.yaml", "tests/cli/check-attnres.want"},
-                                          {"examples/tiny-moe/spec.yaml", "tests/cli/check-moe.want"}};
+    static const char *const spec[][2] = {
+        {"specs/tiny-attnres.yaml", "tests/cli/check-attnres.want"},
+        {"examples/tiny-moe/spec.yaml", "tests/cli/check-moe.want"}};
     for (int i = 0; i < 2; i++) {
         EXPECT(0, "\nmemory ", "check", spec[i][0]);
         assert_non_null(strstr(out.p, "\n  peak "));
@@ -120,7 +122,8 @@ static void check_sites(const struct fixture *f, const json_t *j)
         const struct tf_tensor *t = tensorfile_at(f->want, i);
         if (!str_starts(str_of(t->name), "depth.")) continue;
         size_t k;
-        json_array_foreach(sites, k, s) {
+        json_array_foreach(sites, k, s)
+        {
             if (strcmp(json_string_value(json_object_get(s, "site")), t->name + 6)) continue;
             assert_int_equal(json_integer_value(json_object_get(s, "sources")), t->shape[0]);
             found++;
@@ -162,8 +165,8 @@ static double resident(const char *const *argv)
     return 1024 * (double)u.ru_maxrss;
 }
 
-/* The planned peak against what training takes beyond a command that does nothing. The first run fills
- * the kernel cache: a compiler counts as its parent's memory. */
+/* The planned peak against what training takes beyond a command that does nothing. The first run
+ * fills the kernel cache: a compiler counts as its parent's memory. */
 static void planned_memory(void **state)
 {
     (void)state;
@@ -184,13 +187,15 @@ static void planned_memory(void **state)
         json_decref(j);
         for (int k = 0; k < 2; k++) {
             io_remove_tree(in_dir("run"));
-            got = resident((const char *const[]){strata, "train", specs[i], "--steps", "1", data, dir, NULL});
+            got = resident(
+                (const char *const[]){strata, "train", specs[i], "--steps", "1", data, dir, NULL});
         }
         double ratio = planned / (got - base);
         print_message("%s: planned %.1f MiB, measured %.1f MiB\n", specs[i], planned / 0x1p20,
                       (got - base) / 0x1p20);
 #if !defined __SANITIZE_ADDRESS__ && !defined __SANITIZE_THREAD__
-        if (!(ratio > 0.9 && ratio < 1.1)) fail_msg("planned memory is off by a factor of %.3f", ratio);
+        if (!(ratio > 0.9 && ratio < 1.1))
+            fail_msg("planned memory is off by a factor of %.3f", ratio);
 #else
         (void)ratio;
 #endif
@@ -241,7 +246,8 @@ static void drawings(void **state)
     EXPECT(0, "", "check", "examples/tiny-moe/spec.yaml", "--draw", in_dir("moe.svg"));
     golden("examples/tiny-moe/architecture.svg", file(in_dir("moe.svg")));
     static const char *const set[] = {
-        "model.residual={type: attnres, blocks: 4}", "model.residual=standard",
+        "model.residual={type: attnres, blocks: 4}",
+        "model.residual=standard",
         "model.residual={type: attnres, block_size: 1}",
         "model.layers=[{repeat: 93, layers: [{mixer: full, ffn: dense}]}]",
         "model.layers=[{mixer: full, ffn: dense}, {mixer: full, ffn: dense, attnres: false}]",
@@ -249,17 +255,21 @@ static void drawings(void **state)
     for (size_t i = 0; i < sizeof set / sizeof *set; i++) {
         const char *svg = in_dir("x.svg");
         struct diag *d = diag_open(a);
-        struct model *m = spec_load(a, d, "specs/tiny-attnres.yaml", &(struct spec_options){&set[i], 1});
+        struct model *m =
+            spec_load(a, d, "specs/tiny-attnres.yaml", &(struct spec_options){&set[i], 1});
         assert_non_null(m);
-        EXPECT(0, "tiny-attnres", "check", "specs/tiny-attnres.yaml", "--draw", svg, "--set", set[i]);
+        EXPECT(0, "tiny-attnres", "check", "specs/tiny-attnres.yaml", "--draw", svg, "--set",
+               set[i]);
         struct str text = file(svg);
         well_formed(text);
         size_t n, dots = 0;
         const struct site *s = sites_of(a, m, &n);
         bool off = false;
         for (size_t k = 0; k < n; k++) dots += site_sources(&s[k]), off |= k && !s[k].mixes;
-        if (n) dots += 3 + off; /* legend */
-        else dots = 2 * m->num_layers; /* a plus for each sublayer */
+        if (n)
+            dots += 3 + off; /* legend */
+        else
+            dots = 2 * m->num_layers; /* a plus for each sublayer */
         assert_int_equal(count(text, "<circle "), dots);
     }
 }
@@ -331,19 +341,23 @@ static void documents(void **state)
 static void compile(void **state)
 {
     (void)state;
-    const char *ir = in_dir("x.ir"), *c = in_dir("x.c"), *o = in_dir("x.o"), *spec = "specs/tiny-attnres.yaml";
+    const char *ir = in_dir("x.ir"), *c = in_dir("x.c"), *o = in_dir("x.o"),
+               *spec = "specs/tiny-attnres.yaml";
     EXPECT(0, "distinct kernels", "compile", spec, "--emit", "ir", "-o", ir);
     assert_true(str_starts(file(ir), "graph train stage K\n"));
     assert_non_null(strstr(file(ir).p, "\n; plan train stage P B=1 T=128\n"));
     EXPECT(1, "does not take a graph of this stage", "opt", ir, "--passes=dce");
-    EXPECT(0, "B 2, T 16", "compile", spec, "--emit", "c", "-o", c, "--program", "loss", "--batch", "2",
-           "--seq", "16", "--time-passes");
+    EXPECT(0, "B 2, T 16", "compile", spec, "--emit", "c", "-o", c, "--program", "loss", "--batch",
+           "2", "--seq", "16", "--time-passes");
     assert_non_null(strstr(out.p, "two-phase"));
     assert_true(str_starts(file(c), "/* tiny-attnres (specs/tiny-attnres.yaml)\n"));
     EXPECT(0, "machine code", "compile", spec, "--emit", "obj", "-o", o, "--program", "forward");
-    assert_true(str_starts(file(o), "\x7f" "ELF"));
-    EXPECT(0, "program apply", "compile", "specs/bench-c.yaml", "--emit", "ir", "-o", ir, "--program", "apply");
-    EXPECT(1, "not supported yet", "compile", spec, "--target", "cuda:sm_90", "--emit", "c", "-o", c);
+    assert_true(str_starts(file(o), "\x7f"
+                                    "ELF"));
+    EXPECT(0, "program apply", "compile", "specs/bench-c.yaml", "--emit", "ir", "-o", ir,
+           "--program", "apply");
+    EXPECT(1, "not supported yet", "compile", spec, "--target", "cuda:sm_90", "--emit", "c", "-o",
+           c);
     EXPECT(1, "not supported yet", "compile", spec, "--emit", "ptx", "-o", c);
     EXPECT(1, "not supported yet", "compile", spec, "--emit", "c", "-o", c, "--program", "decode");
     EXPECT(1, "train section", "compile", spec, "--emit", "c", "-o", c, "--program", "apply");
@@ -357,7 +371,8 @@ static void opt(void **state)
     const char *bad = in_dir("bad.ir");
     EXPECT(0, "stage K", "opt", "tests/ir/fuse_norm.ir");
     EXPECT(0, "stage T", "opt", "tests/ir/fuse_norm.ir", "--passes=simplify,dce");
-    EXPECT(0, "distinct row kernels", "opt", "tests/ir/fuse_norm.ir", "--passes=fuse-rows", "--report");
+    EXPECT(0, "distinct row kernels", "opt", "tests/ir/fuse_norm.ir", "--passes=fuse-rows",
+           "--report");
     EXPECT(1, "error", "opt", "tests/ir/fuse_norm.ir", "--passes=nothing");
     assert_int_equal(io_write_atomic(bad, "graph x stage T\n%a = b\n", 23), 0);
     EXPECT(1, "error", "opt", bad);
@@ -445,9 +460,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(status),         cmocka_unit_test(bug_status),
         cmocka_unit_test(help),           cmocka_unit_test(documents),
-        cmocka_unit_test(check_texts),    cmocka_unit_test(drawings), cmocka_unit_test(check_numbers),
-        cmocka_unit_test(tokenize_bytes), cmocka_unit_test(tokenize_chars),
-        cmocka_unit_test(opt),            cmocka_unit_test(compile),  cmocka_unit_test(planned_memory),
+        cmocka_unit_test(check_texts),    cmocka_unit_test(drawings),
+        cmocka_unit_test(check_numbers),  cmocka_unit_test(tokenize_bytes),
+        cmocka_unit_test(tokenize_chars), cmocka_unit_test(opt),
+        cmocka_unit_test(compile),        cmocka_unit_test(planned_memory),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
