@@ -47,7 +47,8 @@ REPLAY      := $(FUZZ:%=$(BUILD)/replay/%)
 SECONDS     ?= 60
 
 .PHONY: all tests check check-run check-slow check-asan check-tsan check-valgrind check-memory clean deps \
-        demo layers fmt fmt-check compile_commands.json fuzz bench-kernels bench-depth $(FUZZ:%=fuzz-%)
+        demo layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
+        bench-depth $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
@@ -178,6 +179,13 @@ compile_commands.json:
 	@{ echo '['; sep=''; for f in $(SRC_lib) compiler/main.c $(wildcard tests/*.c tests/*/*.c); do \
 	  printf '%s{"directory": "%s", "file": "%s", "command": "%s -c %s"}' "$$sep" '$(CURDIR)' $$f \
 	    '$(CC) $(subst ",\",$(CPPFLAGS) $(CFLAGS)) -Itests' $$f; sep=', '; done; echo ']'; } > $@
+
+# Whole training steps beside the machine's peak and PyTorch, the price of attention residuals, and the
+# time from an edit to the first step; also in $(BUILD)/bench.json. bench-edit: only the last.
+bench: all
+	/usr/bin/python3 tests/bench/bench.py --build $(BUILD) all
+bench-edit: all
+	/usr/bin/python3 tests/bench/bench.py --build $(BUILD) edit
 
 clean:
 	rm -rf $(BUILD) build-asan build-tsan build-clang

@@ -88,6 +88,8 @@ void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
     double begin = mem_seconds();
     if (!rep) rep = &own;
     cli_check(r->cli, session_compile(r->session, rep, &r->cli->err));
+    r->compiled += rep->compiled;
+    r->cached += rep->cached;
     r->seconds[RUN_compile] += rep->seconds;
     r->seconds[RUN_load] += mem_seconds() - begin - rep->seconds;
     run_texts();

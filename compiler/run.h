@@ -20,6 +20,7 @@ struct run {
     struct session *session;
     float **weights; /* per parameter; set by run_ready */
     double seconds[RUN_PHASES];
+    size_t compiled, cached; /* kernels */
 };
 
 /* Options of every command that compiles: --cpu, --threads, --skip ... */
