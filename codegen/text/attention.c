@@ -125,6 +125,10 @@ void ${FN}_bwd(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *s
                             attn_dscore(s + (r + m) * KB, ds + (r + m) * KB, nv, scale, lse[(i0 + m) * H],
                                         attn_dot(o + (i0 + m) * LDO, dout + (i0 + m) * LDDO, VD),
                                         i0 + m - k0, W);
+                        /* a row that sees one key only: its probability is 1 whatever the score */
+                        for (int64_t m = 0; m < mr; m++)
+                            for (int64_t j = 0; j < nv && (W == 1 || i0 + m == 0); j++)
+                                st16(ds + (r + m) * KB + 16 * j, splat16(0.0f));
                         t = (struct tile){.ks = 1, .bp = KB * 16, .kn = seen, .ldc = LDDQ, .prefetch = kn,
                                           .load = k0 > (W > 0 ? max64(0, i0 - W + 1) / KB * KB : 0)};
                         for (int64_t m = 0; m < mr; m++) t.a[m] = ds + (r + m) * KB;

@@ -67,7 +67,8 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
         float *dx = (float *)p[3] + t * @FN@_E, sum = 1e-20f, back = 0, mean = 0;
         @FN@_scores((const float *)p[0] + t * n[0], s);
         for (int64_t i = 0; i < @FN@_K; i++) sum += s[id[i]];
-        for (int64_t i = 0; i < @FN@_K; i++) back += dw[i] * s[id[i]] / sum;
+        /* this order leaves exactly 0 below where the one chosen has all the weight */
+        for (int64_t i = 0; i < @FN@_K; i++) back += dw[i] * (s[id[i]] / sum);
         for (int64_t i = 0; i < @FN@_K; i++)
             ds[i] = ${SCALE} * (${RENORMALIZE} ? (dw[i] - back) / sum : dw[i]);
         if (${SOFTMAX})
