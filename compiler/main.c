@@ -31,15 +31,23 @@ static void on_abort(int sig)
     _exit(EXIT_BUG);
 }
 
+/* What a command printed must have arrived. */
+static int finish(int status)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) return status;
+    fputs("strata: error: cannot write to standard output\n", stderr);
+    return status ? status : EXIT_MACHINE;
+}
+
 int main(int argc, char **argv)
 {
     signal(SIGABRT, on_abort);
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         help(argc < 2 ? stderr : stdout);
-        return argc < 2 ? EXIT_USAGE : 0;
+        return finish(argc < 2 ? EXIT_USAGE : 0);
     }
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 1, argv + 1);
+        if (!strcmp(argv[1], commands[i].name)) return finish(commands[i].run(argc - 1, argv + 1));
     fprintf(stderr, "strata: no command '%s'\nhint: 'strata --help' lists the commands.\n", argv[1]);
     return EXIT_USAGE;
 }

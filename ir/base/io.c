@@ -91,8 +91,22 @@ int io_sync_dir(const char *path)
     return err;
 }
 
+bool io_special(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode);
+}
+
+static int write_special(const char *path, const void *data, size_t n)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC), err = fd < 0 ? errno : io_write_all(fd, data, n);
+    if (fd >= 0 && close(fd) && !err) err = errno;
+    return err;
+}
+
 int io_write_atomic(const char *path, const void *data, size_t n)
 {
+    if (io_special(path)) return write_special(path, data, n);
     struct arena *a = arena_open("io");
     char *tmp = str_fmt(a, "%s.tmp.%d", path, (int)getpid());
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666), err = 0;

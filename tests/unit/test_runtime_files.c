@@ -300,6 +300,10 @@ static void npy_round_trip(void **state)
     assert_int_equal(npy_open(in_dir("f.npy"), &a, &err), RT_ok);
     assert_true(a.type == NPY_f32 && a.rank == 3 && a.shape[2] == 3 && npy_float(&a, 1) == -2.5f);
     npy_close(&a);
+    assert_int_equal(npy_write_i32("/dev/full", ids, 1, (int64_t[]){6}, &err), RT_machine);
+    assert_int_equal(npy_write_i32("/dev/null", ids, 1, (int64_t[]){6}, &err), RT_ok);
+    assert_true(io_special("/dev/full") && io_special("/dev/null"));
+    assert_int_equal(npy_write_i32(in_dir(""), ids, 1, (int64_t[]){6}, &err), RT_user);
     put(in_dir("empty.npy"), "", 0);
     assert_int_equal(npy_open(in_dir("empty.npy"), &a, &err), RT_user);
     assert_int_equal(npy_open(in_dir("absent.npy"), &a, &err), RT_user);
