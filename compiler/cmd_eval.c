@@ -28,8 +28,8 @@ static struct batch read_tokens(struct cli *c, const char *path, int64_t vocab)
 {
     struct npy n;
     cli_check(c, npy_open(path, &n, &c->err));
-    if (n.type == NPY_f32 || n.rank != 2 || n.shape[0] < 1 || n.shape[1] < 2)
-        cli_fail(RT_user, "%s: eval needs token ids [B, T+1] with at least one row and two columns", path);
+    if (n.type != NPY_i32 || n.rank != 2 || n.shape[0] < 1 || n.shape[1] < 2)
+        cli_fail(RT_user, "%s: eval needs int32 token ids [B, T+1], one row and two columns at least", path);
     struct batch b = {.B = n.shape[0], .T = n.shape[1] - 1};
     size_t w = (size_t)n.shape[1], rows = (size_t)b.B, t = (size_t)b.T;
     int32_t *row = NEW(c->arena, int32_t, w);

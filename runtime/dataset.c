@@ -63,8 +63,8 @@ static enum rt_status check_id(const struct dataset *d, uint64_t i, int64_t id,
 static enum rt_status open_npy(struct dataset *d, struct rt_error *err)
 {
     RT_TRY(npy_open(d->path, &d->npy, err));
-    if (d->npy.type == NPY_f32)
-        return rt_fail(err, RT_user, "'%s' holds float32, not token ids", d->path);
+    if (d->npy.type != NPY_i32 && d->npy.type != NPY_u16)
+        return rt_fail(err, RT_user, "'%s' does not hold int32 or uint16 token ids", d->path);
     if (d->npy.rank != 1)
         return rt_fail(err, RT_user, "'%s' has %d dimensions; token ids for training are 1-D",
                        d->path, d->npy.rank);

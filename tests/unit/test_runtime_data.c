@@ -129,7 +129,7 @@ static void dataset_refuses(void **state)
     npy_write_f32(in_dir("f.npy"), (float[]){1, 2, 3, 9, 5}, 1, (int64_t[]){5}, NULL);
     expect_bad(in_dir("i.npy"), NULL, 9, "token 3 is 9, which is not below vocab_size 9");
     expect_bad(in_dir("2d.npy"), NULL, 256, "2 dimensions");
-    expect_bad(in_dir("f.npy"), NULL, 256, "float32");
+    expect_bad(in_dir("f.npy"), NULL, 256, "not hold int32 or uint16");
     put(in_dir("fake.npy"), "text that is long enough");
     expect_bad(in_dir("fake.npy"), b, 256, "magic");
     struct dataset_options o = {in_dir("i.npy"), 0, true, 4, 10, 7, NULL};
