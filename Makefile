@@ -46,8 +46,8 @@ FUZZ        := $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/
 REPLAY      := $(FUZZ:%=$(BUILD)/replay/%)
 SECONDS     ?= 60
 
-.PHONY: all tests check check-run check-slow check-asan check-tsan check-valgrind check-memory clean deps \
-        demo layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
+.PHONY: all tests check check-random check-run check-slow check-asan check-tsan check-valgrind check-memory \
+        clean deps demo layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
         bench-depth $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
@@ -95,6 +95,14 @@ $(FUZZ:%=fuzz-%): fuzz-%: $(BUILD)/fuzz/%
 
 fuzz: $(FUZZ:%=fuzz-%)
 
+# Random specs beside the independent oracle, which needs Debian's python3-torch.
+check-random: export STRATA_CACHE = $(if $(filter /%,$(BUILD)),,$(CURDIR)/)$(BUILD)/cache
+check-random: all
+	@if /usr/bin/python3 -c 'import torch, numpy, yaml' 2>/dev/null; then \
+	    /usr/bin/python3 tests/fixtures/random_specs.py --count 20 && \
+	    /usr/bin/python3 tests/fixtures/random_specs.py --count 20 --train; \
+	else echo "== skipped: random specs need python3-torch, python3-numpy, python3-yaml"; fi
+
 # Includes go down the layers, files and functions stay small.
 layers:
 	@sh tests/layers.sh
@@ -131,6 +139,7 @@ check-slow: check
 	$(MAKE) --no-print-directory check-memory
 	BUILD=$(BUILD) bash tests/program/crash.sh 200
 	$(MAKE) --no-print-directory fuzz
+	$(MAKE) --no-print-directory check-random
 
 # Everything under sanitizers, the kernels that are compiled on the way included. One clang compiles
 # both, whose runtime serves both.
