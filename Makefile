@@ -14,8 +14,9 @@ CPPFLAGS += -D_GNU_SOURCE -Iir -I. -I$(BUILD)/gen
 CFLAGS  += -std=c11 $(OPT) $(WARN) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDFLAGS += $(if $(SAN),-fsanitize=$(SAN)) -rdynamic
 LDLIBS  := -lyaml -ljansson -lxxhash -lm -ldl -lpthread
-# In a sanitized build the kernels that it compiles are sanitized too.
-CPPFLAGS += $(if $(SAN),-DSTRATA_JIT_SANITIZE='"$(SAN)"')
+# Sanitizers for the kernels that a build compiles; it has their functions by SAN.
+KERNEL_SAN ?=
+CPPFLAGS += $(if $(KERNEL_SAN),-DSTRATA_JIT_SANITIZE='"$(KERNEL_SAN)"')
 JOBS    ?= $(shell nproc)
 
 # A build never installs; a missing header is one line, not a page of errors.
@@ -141,8 +142,8 @@ check-slow: check
 	$(MAKE) --no-print-directory fuzz
 	$(MAKE) --no-print-directory check-random
 
-# Everything under sanitizers, the kernels that are compiled on the way included. One clang compiles
-# both, whose runtime serves both.
+# All tests under sanitizers; then training with a build whose kernels are sanitized too. One clang
+# compiles both, whose runtime serves both.
 SANCC ?= $(firstword $(foreach c,clang-14 clang-19,$(if $(wildcard $(shell $(c) -print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.asan-x86_64.a),$(c))))
 SAN_MAKE = $(MAKE) --no-print-directory -j$(JOBS) CC=$(SANCC) OPT='-O1 -g'
 check-asan check-tsan: export STRATA_CLANG = $(SANCC)
@@ -152,10 +153,12 @@ check-asan:
 	@test -n '$(SANCC)' || { echo 'no clang with sanitizers: apt-get install libclang-common-14-dev clang-14'; exit 1; }
 	@$(SAN_MAKE) BUILD=build-asan SAN=address,undefined all tests
 	@$(SAN_MAKE) BUILD=build-asan SAN=address,undefined check-run
+	@$(SAN_MAKE) BUILD=build-asan-kernels SAN=address,undefined KERNEL_SAN=address,undefined all
+	@BUILD=build-asan-kernels bash tests/slow/train.sh
 check-tsan: export TSAN_OPTIONS = halt_on_error=1
 check-tsan:
 	@test -n '$(SANCC)' || { echo 'no clang with sanitizers: apt-get install libclang-common-14-dev clang-14'; exit 1; }
-	@$(SAN_MAKE) BUILD=build-tsan SAN=thread all build-tsan/test/test_thread
+	@$(SAN_MAKE) BUILD=build-tsan SAN=thread KERNEL_SAN=thread all build-tsan/test/test_thread
 	@build-tsan/test/test_thread
 	@BUILD=build-tsan bash tests/slow/train.sh
 check-valgrind: all
@@ -197,6 +200,6 @@ bench-edit: all
 	/usr/bin/python3 tests/bench/bench.py --build $(BUILD) edit
 
 clean:
-	rm -rf $(BUILD) build-asan build-tsan build-clang
+	rm -rf $(BUILD) build-asan build-asan-kernels build-tsan build-clang
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -137,6 +137,7 @@ const char **cc_flags(struct arena *a, const char *cpu)
         "-Wl,--build-id=none",
 #ifdef STRATA_JIT_SANITIZE /* a sanitized build; the program has the sanitizers' functions */
         "-g",
+        "-O1", /* checks make the large kernels very slow to compile */
         "-fsanitize=" STRATA_JIT_SANITIZE,
         "-fno-sanitize-recover=all",
 #endif
