@@ -16,6 +16,7 @@ LDFLAGS += $(if $(SAN),-fsanitize=$(SAN)) -rdynamic
 LDLIBS  := -lyaml -ljansson -lxxhash -lm -ldl -lpthread
 # Sanitizers for the kernels that a build compiles; it has their functions by SAN.
 KERNEL_SAN ?=
+CPPFLAGS += $(if $(SAN),-DSTRATA_SANITIZED)
 CPPFLAGS += $(if $(KERNEL_SAN),-DSTRATA_JIT_SANITIZE='"$(KERNEL_SAN)"')
 JOBS    ?= $(shell nproc)
 
@@ -47,8 +48,8 @@ FUZZ        := $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/
 REPLAY      := $(FUZZ:%=$(BUILD)/replay/%)
 SECONDS     ?= 60
 
-.PHONY: all tests check check-random check-run check-slow check-asan check-tsan check-valgrind check-memory \
-        clean deps demo layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
+.PHONY: all tests check check-random check-run check-slow check-asan check-tsan check-valgrind clean \
+        deps demo layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
         bench-depth $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
@@ -131,13 +132,12 @@ check-run: export JOBS := $(JOBS)
 check-run:
 	@bash tests/run.sh $(TEST_COMMANDS)
 
-# What takes longer: sanitizers, valgrind, memory against the plan, hundreds of kills, a minute of
+# What takes longer: sanitizers, valgrind, hundreds of kills, a minute of
 # every fuzz target.
 check-slow: check
 	$(MAKE) --no-print-directory check-asan
 	$(MAKE) --no-print-directory check-tsan
 	$(MAKE) --no-print-directory check-valgrind
-	$(MAKE) --no-print-directory check-memory
 	BUILD=$(BUILD) bash tests/program/crash.sh 200
 	$(MAKE) --no-print-directory fuzz
 	$(MAKE) --no-print-directory check-random
@@ -163,8 +163,6 @@ check-tsan:
 	@BUILD=build-tsan bash tests/slow/train.sh
 check-valgrind: all
 	@BUILD=$(BUILD) bash tests/slow/valgrind.sh
-check-memory: all
-	@BUILD=$(BUILD) bash tests/slow/memory.sh
 
 # Speed of CPU kernels, for people to read: bench-kernels (products and attention, as a share of the
 # machine's measured multiply-add peak), bench-depth (beside the speed of memcpy).

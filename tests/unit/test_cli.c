@@ -193,7 +193,7 @@ static void planned_memory(void **state)
         double ratio = planned / (got - base);
         print_message("%s: planned %.1f MiB, measured %.1f MiB\n", specs[i], planned / 0x1p20,
                       (got - base) / 0x1p20);
-#if !defined __SANITIZE_ADDRESS__ && !defined __SANITIZE_THREAD__
+#ifndef STRATA_SANITIZED
         if (!(ratio > 0.9 && ratio < 1.1))
             fail_msg("planned memory is off by a factor of %.3f", ratio);
 #else

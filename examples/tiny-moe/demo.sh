@@ -1,0 +1,41 @@
+#!/bin/bash
+# `make demo`: a real text, two minutes of training, and what the model writes. Everything it makes
+# is in build/demo.
+set -eu
+cd "$(dirname "$0")/../.."
+build=${BUILD:-build} spec=examples/tiny-moe/spec.yaml
+demo=$build/demo
+text=$demo/kjv.txt
+mkdir -p "$demo"
+if [ ! -s "$text" ]; then
+    command -v bible >/dev/null || { echo "demo: no 'bible': apt-get install --no-install-recommends bible-kjv" >&2; exit 1; }
+    # One verse a line, without its number.
+    bible -f gen1:1-rev22:21 | sed 's/^[^ ]* //' >"$text.part"
+    mv "$text.part" "$text"
+fi
+n=1
+while [ -e "$demo/run-$n" ]; do n=$((n + 1)); done
+run=$demo/run-$n
+
+echo "== The model: a Mixture of Experts with Block Attention Residuals"
+"$build/strata" check $spec --set "train.data.path=$PWD/$text" | sed -n 1,20p
+echo
+echo "== Training on the King James Bible ($(wc -c <"$text") bytes), into $run"
+"$build/strata" train $spec --set "train.data.path=$PWD/$text" --set "train.checkpoint.dir=$run"
+echo
+echo "== Validation loss in nats a byte (1.318 is the best that counting the bytes before can do)"
+sed -n 's/.*"step": *\([0-9]*\).*"val_loss": *\([0-9.]*\).*/\1 \2/p' "$run/metrics.jsonl" |
+    while read -r step loss; do echo "  step $((step + 1))  $loss"; done
+for prompt in 'And God said' 'In the beginning' 'Blessed are'; do
+    echo
+    echo "== '$prompt'"
+    "$build/strata" generate $spec --weights "$run" --prompt "$prompt" --max-tokens 240 \
+        --temperature 0.7 --top-p 0.95 --seed 1
+done
+cat <<EOF
+
+== Now change something and run again. Every spec is compiled anew in a second or two:
+  $build/strata train $spec --set model.residual.blocks=1 --set train.checkpoint.dir=$demo/one-block
+  $build/strata train $spec --set model.residual=standard --set train.checkpoint.dir=$demo/standard
+or edit 'blocks: 4' in $spec and call 'make demo' again.
+EOF
