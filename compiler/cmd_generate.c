@@ -45,7 +45,7 @@ static void read_prompt(struct gen *g, const char *prompt, const char *ids, cons
 {
     struct cli *c = g->r.cli;
     const struct model *m = g->r.model;
-    if (!prompt == !ids) cli_fail((enum rt_status)EXIT_USAGE, "generate needs --prompt or --prompt-ids");
+    if (!prompt == !ids) cli_fail((enum rt_status)EXIT_USAGE, "generate needs either --prompt or --prompt-ids");
     if (prompt || !g->print_ids) cli_check(c, tokens_open(m, weights, &g->tok, &c->err));
     if (prompt && !g->tok)
         cli_fail(RT_user, "the spec names no tokenizer, so the prompt must come as --prompt-ids");
@@ -130,6 +130,7 @@ int cmd_generate(int argc, char **argv)
     if (!weights) cli_fail((enum rt_status)EXIT_USAGE, "generate needs --weights");
     if (!(s.temperature >= 0) || !(s.top_p > 0 && s.top_p <= 1))
         cli_fail((enum rt_status)EXIT_USAGE, "--temperature must be at least 0, --top-p in (0, 1]");
+    if (max < 0) cli_fail((enum rt_status)EXIT_USAGE, "--max-tokens must be at least 0");
     s.seed = (uint64_t)seed;
     const struct model *m = cli_model(&c, c.arg.p[0]);
     run_open(&g.r, &c, m, &o);

@@ -158,14 +158,15 @@ int cmd_train(int argc, char **argv)
     struct run_options o = {0};
     const char *weights = NULL;
     bool resume = false, prof = false;
-    int64_t steps = -1;
+    int64_t steps = INT64_MAX;
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"weights", CLI_text, &weights}, {"resume", CLI_flag, &resume},
                           {"steps", CLI_int, &steps}, {"profile", CLI_flag, &prof}, RUN_OPTIONS(o)));
+    if (steps < 0) cli_fail((enum rt_status)EXIT_USAGE, "--steps must be at least 0");
     const struct model *m = cli_model(&c, c.arg.p[0]);
     if (!m->train.present) cli_fail(RT_user, "%s has no train section", c.arg.p[0]);
     uint64_t end = (uint64_t)m->train.steps;
-    if (steps >= 0 && (uint64_t)steps < end) end = (uint64_t)steps;
+    if ((uint64_t)steps < end) end = (uint64_t)steps;
     trainer_open(&l->t, &c, m, &o);
     begin(l, resume, weights);
     catch_signals();
