@@ -5,7 +5,10 @@
 #include "compiler/memplan_place.h"
 
 #define NOBUF UINT32_MAX
-enum { ALIGN = 64 };
+/* Large places in scratch are an odd number of cache lines longer: values of one size, one after the
+ * other, would all begin at the same set of the first-level cache, and kernels that walk over many of
+ * them at once would push their own rows out. */
+enum { ALIGN = 64, SPREAD_FROM = 1 << 14, SPREAD = 11 * 64 };
 
 struct planner {
     struct arena *a;
@@ -21,6 +24,11 @@ struct planner {
 static uint64_t aligned(uint64_t bytes)
 {
     return bytes ? (bytes + ALIGN - 1) / ALIGN * ALIGN : ALIGN;
+}
+
+static uint64_t spread(uint64_t bytes)
+{
+    return aligned(bytes) + (bytes < SPREAD_FROM ? 0 : SPREAD);
 }
 
 /* ---- elements ---- */
@@ -331,7 +339,7 @@ static void place_scratch(struct planner *c)
         if (b->named)
             b->first = 0, b->last = c->end;
         else
-            block[n++] = (struct mem_block){aligned(b->bytes), b->first, b->last, 0};
+            block[n++] = (struct mem_block){spread(b->bytes), b->first, b->last, 0};
     }
     p->live = memplan_live(c->a, block, n);
     p->bytes[SA_scratch] = memplan_place(c->a, block, n);
