@@ -82,13 +82,13 @@ $(BUILD)/replay/%: tests/fuzz/%.c tests/fuzz/replay.c $(BUILD)/libstrata.a
 FUZZFLAGS := -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
 $(BUILD)/fuzz/obj/%.o: %.c | $(GEN_TEXT)
 	@mkdir -p $(@D)
-	clang $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c -o $@ $<
+	$(SANCC) $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c -o $@ $<
 
 $(BUILD)/fuzz/libstrata.a: $(SRC_lib:%.c=$(BUILD)/fuzz/obj/%.o)
 	@rm -f $@; ar rcs $@ $^
 
 $(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/fuzz/libstrata.a
-	clang $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ -rdynamic $(LDLIBS)
+	$(SANCC) $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ -rdynamic $(LDLIBS)
 
 $(FUZZ:%=fuzz-%): fuzz-%: $(BUILD)/fuzz/%
 	@mkdir -p $(BUILD)/fuzz/new/$*
