@@ -302,6 +302,8 @@ VJP(depth_mix)
     ir_id dh = elem(c, n, 0);
     uint32_t count = (uint32_t)ir_int(c->g, n, AK_sources, 0);
     if (dh == IR_NONE) return; /* only its statistics were read */
+    for (uint32_t j = 0; j < count; j++) /* a second accumulator would lose what the first has */
+        for (uint32_t k = 0; k < j; k++) CHECK(src(c, n, 1 + j) != src(c, n, 1 + k));
     VEC(ir_id) s = {0};
     char *have = arena_alloc(c->scratch, count + 1, 1, STRATA_SITE);
     vec_push(c->scratch, &s, dh);

@@ -67,7 +67,7 @@ static void unknown(struct cli *c, const struct cli_option *opt, size_t n, const
 {
     const char *best = NULL;
     unsigned least = 4;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && arg[1] == '-'; i++) {
         unsigned d = str_distance(str_of(arg + 2), str_of(opt[i].name));
         if (d < least) best = opt[i].name, least = d;
     }
@@ -103,8 +103,11 @@ void cli_parse_range(struct cli *c, int argc, char **argv, const char *help, siz
             continue;
         }
         const char *eq = strchr(a, '=');
-        struct str name = {a + 2, eq ? (size_t)(eq - a) - 2 : strlen(a) - (a[1] == '-' ? 2 : 0)};
-        if (!strcmp(a, "-o")) name = STR("output"), eq = NULL;
+        struct str name = STR("");
+        if (!strcmp(a, "-o"))
+            name = STR("output"), eq = NULL;
+        else if (a[1] == '-')
+            name = (struct str){a + 2, eq ? (size_t)(eq - a) - 2 : strlen(a) - 2};
         const struct cli_option *o = find(opt, nopt, name);
         bool set = str_is(name, "set");
         if (!o && !set) unknown(c, opt, nopt, a);
@@ -123,6 +126,11 @@ void cli_parse_range(struct cli *c, int argc, char **argv, const char *help, siz
     if (c->arg.n < npos || c->arg.n > max_pos)
         usage(c, "needs %zu%s argument%s, got %zu", npos, max_pos > npos ? " or more" : "",
               npos == 1 && max_pos == 1 ? "" : "s", c->arg.n);
+}
+
+void cli_no_set(const struct cli *c)
+{
+    if (c->set.n) usage(c, "--set %s changes a spec, and there is none", c->set.p[0]);
 }
 
 struct model *cli_model(struct cli *c, const char *path)

@@ -37,6 +37,8 @@ void cli_parse_range(struct cli *c, int argc, char **argv, const char *help, siz
                                                   sizeof(struct cli_option)
 /* Loads the spec of that path with --set; prints diagnostics; exits 1 when there are errors. */
 struct model *cli_model(struct cli *c, const char *path);
+/* Refuses --set (status 2): for commands, or forms of them, that read no spec. */
+void cli_no_set(const struct cli *c);
 /* Prints what is in the diagnostic list so far (and empties nothing). */
 void cli_diagnostics(const struct cli *c);
 /* Ends the program where st is not RT_ok: diagnostics, "strata: error: text", exit status st. */

@@ -116,7 +116,7 @@ int cmd_eval(int argc, char **argv)
     if (logits || depth)
         forward = program_plan(run_program(&r, BUILD_forward, &build, b.B, b.T), b.B, b.T);
     run_ready(&r, train, NULL);
-    run_load(&r, weights);
+    run_load(&r, weights, NULL);
     bind(train, &b);
     plan_run(train);
     if (forward) {

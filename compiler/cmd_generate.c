@@ -3,6 +3,7 @@
 #include "runtime/sample.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 static const char help[] =
     "usage: strata generate SPEC --weights W (--prompt TEXT | --prompt-ids 1,2,3) [--max-tokens N]\n"
@@ -41,11 +42,13 @@ static void parse_ids(struct gen *g, const char *s)
     }
 }
 
+/* `weights` is the file or folder of the weights: a tokenizer that was saved lies there too. */
 static void read_prompt(struct gen *g, const char *prompt, const char *ids, const char *weights)
 {
     struct cli *c = g->r.cli;
     const struct model *m = g->r.model;
-    if (!prompt == !ids) cli_fail((enum rt_status)EXIT_USAGE, "generate needs either --prompt or --prompt-ids");
+    struct stat st;
+    if (!stat(weights, &st) && !S_ISDIR(st.st_mode)) weights = io_dirname(c->arena, weights);
     if (prompt || !g->print_ids) cli_check(c, tokens_open(m, weights, &g->tok, &c->err));
     if (prompt && !g->tok)
         cli_fail(RT_user, "the spec names no tokenizer, so the prompt must come as --prompt-ids");
@@ -119,6 +122,7 @@ int cmd_generate(int argc, char **argv)
     struct gen g = {0};
     struct run_options o = {0};
     struct sampler s = {.top_p = 1};
+    char found[PATH_MAX];
     const char *weights = NULL, *prompt = NULL, *ids = NULL;
     int64_t max = 256, seed = 0;
     cli_parse(&c, argc, argv, help, 1,
@@ -128,17 +132,20 @@ int cmd_generate(int argc, char **argv)
                           {"seed", CLI_int, &seed}, {"print-ids", CLI_flag, &g.print_ids},
                           RUN_OPTIONS(o)));
     if (!weights) cli_fail((enum rt_status)EXIT_USAGE, "generate needs --weights");
+    if (!prompt == !ids)
+        cli_fail((enum rt_status)EXIT_USAGE, "generate needs either --prompt or --prompt-ids");
     if (!(s.temperature >= 0) || !(s.top_p > 0 && s.top_p <= 1))
         cli_fail((enum rt_status)EXIT_USAGE, "--temperature must be at least 0, --top-p in (0, 1]");
-    if (max < 0) cli_fail((enum rt_status)EXIT_USAGE, "--max-tokens must be at least 0");
+    if (max < 0 || seed < 0)
+        cli_fail((enum rt_status)EXIT_USAGE, "--max-tokens and --seed must be at least 0");
     s.seed = (uint64_t)seed;
     const struct model *m = cli_model(&c, c.arg.p[0]);
     run_open(&g.r, &c, m, &o);
-    read_prompt(&g, prompt, ids, weights);
     const struct build_options plain = {0};
     g.forward = run_program(&g.r, BUILD_forward, &plain, 1, STEP);
     run_ready(&g.r, program_plan(g.forward, 1, STEP), NULL);
-    run_load(&g.r, weights);
+    run_load(&g.r, weights, found);
+    read_prompt(&g, prompt, ids, found);
     generate(&g, &s, max);
     run_close(&g.r);
     return 0;

@@ -38,6 +38,7 @@ int cmd_opt(int argc, char **argv)
               CLI_OPTIONS({"passes", CLI_text, &o.passes}, {"batch", CLI_int, &B},
                           {"seq", CLI_int, &T}, {"output", CLI_text, &out},
                           {"report", CLI_flag, &report}, {"time-passes", CLI_flag, &time_passes}));
+    cli_no_set(&c);
     if (B < 1 || T < 1)
         cli_fail((enum rt_status)EXIT_USAGE, "--batch and --seq must be at least 1");
     const char *path = c.arg.p[0];

@@ -16,6 +16,7 @@ int cmd_spec(int argc, char **argv)
     bool reference = false, schema = false;
     cli_parse(&c, argc, argv, help, 0,
               CLI_OPTIONS({"reference", CLI_flag, &reference}, {"schema", CLI_flag, &schema}));
+    cli_no_set(&c);
     if (reference == schema)
         cli_fail((enum rt_status)EXIT_USAGE, "spec needs either --reference or --schema");
     struct sb s = {0};

@@ -1,6 +1,7 @@
 #include "compiler/cli.h"
 #include "compiler/tokens.h"
 #include "runtime/npy.h"
+#include "runtime/utf8.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +9,8 @@
 static const char help[] =
     "usage: strata tokenize (--tokenizer NAME | --spec SPEC) [--text FILE] [--ids] [-o X.npy]\n"
     "                       < TEXT\n\n"
-    "Turns standard input, byte for byte, into token ids and prints how many there are.\n\n"
+    "Turns standard input, byte for byte, into token ids and prints how many there are. The input is\n"
+    "UTF-8; anything else is an error.\n\n"
     "  printf 'In the beginning' | strata tokenize --tokenizer bytes --ids\n"
     "  strata tokenize --spec specs/shakespeare-block.yaml -o ids.npy < play.txt\n\n"
     "  --tokenizer NAME  bytes, or chars (the distinct characters of the text of --text)\n"
@@ -71,10 +73,13 @@ int cmd_tokenize(int argc, char **argv)
                           {"output", CLI_text, &o.out}));
     if (!o.tokenizer == !o.spec)
         cli_fail((enum rt_status)EXIT_USAGE, "tokenize needs either --tokenizer or --spec");
+    if (!o.spec) cli_no_set(&c);
     struct sb in = {0};
     struct tok_ids v = {0};
     struct tokenizer *t = open_tokenizer(&c, &o);
     read_input(&in);
+    size_t bad = utf8_check((struct str){in.p, in.n});
+    if (bad < in.n) cli_fail(RT_user, "invalid UTF-8 at byte %zu of the text", bad);
     cli_check(&c, tokenizer_encode(t, (struct str){in.p, in.n}, &v, &c.err));
     if (o.out) cli_check(&c, npy_write_i32(o.out, v.p, 1, (const int64_t[]){(int64_t)v.n}, &c.err));
     if (o.ids)
@@ -84,6 +89,5 @@ int cmd_tokenize(int argc, char **argv)
     free(v.p);
     sb_free(&in);
     tokenizer_close(t);
-    if (fflush(stdout)) cli_fail(RT_machine, "cannot write standard output: %s", strerror(errno));
     return 0;
 }

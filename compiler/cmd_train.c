@@ -18,11 +18,13 @@ static const char help[] =
     "  --steps N          stop after step N; the schedule keeps train.steps\n"
     "  --profile          at the end, where the time went, kernel by kernel\n" RUN_HELP;
 
-static volatile sig_atomic_t stop;
+static volatile sig_atomic_t stop, ready;
 
+/* Until the first step there is nothing to save. */
 static void on_signal(int sig)
 {
     (void)sig;
+    if (!ready) _exit(0);
     stop = 1;
 }
 
@@ -167,9 +169,10 @@ int cmd_train(int argc, char **argv)
     if (!m->train.present) cli_fail(RT_user, "%s has no train section", c.arg.p[0]);
     uint64_t end = (uint64_t)m->train.steps;
     if ((uint64_t)steps < end) end = (uint64_t)steps;
+    catch_signals();
     trainer_open(&l->t, &c, m, &o);
     begin(l, resume, weights);
-    catch_signals();
+    ready = 1;
     if (prof) exec_profile(plan_exec(l->t.train), true), exec_profile(plan_exec(l->t.apply), true);
     progress_start(&l->bar, STDERR_FILENO, l->t.step, end, 10);
     run_steps(l, end);

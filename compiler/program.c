@@ -35,13 +35,12 @@ enum rt_status session_open(const struct session_options *o, struct session **ou
 {
     struct arena *a = arena_open("session");
     struct session *s = NEW(a, struct session, 1);
-    const char *text;
     *out = NULL;
     s->a = a;
     s->o = *o;
     if (!s->o.cpu) s->o.cpu = "native";
     if (!s->o.diag) s->o.diag = diag_open(a);
-    enum rt_status st = cc_cpu(a, s->o.cpu, &text, err);
+    enum rt_status st = cc_cpu_known(s->o.cpu, err);
     if (st) {
         arena_close(a);
         return st;

@@ -26,7 +26,8 @@ struct session_options {
     struct pipeline_options pipeline;
     uint64_t cache_bytes; /* as jit_options */
 };
-/* Starts no threads and needs no compiler before session_compile. RT_user for an unknown cpu. */
+/* Starts no threads, and needs neither a compiler nor the cpu it plans for, before session_compile.
+ * RT_user for an unknown cpu. */
 enum rt_status session_open(const struct session_options *o, struct session **out,
                             struct rt_error *err);
 /* Closes the session with all its programs and plans. NULL is fine. */

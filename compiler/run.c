@@ -113,9 +113,9 @@ void run_refused(void *cli, const char *step_dir, const char *why)
     fprintf(stderr, "strata: warning: %s is not used: %s\n", step_dir, why);
 }
 
-void run_load(struct run *r, const char *path)
+void run_load(struct run *r, const char *path, char found[PATH_MAX])
 {
-    char real[PATH_MAX];
+    char own[PATH_MAX], *real = found ? found : own;
     struct cli *c = r->cli;
     cli_check(c, ckpt_weights(path, run_refused, c, real, &c->err));
     cli_check(c, weights_load(r->params, real, r->weights, c->diag, &c->err));

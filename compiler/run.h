@@ -5,6 +5,7 @@
 #include "compiler/cli.h"
 #include "compiler/program.h"
 #include "compiler/weights.h"
+#include <limits.h>
 
 enum run_phase { /* of getting ready, in seconds */
     RUN_graphs,  /* building, autodiff, passes */
@@ -41,6 +42,8 @@ struct run_options {
     "  --dump-ir WHEN,... before:PASS, after:PASS, after:all: graphs to standard error\n"          \
     "  --report           what the passes decided, and why\n"                                      \
     "  --time-passes      milliseconds a pass\n"                                                   \
+    "  --roundtrip-each   print and read the graph again after every pass\n"                       \
+    "  --repro FILE       where a bug in a pass leaves the graph it was given\n"                   \
     "  --set KEY=VALUE    change a value of the spec, as model.residual.blocks=2\n"
 
 /* Opens a session for a model; exits on failure. */
@@ -59,8 +62,10 @@ void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep);
 /* Prints what --dump-ir, --report and --time-passes have so far; run_ready does it too. */
 void run_texts(void);
 void run_close(struct run *r);
-/* Weights from --weights PATH (file, Hugging Face folder, step folder or run folder); exits on failure. */
-void run_load(struct run *r, const char *path);
-/* The same without exiting: also tells where the weights came from (step folder). */
+/* Weights from --weights PATH (file, Hugging Face folder, step folder or run folder); exits on
+ * failure. `found`, where it is not NULL, becomes the file or folder that is read (of a run folder the
+ * newest valid step). */
+void run_load(struct run *r, const char *path, char found[PATH_MAX]);
+/* A ckpt_refused_fn that warns on standard error; its context is not used. */
 void run_refused(void *cli, const char *step_dir, const char *why);
 #endif

@@ -2,6 +2,7 @@
 #include "compiler/tokens.h"
 #include "runtime/mem.h"
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -37,7 +38,12 @@ static void open_programs(struct trainer *t)
     const struct build_options plain = {0}, probes = {.probes = true};
     t->train = run_model_plan(r, BUILD_train, &plain, t->rows, T);
     t->apply = run_plan(r, build_apply(r->cli->arena, r->model, r->params), "apply", 1, 1);
-    if (s->eval_every && (!t->data || dataset_val_windows(t->data))) {
+    bool none = t->data && !dataset_val_windows(t->data);
+    if (s->eval_every && none)
+        fprintf(stderr, "strata: warning: train.eval does nothing: the validation part of %s holds no "
+                        "window of %lld tokens (train.data.val_fraction)\n",
+                s->data_path, (long long)T);
+    if (s->eval_every && !none) {
         t->loss = run_model_plan(r, BUILD_loss, &plain, t->rows, T);
         t->probe = run_model_plan(r, BUILD_train, &probes, t->rows, T);
     }
@@ -124,7 +130,7 @@ void trainer_close(struct trainer *t)
 void trainer_start(struct trainer *t, const char *weights)
 {
     if (weights)
-        run_load(&t->run, weights);
+        run_load(&t->run, weights, NULL);
     else
         weights_init(t->run.params, t->run.model->train.seed, t->run.weights);
 }

@@ -104,11 +104,16 @@ static bool has_v4(void)
            __builtin_cpu_supports("avx512vl");
 }
 
+enum rt_status cc_cpu_known(const char *cpu, struct rt_error *err)
+{
+    if (!strcmp(cpu, "native") || !strcmp(cpu, "x86-64-v4") || !strcmp(cpu, "x86-64-v3")) return RT_ok;
+    return rt_fail(err, RT_user, "unknown cpu '%s': it is native, x86-64-v3 or x86-64-v4", cpu);
+}
+
 enum rt_status cc_cpu(struct arena *a, const char *cpu, const char **text, struct rt_error *err)
 {
     bool native = !strcmp(cpu, "native"), v4 = !strcmp(cpu, "x86-64-v4");
-    if (!native && !v4 && strcmp(cpu, "x86-64-v3"))
-        return rt_fail(err, RT_user, "unknown cpu '%s': it is native, x86-64-v3 or x86-64-v4", cpu);
+    RT_TRY(cc_cpu_known(cpu, err));
     if (!has_v3())
         return rt_fail(err, RT_machine, "this processor has no AVX2 and FMA (x86-64-v3)");
     if (v4 && !has_v4())

@@ -13,6 +13,8 @@ const char *cc_identity(struct arena *a, const char *path);
  * for what is no clang at all. */
 enum rt_status cc_version(struct arena *a, const char *path, const char **version,
                           struct rt_error *err);
+/* RT_user when `cpu` is none of native, x86-64-v3 and x86-64-v4. */
+enum rt_status cc_cpu_known(const char *cpu, struct rt_error *err);
 /* What code for `cpu` depends on, as text: for native the model and features of this machine's
  * processor, for x86-64-v3 and x86-64-v4 their names. RT_user when `cpu` is none of the three or
  * this processor cannot run it, RT_machine when it cannot run what we generate at all. */

@@ -29,7 +29,7 @@ static int read_fd(struct arena *a, int fd, size_t size, struct str *out)
     return 0;
 }
 
-/* A pipe or device has no size: read in pieces up to `max`. */
+/* Pipes, devices and the files of /proc have no size: read in pieces up to `max`. */
 static int read_stream(struct arena *a, int fd, size_t max, struct str *out)
 {
     struct sb s = {0};
@@ -56,7 +56,7 @@ int io_read(struct arena *a, const char *path, size_t max, struct str *out)
     struct stat st;
     int err = fstat(fd, &st) ? errno : 0;
     if (!err && S_ISDIR(st.st_mode)) err = EISDIR;
-    if (!err && S_ISREG(st.st_mode)) {
+    if (!err && S_ISREG(st.st_mode) && st.st_size > 0) {
         if ((uint64_t)st.st_size > max)
             err = EFBIG;
         else

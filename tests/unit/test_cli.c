@@ -290,15 +290,18 @@ static void check_npy(const char *path, const int32_t *ids, size_t n)
 static void tokenize_bytes(void **state)
 {
     (void)state;
-    struct str in = {"a\0\xff\r\n", 5};
+    struct str in = {"a\0\xc3\xa9\r\n", 6}, bad = {"a\xff\n", 3};
     const char *npy = in_dir("x.npy");
     assert_int_equal(RUN_IN(in, "tokenize", "--tokenizer", "bytes", "--ids", "-o", npy), 0);
-    assert_string_equal(out.p, "97 0 255 13 10\n");
-    check_npy(npy, (const int32_t[]){97, 0, 255, 13, 10}, 5);
+    assert_string_equal(out.p, "97 0 195 169 13 10\n");
+    check_npy(npy, (const int32_t[]){97, 0, 195, 169, 13, 10}, 6);
     assert_int_equal(RUN_IN(STR(""), "tokenize", "--tokenizer", "bytes", "--ids"), 0);
     assert_string_equal(out.p, "\n");
     assert_int_equal(RUN_IN(in, "tokenize", "--spec", "specs/bench-a.yaml"), 0);
-    assert_string_equal(out.p, "5 tokens from 5 bytes, vocabulary 256\n");
+    assert_string_equal(out.p, "6 tokens from 6 bytes, vocabulary 256\n");
+    assert_int_equal(RUN_IN(bad, "tokenize", "--tokenizer", "bytes", "--ids"), 1);
+    assert_non_null(strstr(out.p, "invalid UTF-8 at byte 1"));
+    EXPECT(2, "there is none", "tokenize", "--tokenizer", "bytes", "--set", "name=x");
 }
 
 static void tokenize_chars(void **state)
@@ -354,6 +357,7 @@ static void compile(void **state)
     EXPECT(0, "machine code", "compile", spec, "--emit", "obj", "-o", o, "--program", "forward");
     assert_true(str_starts(file(o), "\x7f"
                                     "ELF"));
+    EXPECT(0, "", "compile", spec, "--emit", "c", "-o", c, "--cpu", "x86-64-v4");
     EXPECT(0, "program apply", "compile", "specs/bench-c.yaml", "--emit", "ir", "-o", ir,
            "--program", "apply");
     EXPECT(1, "not supported yet", "compile", spec, "--target", "cuda:sm_90", "--emit", "c", "-o",
@@ -389,6 +393,12 @@ static void status(void **state)
     EXPECT(1, "cannot write", "check", "specs/bench-a.yaml", "--draw", "/nowhere/x.svg");
     EXPECT(2, "did you mean --json", "check", "specs/bench-a.yaml", "--jsn");
     EXPECT(2, "needs 1 argument", "check");
+    EXPECT(2, "no option -x", "check", "specs/bench-a.yaml", "-x");
+    EXPECT(2, "--steps", "train", "specs/bench-a.yaml", "--steps", "-1");
+    EXPECT(2, "--seed", "init", "specs/tiny-attnres.yaml", "-o", in_dir("x"), "--seed", "-1");
+    EXPECT(2, "--max-tokens", "generate", "specs/tiny-attnres.yaml", "--weights", "w",
+           "--prompt-ids", "1", "--max-tokens", "-1");
+    assert_int_equal(system(str_fmt(a, "%s spec --schema >/dev/full 2>&1", strata)) >> 8, 3);
 }
 
 /* abort(), which bugs end in, is exit status 4. The child waits for standard input. */

@@ -13,6 +13,7 @@
 #include "abi.h"
 #include "base/io.h"
 #include "base/map.h"
+#include "runtime/cc.h"
 #include "runtime/jit.h"
 #include "runtime/store.h"
 
@@ -281,6 +282,18 @@ static void test_cpus(void **state)
     assert_null(j);
 }
 
+/* Code for "native" is found again only on a processor of the same kind. */
+static void test_native_name(void **state)
+{
+    (void)state;
+    struct rt_error err = {{0}};
+    const char *text;
+    assert_int_equal(cc_cpu(arena, "native", &text, &err), RT_ok);
+    assert_non_null(strstr(text, "avx2"));
+    assert_int_equal(cc_cpu_known("x86-64-v4", &err), RT_ok);
+    assert_int_equal(cc_cpu_known("x86-64-v2", &err), RT_user);
+}
+
 static void test_trim(void **state)
 {
     (void)state;
@@ -414,6 +427,7 @@ int main(void)
         TEST(test_concurrent),
         TEST(test_texts),
         TEST(test_cpus),
+        TEST(test_native_name),
         TEST(test_trim),
         TEST(test_bad_compilers),
         TEST(test_unusable_folder),
