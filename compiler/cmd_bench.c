@@ -157,12 +157,16 @@ static void show_machine(const struct machine *m)
     printf("machine, %u thread%s\n  peak          %10.1f GFLOP/s float32\n  memory        %10.1f "
            "GB/s read\n",
            m->threads, m->threads == 1 ? "" : "s", 1e-9 * m->flops, 1e-9 * m->bytes);
+    if (machine_busy(m))
+        printf("  the machine is busy: one thread alone reaches %.1f, so shares of the peak are "
+               "too high\n",
+               1e-9 * m->alone / m->threads);
 }
 
 static json_t *machine_json(const struct machine *m)
 {
-    return json_pack("{s:i, s:f, s:f}", "threads", (int)m->threads, "flops_per_second", m->flops,
-                     "bytes_per_second", m->bytes);
+    return json_pack("{s:i, s:b, s:f, s:f}", "threads", (int)m->threads, "busy", machine_busy(m),
+                     "flops_per_second", m->flops, "bytes_per_second", m->bytes);
 }
 
 struct turn { /* what is measured */

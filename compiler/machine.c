@@ -9,6 +9,7 @@
 enum {
     ROUNDS = 10000,               /* of 24 multiply-adds: a piece of some 50 microseconds ... */
     PIECES = 40,                  /* ... and so many for each thread in one run */
+    TRIES = 6,                    /* where the machine is busy */
     CHUNK = 1 << 16,              /* floats of a piece that is read */
     READ_BYTES = 256 * (1 << 20), /* beyond any cache */
 };
@@ -63,14 +64,25 @@ static double best(struct machine *m, struct job *j, int64_t items, double secon
     return least;
 }
 
+bool machine_busy(const struct machine *m)
+{
+    return m->flops < 0.85 * m->alone;
+}
+
 void machine_measure(struct machine *m)
 {
     struct job fma = {.p = {m->memory}, .n = {ROUNDS}}, read = {.p = {m->memory}, .n = {CHUNK}};
     memcpy(&fma.fn, &m->fma, sizeof fma.fn);
     memcpy(&read.fn, &m->read, sizeof read.fn);
     int64_t items = PIECES * (int64_t)m->threads;
-    double flops = (double)items * ROUNDS * 24 * 16 * 2 / best(m, &fma, items, FMA_SECONDS);
+    double each = ROUNDS * 24.0 * 16 * 2;
+    double alone =
+        m->threads * each / best(m, &fma, 1, FMA_SECONDS / 8); /* one item: this thread */
+    if (alone > m->alone) m->alone = alone;
+    for (int i = 0; i < TRIES && (!i || machine_busy(m)); i++) {
+        double flops = (double)items * each / best(m, &fma, items, FMA_SECONDS);
+        if (flops > m->flops) m->flops = flops;
+    }
     double bytes = READ_BYTES / best(m, &read, READ_BYTES / (4 * CHUNK), READ_SECONDS);
-    if (flops > m->flops) m->flops = flops;
     if (bytes > m->bytes) m->bytes = bytes;
 }

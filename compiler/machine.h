@@ -2,11 +2,13 @@
  * (codegen/text/peak.c). */
 #ifndef STRATA_COMPILER_MACHINE_H
 #define STRATA_COMPILER_MACHINE_H
+#include <stdbool.h>
 #include "runtime/status.h"
 
 struct machine {
     unsigned threads;
     double flops; /* float32 multiply-adds a second, two operations each; best so far */
+    double alone; /* the same of one thread, times threads */
     double bytes; /* bytes read from memory a second; best so far */
     struct pool *pool;
     struct jit *jit;
@@ -20,4 +22,7 @@ void machine_close(struct machine *m);
 /* Measures for about half a second in many short pieces, so that a busy neighbour spoils only some
  * of them, and keeps the best. Call it several times around what is compared with it. */
 void machine_measure(struct machine *m);
+/* Whether the threads together stay far below what they would reach one by one: other programs hold
+ * cores (or threads share one), and shares of the peak come out too high. */
+bool machine_busy(const struct machine *m);
 #endif
