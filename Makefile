@@ -5,8 +5,9 @@ endif
 BUILD   ?= build
 SAN     ?=
 OPT     ?= -O2 -g
+# Sizes are enumeration constants, also in sums of doubles, which newer clangs warn of.
 WARN    := -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef \
-           -Wconversion -Wno-sign-conversion
+           -Wconversion -Wno-sign-conversion -Wno-enum-float-conversion
 ifdef CI
 WARN    += -Werror
 endif
@@ -19,6 +20,10 @@ KERNEL_SAN ?=
 CPPFLAGS += $(if $(SAN),-DSTRATA_SANITIZED)
 CPPFLAGS += $(if $(KERNEL_SAN),-DSTRATA_JIT_SANITIZE='"$(KERNEL_SAN)"')
 JOBS    ?= $(shell nproc)
+# `make V=1` shows every command in full.
+V       ?=
+Q       := $(if $(V),,@)
+say      = $(if $(V),,@echo '  $(1) $(2)')
 
 # A build never installs; a missing header is one line, not a page of errors.
 GOALS := $(or $(MAKECMDGOALS),all)
@@ -27,6 +32,9 @@ HEADERS := yaml.h jansson.h xxhash.h $(if $(filter tests $(BUILD)/test/%,$(GOALS
 lacking := $(shell for h in $(HEADERS); do \
              printf '\043include <stdarg.h>\n\043include <stddef.h>\n\043include <stdint.h>\n\043include <setjmp.h>\n\043include <%s>\n' $$h \
              | $(CC) -xc -fsyntax-only - 2>/dev/null || echo $$h; done)
+ifeq ($(shell command -v $(firstword $(CC))),)
+$(error no compiler $(CC): run 'make deps' as root, or install gcc or clang)
+endif
 ifneq ($(strip $(lacking)),)
 $(error $(CC) finds no $(lacking): run 'make deps' as root, or install libyaml-dev libjansson-dev libxxhash-dev libcmocka-dev)
 endif
@@ -57,11 +65,13 @@ $(BUILD)/libstrata.a: $(OBJ_lib)
 	@rm -f $@; ar rcs $@ $^
 
 $(BUILD)/strata: $(BUILD)/obj/compiler/main.o $(BUILD)/libstrata.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/obj/%.o: %.c | $(GEN_TEXT)
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC,$<)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 .SECONDARY: $(GEN_TEXT) $(OBJ_tests)
 # One C string literal a line, so that the text stays readable in a debugger too.
@@ -71,24 +81,28 @@ $(BUILD)/gen/text/%.inc: codegen/text/%
 
 $(BUILD)/test/%: tests/unit/%.c $(OBJ_tests) $(BUILD)/libstrata.a
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -Itests -o $@ $< $(OBJ_tests) $(BUILD)/libstrata.a $(LDFLAGS) -lcmocka $(LDLIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -Itests -o $@ $< $(OBJ_tests) $(BUILD)/libstrata.a $(LDFLAGS) -lcmocka $(LDLIBS)
 
 # Fuzz targets: `make check` replays their corpora, `make fuzz-NAME SECONDS=60` and `make fuzz` search
 # for more under libFuzzer with sanitizers. What is found goes to tests/fuzz/corpus/NAME.
 $(BUILD)/replay/%: tests/fuzz/%.c tests/fuzz/replay.c $(BUILD)/libstrata.a
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -o $@ $< tests/fuzz/replay.c $(BUILD)/libstrata.a $(LDFLAGS) $(LDLIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -o $@ $< tests/fuzz/replay.c $(BUILD)/libstrata.a $(LDFLAGS) $(LDLIBS)
 
 FUZZFLAGS := -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
 $(BUILD)/fuzz/obj/%.o: %.c | $(GEN_TEXT)
 	@mkdir -p $(@D)
-	$(SANCC) $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c -o $@ $<
+	$(call say,CC,$<)
+	$(Q)$(SANCC) $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c -o $@ $<
 
 $(BUILD)/fuzz/libstrata.a: $(SRC_lib:%.c=$(BUILD)/fuzz/obj/%.o)
 	@rm -f $@; ar rcs $@ $^
 
 $(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/fuzz/libstrata.a
-	$(SANCC) $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ -rdynamic $(LDLIBS)
+	$(call say,LD,$@)
+	$(Q)$(SANCC) $(CPPFLAGS) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $^ -rdynamic $(LDLIBS)
 
 $(FUZZ:%=fuzz-%): fuzz-%: $(BUILD)/fuzz/%
 	@mkdir -p $(BUILD)/fuzz/new/$*
@@ -115,7 +129,7 @@ deps:
 
 # All in one: installs what is missing, builds, tests (under five minutes on two cores).
 check:
-	@$(MAKE) --no-print-directory deps
+	@sh .ci/deps check
 	@$(MAKE) --no-print-directory -j$(JOBS) all tests layers
 	@$(MAKE) --no-print-directory check-run
 
@@ -174,7 +188,7 @@ bench-kernels bench-depth: bench-%: $(BUILD)/bench_%
 
 # Trains examples/tiny-moe on the King James Bible for about two minutes and lets it write.
 demo:
-	@$(MAKE) --no-print-directory deps
+	@sh .ci/deps demo
 	@$(MAKE) --no-print-directory -j$(JOBS) all
 	@BUILD=$(BUILD) bash examples/tiny-moe/demo.sh
 
