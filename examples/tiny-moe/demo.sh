@@ -2,10 +2,12 @@
 # `make demo`: a real text, two minutes of training, and what the model writes. Everything it makes
 # is in build/demo.
 set -eu
+export LC_ALL=C
 cd "$(dirname "$0")/../.."
 build=${BUILD:-build} spec=examples/tiny-moe/spec.yaml
 demo=$build/demo
 text=$demo/kjv.txt
+case $text in /*) path=$text ;; *) path=$PWD/$text ;; esac
 mkdir -p "$demo"
 if [ ! -s "$text" ]; then
     command -v bible >/dev/null || { echo "demo: no 'bible': apt-get install --no-install-recommends bible-kjv" >&2; exit 1; }
@@ -18,14 +20,14 @@ while [ -e "$demo/run-$n" ]; do n=$((n + 1)); done
 run=$demo/run-$n
 
 echo "== The model: a Mixture of Experts with Block Attention Residuals"
-"$build/strata" check $spec --set "train.data.path=$PWD/$text" | sed -n 1,20p
+"$build/strata" check $spec --set "train.data.path=$path" | sed -n 1,20p
 echo
 echo "== Training on the King James Bible ($(wc -c <"$text") bytes), into $run"
-"$build/strata" train $spec --set "train.data.path=$PWD/$text" --set "train.checkpoint.dir=$run"
+"$build/strata" train $spec --set "train.data.path=$path" --set "train.checkpoint.dir=$run"
 echo
 echo "== Validation loss in nats a byte (counting n-grams of bytes reaches 1.318)"
 sed -n 's/.*"step": *\([0-9]*\).*"val_loss": *\([0-9.]*\).*/\1 \2/p' "$run/metrics.jsonl" |
-    while read -r step loss; do echo "  step $((step + 1))  $loss"; done
+    while read -r step loss; do printf '  step %-6d %.4f\n' $((step + 1)) "$loss"; done
 # Up to the length that it was trained on.
 for prompt in 'And God said' 'In the beginning' 'Blessed are' 'Jesus'; do
     echo
