@@ -40,8 +40,9 @@ static void check_words(const struct compile *k)
         cli_fail(RT_user, "--emit %s is not supported yet: it is ir, c or obj", k->emit);
     if (strcmp(k->emit, "ir") && strcmp(k->emit, "c") && strcmp(k->emit, "obj"))
         cli_fail(RT_user, "no form '%s': --emit is ir, c or obj", k->emit);
-    if (k->B < 0 || k->T < 0 || k->B > 1 << 20 || k->T > 1 << 24)
-        cli_fail((enum rt_status)EXIT_USAGE, "--batch and --seq must be at least 1");
+    if (k->B < 0 || k->T < 0 || k->B > 1 << 20 || k->T > 1 << 24 || k->B * k->T > 1 << 28)
+        cli_fail((enum rt_status)EXIT_USAGE,
+                 "--batch and --seq must be at least 1, and together at most 2^28 tokens");
 }
 
 static void open_program(struct compile *k)
