@@ -19,7 +19,7 @@ struct ad {
     VEC(struct piece) pieces;
 };
 
-/* ---- helpers ---- */
+/* ---- adding nodes ---- */
 
 static ir_id op2(struct ad *c, enum ir_op op, ir_id a, ir_id b)
 {
