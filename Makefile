@@ -23,7 +23,7 @@ JOBS    ?= $(shell nproc)
 # `make V=1` shows every command in full.
 V       ?=
 Q       := $(if $(V),,@)
-say      = $(if $(V),,@echo '  $(1) $(2)')
+say      = $(if $(V)$(findstring s,$(firstword -$(MAKEFLAGS))),,@echo '  $(1) $(2)')
 
 # A build never installs; a missing header is one line, not a page of errors.
 GOALS := $(or $(MAKECMDGOALS),all)
