@@ -6,8 +6,8 @@
 
 /* A kernel text file holds several kernels, each after a line "//== name". Returns the one of that
  * name with its placeholders filled in; BUG() where there is none. */
-struct str cg_section(struct arena *a, const char *text, const char *name, const struct cg_var *vars,
-                      size_t n);
+struct str cg_section(struct arena *a, const char *text, const char *name,
+                      const struct cg_var *vars, size_t n);
 /* Adds the step of a section: kind = name, label = operation and the node's name. */
 struct cg_step *cg_add_section(struct arena *a, const struct ir_graph *g, ir_id n,
                                struct cg_lowering *out, const char *text, const char *name,

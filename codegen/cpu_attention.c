@@ -37,7 +37,8 @@ static void rope(const struct emit *e)
 {
     int64_t hd = ir_int(e->g, e->n, AK_head_dim, 0), h = ir_int(e->g, e->n, AK_heads, 0);
     bool inverse = ir_int(e->g, e->n, AK_inverse, 0);
-    const struct cg_var v[] = {{"HD", number(e, hd)}, {"H", number(e, h)}, {"SIGN", inverse ? "-" : ""}};
+    const struct cg_var v[] = {
+        {"HD", number(e, hd)}, {"H", number(e, h)}, {"SIGN", inverse ? "-" : ""}};
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, "rope", v, 3);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0)));
@@ -74,11 +75,13 @@ static struct cg_step *attend(const struct emit *e, bool grad)
         x.lddq = cg_result_ld(e->g, e->n, 0), x.lddk = cg_result_ld(e->g, e->n, 1);
         x.lddv = cg_result_ld(e->g, e->n, 2);
     }
-    const char *label = str_fmt(e->a, "%s %s", grad ? "attention_grad" : "attention", ir_name(e->g, e->n));
+    const char *label =
+        str_fmt(e->a, "%s %s", grad ? "attention_grad" : "attention", ir_name(e->g, e->n));
     struct cg_step *s = cg_add(e->a, e->out, "attention", half(e, &x, grad), label);
     s->symbol = str_fmt(e->a, "%s_%s", s->symbol, grad ? "bwd" : "fwd");
     cg_nums(e->a, s, CG_NUMS(e->b.B, e->b.T));
-    s->items = grad ? cg_attn_bwd_items(e->b.B, x.kv) : cg_attn_fwd_items(e->b.B, e->b.T, x.h, x.kv);
+    s->items =
+        grad ? cg_attn_bwd_items(e->b.B, x.kv) : cg_attn_fwd_items(e->b.B, e->b.T, x.h, x.kv);
     s->scratch = (size_t)(grad ? cg_attn_bwd_scratch(x.hd, x.vd)
                                : cg_attn_fwd_scratch(x.h, x.kv, x.hd, x.vd));
     return s;

@@ -61,8 +61,8 @@ static void mix(struct arena *a, const struct ir_graph *g, ir_id node, struct ir
                                   {"ROWS", str_fmt(a, "%lld", (long long)tile)},
                                   {"SQUARE_LANE", sb_take(&square, a).p}};
     const char *name = op_info((enum ir_op)ir_at(g, node)->op)->name;
-    struct cg_step *step = cg_add(a, out, "depth_mix", kernel(a, "depth_mix", s, vars, 3),
-                                  label(a, g, node, name));
+    struct cg_step *step =
+        cg_add(a, out, "depth_mix", kernel(a, "depth_mix", s, vars, 3), label(a, g, node, name));
     uint32_t nref = 2 * s.q + s.n + 3;
     struct cg_ref *ref = NEW(a, struct cg_ref, nref);
     for (uint32_t i = 0; i < s.q + s.n; i++) ref[i] = S_(i);
@@ -92,12 +92,11 @@ static void grad(struct arena *a, const struct ir_graph *g, ir_id node, struct i
 {
     bool whole = ir_at(g, node)->op == OP_depth_mix_grad;
     struct depth s = sizes(g, node, ir_at(g, node)->nsrc - 1, b);
-    const struct cg_var vars[] = {{"FROM_MIX", whole ? "1" : "0"},
-                                  {"ROWS", STRATA_STR(32)}};
+    const struct cg_var vars[] = {{"FROM_MIX", whole ? "1" : "0"}, {"ROWS", STRATA_STR(32)}};
     _Static_assert(GRAD_ROWS == 32, "the text's rows");
     const char *have = ir_word(g, node, AK_have, ""), *name = op_info(ir_at(g, node)->op)->name;
-    struct cg_step *step = cg_add(a, out, "depth_grad", kernel(a, "depth_grad", s, vars, 2),
-                                  label(a, g, node, name));
+    struct cg_step *step =
+        cg_add(a, out, "depth_grad", kernel(a, "depth_grad", s, vars, 2), label(a, g, node, name));
     uint32_t nref = 2 + 4 * s.q + 3 * s.n + 1, nnum = 3 + 2 * s.n + 2 * s.q, at;
     struct cg_ref *ref = NEW(a, struct cg_ref, nref);
     int64_t *num = NEW(a, int64_t, nnum);

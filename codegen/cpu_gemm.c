@@ -1,5 +1,5 @@
-/* Products: every one is a packing of the second operand and a blocked product over it (text/gemm.c,
- * compiled once for all models). */
+/* Products: every one is a packing of the second operand and a blocked product over it
+ * (text/gemm.c, compiled once for all models). */
 #include "codegen/cpu.h"
 #include "codegen/gemm_shape.h"
 
@@ -12,8 +12,8 @@ static const char loss_text[] =
     ;
 
 /* The products; those on bf16 stand on the float32 text, which a translation unit has once. */
-#define GEMM_ONCE                                                                                  \
-    "#ifndef K_GEMM\n"                                                                             \
+#define GEMM_ONCE      \
+    "#ifndef K_GEMM\n" \
     "#define K_GEMM\n"
 static const char gemm_text[] = GEMM_ONCE
 #include "text/gemm.c.inc"
@@ -107,22 +107,24 @@ static void matmul(const struct emit *e)
     for (int64_t i = 0; i < batch; i++)
         pack(e, moved(W_(at), i * each), moved(S_(1), i * k * n), k, n, ldb, tb);
     for (int64_t i = 0; i < batch; i++)
-        product(e, moved(R_(0), i * m * n), moved(S_(0), i * m * k), moved(W_(at), i * each), m, n, k,
-                lda, ldc, ta ? TRANS_A : 0);
+        product(e, moved(R_(0), i * m * n), moved(S_(0), i * m * k), moved(W_(at), i * each), m, n,
+                k, lda, ldc, ta ? TRANS_A : 0);
 }
 
 static void grouped(const struct emit *e)
 {
     bool tb = ir_int(e->g, e->n, AK_tb, 1);
-    int64_t rows = dim(e, 0, 1), k = dim(e, 0, 0), experts = dim(e, 1, 2), n = dim(e, 1, tb ? 1 : 0);
+    int64_t rows = dim(e, 0, 1), k = dim(e, 0, 0), experts = dim(e, 1, 2),
+            n = dim(e, 1, tb ? 1 : 0);
     int64_t each = packed(e, k, n), at = room(e, each * experts);
     for (int64_t i = 0; i < experts; i++)
         pack(e, moved(W_(at), i * each), moved(S_(1), i * k * n), k, n, tb ? k : n, tb);
     struct cg_gemm_plan p = cg_gemm_grouped_plan(rows, n, k, experts);
     struct cg_step *s = shared(e, "k_gemm_grouped", "grouped");
     cg_refs(e->a, s, CG_REFS(R_(0), S_(0), W_(at), S_(2), S_(2)));
-    cg_nums(e->a, s, CG_NUMS(rows, n, k, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0), 0, p.mb,
-                             p.nb, experts));
+    cg_nums(e->a, s,
+            CG_NUMS(rows, n, k, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0), 0, p.mb,
+                    p.nb, experts));
     s->items = p.items;
 }
 
@@ -161,8 +163,8 @@ static struct cg_step *loss_kernel(const struct emit *e, const char *name, int64
 /* Logits and nll of tokens first .. first+rows-1. */
 static void head_chunk(const struct emit *e, const struct head *h, int64_t first, int64_t rows)
 {
-    product(e, W_(h->logits), moved(S_(0), first * h->ldh), W_(h->forward), rows, h->v, h->d, h->ldh,
-            h->v, 0);
+    product(e, W_(h->logits), moved(S_(0), first * h->ldh), W_(h->forward), rows, h->v, h->d,
+            h->ldh, h->v, 0);
     struct cg_step *s = loss_kernel(e, "cross_entropy", h->v, rows);
     cg_refs(e->a, s, CG_REFS(W_(h->logits), moved(S_(2), first), moved(R_(0), first), W_(h->lse)));
     cg_nums(e->a, s, CG_NUMS(h->v));
@@ -192,7 +194,8 @@ static void head_nll(const struct emit *e)
     for (int64_t at = 0; at < h.rows; at += chunk) head_chunk(e, &h, at, least(chunk, h.rows - at));
 }
 
-/* Sums over tokens stay in token order: each chunk's dw product starts from what the last one left. */
+/* Sums over tokens stay in token order: each chunk's dw product starts from what the last one left.
+ */
 static void head_loss(const struct emit *e)
 {
     int64_t chunk = ir_int(e->g, e->n, AK_chunk, 256);
@@ -203,8 +206,8 @@ static void head_loss(const struct emit *e)
         int64_t rows = least(chunk, h.rows - at);
         head_chunk(e, &h, at, rows);
         struct cg_step *s = loss_kernel(e, "cross_entropy_grad", h.v, rows);
-        cg_refs(e->a, s, CG_REFS(W_(h.logits), moved(S_(2), at), W_(h.lse), moved(S_(3), at),
-                                 W_(h.logits)));
+        cg_refs(e->a, s,
+                CG_REFS(W_(h.logits), moved(S_(2), at), W_(h.lse), moved(S_(3), at), W_(h.logits)));
         cg_nums(e->a, s, CG_NUMS(h.v));
         product(e, moved(R_(1), at * h.d), W_(h.logits), W_(back), rows, h.d, h.v, h.v, h.d, 0);
         pack(e, W_(in), moved(S_(0), at * h.ldh), rows, h.d, h.ldh, false);

@@ -48,8 +48,8 @@ static enum rows_kind kind_of(const struct rows_gen *e, ir_id n)
     bool rows = dim_eq(ir_rows(e->r, n), e->rows);
     if (ir_ty(e->r, n)->dtype != IR_f32) BUG("rows: %%%u is not float32", n);
     if (rows_op(e, n) == OP_colsum) return COLSUM;
-    if (cols != 1 && cols != e->cols) BUG("rows: %lld columns in a region of %lld", (long long)cols,
-                                          (long long)e->cols);
+    if (cols != 1 && cols != e->cols)
+        BUG("rows: %lld columns in a region of %lld", (long long)cols, (long long)e->cols);
     if (rows) return cols > 1 ? FULL : ROW;
     if (!dim_eq(ir_rows(e->r, n), dim_const(1))) BUG("rows: two numbers of rows in a region");
     return cols > 1 ? VECTOR : SCALAR;
@@ -58,8 +58,14 @@ static enum rows_kind kind_of(const struct rows_gen *e, ir_id n)
 static uint32_t weight(enum ir_op op)
 {
     switch (op) {
-    case OP_exp: case OP_log: case OP_tanh: case OP_sigmoid: return 10;
-    case OP_sqrt: case OP_rsqrt: case OP_recip: case OP_div: return 3;
+    case OP_exp:
+    case OP_log:
+    case OP_tanh:
+    case OP_sigmoid: return 10;
+    case OP_sqrt:
+    case OP_rsqrt:
+    case OP_recip:
+    case OP_div: return 3;
     case OP_const: return 0;
     default: return 1; /* a load, too */
     }
@@ -150,8 +156,7 @@ int64_t rows_kept(const struct rows_gen *e)
 int64_t rows_full(const struct rows_gen *e)
 {
     int64_t n = (int64_t)e->kept;
-    for (ir_id i = 0; i < e->r->node.n; i++)
-        n += e->kind[i] == FULL && rows_op(e, i) == OP_arg;
+    for (ir_id i = 0; i < e->r->node.n; i++) n += e->kind[i] == FULL && rows_op(e, i) == OP_arg;
     for (size_t i = 0; i < e->r->out.n; i++) n += e->kind[e->r->out.p[i].id] == FULL;
     return n;
 }
@@ -185,8 +190,8 @@ static void finish_step(struct rows_gen *e, struct cg_lowering *out, size_t resu
     long long cols = (long long)ir_cols(e->r, e->r->out.p[result].id).add;
     struct sb s = {0};
     sb_printf(&s, finish_text, cols, cols, cols);
-    struct cg_step *step = cg_add(e->a, out, "colsum_finish", sb_take(&s, e->a),
-                                  str_fmt(e->a, "%s colsum", label));
+    struct cg_step *step =
+        cg_add(e->a, out, "colsum_finish", sb_take(&s, e->a), str_fmt(e->a, "%s colsum", label));
     cg_refs(e->a, step, CG_REFS(W_(offset), R_(result)));
     cg_nums(e->a, step, CG_NUMS(chunks));
     step->items = (cols + ROWS_LANES - 1) / ROWS_LANES;

@@ -6,8 +6,8 @@
 
 enum {
     ROWS_LANES = 16,
-    ROWS_CHUNK = 32,     /* rows of one partial column sum */
-    ROWS_KEEP_OUT = -2,  /* rows_gen.keep: read again from its result */
+    ROWS_CHUNK = 32,    /* rows of one partial column sum */
+    ROWS_KEEP_OUT = -2, /* rows_gen.keep: read again from its result */
 };
 /* What a value is to the region: a scalar, a vector [C], a number per row, [R,C], a sum over
  * rows. */

@@ -73,8 +73,8 @@ static const char *expression(struct rows_gen *e, ir_id n)
     bool column = e->kind[n] == FULL;
     ir_id s0 = ir_src(e->r, n, 0), s1 = nsrc > 1 ? ir_src(e->r, n, 1) : s0;
     /* an infix operator takes a number beside a vector as it is */
-    bool mixed = nsrc > 1 && !function(op) &&
-                 (is_vector(e, s0, column) || is_vector(e, s1, column));
+    bool mixed =
+        nsrc > 1 && !function(op) && (is_vector(e, s0, column) || is_vector(e, s1, column));
     const char *a = mixed ? var(e, s0, column) : as_vector(e, s0, column);
     const char *b = mixed ? var(e, s1, column) : as_vector(e, s1, column);
     switch (op) {
@@ -85,7 +85,8 @@ static const char *expression(struct rows_gen *e, ir_id n)
     case OP_mul: return str_fmt(e->a, "%s * %s", a, b);
     case OP_div: return str_fmt(e->a, "%s / %s", a, b);
     case OP_round_bf16: return str_fmt(e->a, "bf16_to_f32(f32_to_bf16(%s))", a);
-    case OP_rowsum: case OP_rowmax: return a; /* of one column */
+    case OP_rowsum:
+    case OP_rowmax: return a; /* of one column */
     default:
         if (!function(op)) BUG("rows: no expression for %s", op_info(op)->name);
         if (nsrc > 1) return str_fmt(e->a, "%s(%s, %s)", function(op), a, b);
@@ -146,11 +147,12 @@ static void prologue(struct rows_gen *e)
     for (ir_id n = 0; n < e->r->node.n; n++) {
         if (rows_op(e, n) != OP_arg) continue;
         long long i = (long long)ir_int(e->r, n, AK_index, 0);
-        if (e->kind[n] == SCALAR) line(e, "const float s%u = *(const float *)p[%lld];", n, i);
-        else line(e, "const float *restrict p%u = p[%lld];", n, i);
+        if (e->kind[n] == SCALAR)
+            line(e, "const float s%u = *(const float *)p[%lld];", n, i);
+        else
+            line(e, "const float *restrict p%u = p[%lld];", n, i);
     }
-    for (size_t i = 0; i < e->r->out.n; i++)
-        line(e, "float *restrict y%zu = p[%zu];", i, args + i);
+    for (size_t i = 0; i < e->r->out.n; i++) line(e, "float *restrict y%zu = p[%zu];", i, args + i);
     if (e->kept) line(e, "float *restrict keep = scratch;");
 }
 
@@ -166,14 +168,17 @@ static void row_pointers(struct rows_gen *e, uint32_t k)
             line(e, "const float *a%u = p%u + r * %lld;", n, n, ld);
         if (e->kind[n] != ROW || !e->used[n] || !(e->need[n] >> k & 1) || rows_op(e, n) == OP_const)
             continue;
-        if (!arg) line(e, "const float q%u = b%u[q];", n, n);
-        else if (ld == 1) line(e, "const float q%u = p%u[r];", n, n);
-        else line(e, "const float q%u = p%u[r * %lld];", n, n, ld);
+        if (!arg)
+            line(e, "const float q%u = b%u[q];", n, n);
+        else if (ld == 1)
+            line(e, "const float q%u = p%u[r];", n, n);
+        else
+            line(e, "const float q%u = p%u[r * %lld];", n, n, ld);
     }
     for (size_t i = 0; i < r->out.n; i++) {
         ir_id n = r->out.p[i].id;
-        bool again = e->keep[n] == ROWS_KEEP_OUT && rows_result(e, n) == (int)i &&
-                     (e->again[n] >> k & 1);
+        bool again =
+            e->keep[n] == ROWS_KEEP_OUT && rows_result(e, n) == (int)i && (e->again[n] >> k & 1);
         if (e->kind[n] == FULL && (e->loop[n] == k || again))
             line(e, "float *o%zu = y%zu + r * %lld;", i, i, (long long)out_ld(e, i));
     }
@@ -181,14 +186,18 @@ static void row_pointers(struct rows_gen *e, uint32_t k)
 
 static void load(struct rows_gen *e, ir_id n, const char *base, int tail)
 {
-    if (tail) line(e, "const v16 %s = ld16k(%s + i, %d);", var(e, n, true), base, tail);
-    else line(e, "const v16 %s = ld16(%s + i);", var(e, n, true), base);
+    if (tail)
+        line(e, "const v16 %s = ld16k(%s + i, %d);", var(e, n, true), base, tail);
+    else
+        line(e, "const v16 %s = ld16(%s + i);", var(e, n, true), base);
 }
 
 static void store(struct rows_gen *e, const char *base, const char *value, int tail)
 {
-    if (tail) line(e, "st16k(%s + i, %s, %d);", base, value, tail);
-    else line(e, "st16(%s + i, %s);", base, value);
+    if (tail)
+        line(e, "st16k(%s + i, %s, %d);", base, value, tail);
+    else
+        line(e, "st16(%s + i, %s);", base, value);
 }
 
 static const char *kept_base(struct rows_gen *e, ir_id n)
@@ -218,8 +227,10 @@ static void accumulate(struct rows_gen *e, ir_id n, const char *at, int tail)
     const char *v = as_vector(e, ir_src(e->r, n, 0), true);
     if (tail)
         v = str_fmt(e->a, "sel16(iota16() < %d, %s, splat16(%s))", tail, v, max ? "-INFF" : "0.0f");
-    if (max) line(e, "m%u[%s] = max16(m%u[%s], %s);", n, at, n, at, v);
-    else line(e, "m%u[%s] += %s;", n, at, v);
+    if (max)
+        line(e, "m%u[%s] = max16(m%u[%s], %s);", n, at, n, at, v);
+    else
+        line(e, "m%u[%s] += %s;", n, at, v);
 }
 
 /* Everything loop k does at columns i..; `tail` lanes where it is not 0. */
@@ -239,8 +250,10 @@ static void loop_body(struct rows_gen *e, uint32_t k, const char *at, int tail)
         ir_id s = ir_src(r, n, 0);
         if (e->kind[s] != FULL || e->loop[s] != k) continue;
         const char *v = as_vector(e, s, true);
-        if (tail) line(e, "st16k(c%zu + i, ld16k(c%zu + i, %d) + %s, %d);", i, i, tail, v, tail);
-        else line(e, "st16(c%zu + i, ld16(c%zu + i) + %s);", i, i, v);
+        if (tail)
+            line(e, "st16k(c%zu + i, ld16k(c%zu + i, %d) + %s, %d);", i, i, tail, v, tail);
+        else
+            line(e, "st16(c%zu + i, ld16(c%zu + i) + %s);", i, i, v);
     }
 }
 
@@ -275,8 +288,10 @@ static void reducing_blocks(struct rows_gen *e, uint32_t k, int64_t from, int64_
     line(e, "#pragma clang loop unroll(full)");
     line(e, "for (int u = 0; u < %lld; u++) {", (long long)((to - from) / ROWS_LANES));
     e->indent++;
-    if (from) line(e, "const int64_t i = %lld + 16 * u;", (long long)from);
-    else line(e, "const int64_t i = j + 16 * u;");
+    if (from)
+        line(e, "const int64_t i = %lld + 16 * u;", (long long)from);
+    else
+        line(e, "const int64_t i = j + 16 * u;");
     loop_body(e, k, "u", 0);
     leave(e);
 }
@@ -366,11 +381,14 @@ static void row_numbers(struct rows_gen *e, uint32_t k)
         bool given = op == OP_arg || rows_reduces(e, n); /* in memory already */
         if (given && !read_in_lanes(e, n)) continue;
         long long ld = op == OP_arg ? (long long)arg_ld(e, n) : 1;
-        if (op == OP_arg && ld == 1) line(e, "const v16 s%u = ld16k(p%u + r0, rows);", n, n);
+        if (op == OP_arg && ld == 1)
+            line(e, "const v16 s%u = ld16k(p%u + r0, rows);", n, n);
         else if (op == OP_arg)
             line(e, "const v16 s%u = ldrows16(p%u + r0 * %lld, %lld, rows);", n, n, ld, ld);
-        else if (rows_reduces(e, n)) line(e, "const v16 s%u = ld16(b%u);", n, n);
-        else line(e, "const v16 s%u = %s;", n, expression(e, n));
+        else if (rows_reduces(e, n))
+            line(e, "const v16 s%u = ld16(b%u);", n, n);
+        else
+            line(e, "const v16 s%u = %s;", n, expression(e, n));
         if (given || !e->used[n]) continue;
         line(e, "float b%u[16];", n);
         line(e, "st16(b%u, s%u);", n, n);
@@ -383,7 +401,8 @@ static void row_results(struct rows_gen *e)
         ir_id n = e->r->out.p[i].id;
         long long ld = (long long)out_ld(e, i);
         const char *v = e->kind[n] == ROW ? as_vector(e, n, false) : NULL;
-        if (e->kind[n] == ROW && ld == 1) line(e, "st16k(y%zu + r0, %s, rows);", i, v);
+        if (e->kind[n] == ROW && ld == 1)
+            line(e, "st16k(y%zu + r0, %s, rows);", i, v);
         else if (e->kind[n] == ROW)
             line(e, "strows16(y%zu + r0 * %lld, %lld, %s, rows);", i, ld, ld, v);
         if (e->kind[n] != COLSUM) continue;
@@ -409,8 +428,10 @@ static void column_loop(struct rows_gen *e, uint32_t k)
 {
     row_pointers(e, k);
     kept_rows(e, k);
-    if (loop_reduces(e, k)) reducing_loop(e, k);
-    else plain_loop(e, k);
+    if (loop_reduces(e, k))
+        reducing_loop(e, k);
+    else
+        plain_loop(e, k);
     reduced_numbers(e, k);
 }
 

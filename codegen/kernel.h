@@ -1,13 +1,13 @@
-/* How a node of the K stage becomes steps: kernel text plus the buffers, integers and item counts of a
- * run. The text depends on feature sizes only, so one kernel set serves every batch size; the rest of a
- * step is numbers for one (B, T). The planner turns the references into addresses. */
+/* How a node of the K stage becomes steps: kernel text plus the buffers, integers and item counts
+ * of a run. The text depends on feature sizes only, so one kernel set serves every batch size; the
+ * rest of a step is numbers for one (B, T). The planner turns the references into addresses. */
 #ifndef STRATA_CODEGEN_KERNEL_H
 #define STRATA_CODEGEN_KERNEL_H
 #include "graph.h"
 
 enum cg_ref_kind {
-    CG_SRC,  /* operand `index` of the node (a view of a larger buffer is resolved by the planner) */
-    CG_RES,  /* result element `index` (0 for a single result) */
+    CG_SRC, /* operand `index` of the node (a view of a larger buffer is resolved by the planner) */
+    CG_RES, /* result element `index` (0 for a single result) */
     CG_WORK, /* the node's workspace, `index` unused */
 };
 struct cg_ref {
@@ -37,36 +37,37 @@ struct cg_target { /* what the emitter must know of the machine */
     bool bf16_dot; /* vdpbf16ps is there */
 };
 
-/* Steps of node n for the sizes b; appended to out. Views and leaves give none. Everything is in the
- * arena. Ops that the back end does not know are BUG(). (cpu.c dispatches to the emitters below.) */
+/* Steps of node n for the sizes b; appended to out. Views and leaves give none. Everything is in
+ * the arena. Ops that the back end does not know are BUG(). (cpu.c dispatches to the emitters
+ * below.) */
 void cg_lower_node(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                    const struct cg_target *t, struct cg_lowering *out);
 
-/* Which operand's memory a result element takes over (adamw's weight, a depth accumulator ...), or -1.
- * Valid only where that operand has no later reader (the verifier checks). */
+/* Which operand's memory a result element takes over (adamw's weight, a depth accumulator ...), or
+ * -1. Valid only where that operand has no later reader (the verifier checks). */
 int cg_in_place(const struct ir_graph *g, ir_id n, uint32_t result);
-/* Whether result element i may be written with a row stride other than its columns, i.e. straight into
- * a piece of a column concat. */
+/* Whether result element i may be written with a row stride other than its columns, i.e. straight
+ * into a piece of a column concat. */
 bool cg_strided_result(const struct ir_graph *g, ir_id n, uint32_t result);
-/* Row stride in elements that result element i of node n is written with: its columns, or the concat's
- * where it is a piece of one (the only reader is the concat). */
+/* Row stride in elements that result element i of node n is written with: its columns, or the
+ * concat's where it is a piece of one (the only reader is the concat). */
 int64_t cg_result_ld(const struct ir_graph *g, ir_id n, uint32_t result);
-/* The concat that result element i is written straight into (row or column pieces), or IR_NONE: then a
- * concat that reads it copies. One rule for planner and emitters. */
+/* The concat that result element i is written straight into (row or column pieces), or IR_NONE:
+ * then a concat that reads it copies. One rule for planner and emitters. */
 ir_id cg_concat_of(const struct ir_graph *g, ir_id n, uint32_t result);
 
 /* ---- for emitters ---- */
 
-/* Names a kernel by the hash of its text and appends a step. `text` has @FN@ where its function name
- * goes. Returns the step to fill in refs, nums, items. */
+/* Names a kernel by the hash of its text and appends a step. `text` has @FN@ where its function
+ * name goes. Returns the step to fill in refs, nums, items. */
 struct cg_step *cg_add(struct arena *a, struct cg_lowering *out, const char *kind, struct str text,
                        const char *label);
 void cg_refs(struct arena *a, struct cg_step *s, const struct cg_ref *ref, size_t n);
 void cg_nums(struct arena *a, struct cg_step *s, const int64_t *num, size_t n);
-#define CG_REFS(...)                                                                               \
-    (const struct cg_ref[]){__VA_ARGS__}, sizeof((const struct cg_ref[]){__VA_ARGS__}) /           \
-                                              sizeof(struct cg_ref)
-#define CG_NUMS(...)                                                                               \
+#define CG_REFS(...)                      \
+    (const struct cg_ref[]){__VA_ARGS__}, \
+        sizeof((const struct cg_ref[]){__VA_ARGS__}) / sizeof(struct cg_ref)
+#define CG_NUMS(...) \
     (const int64_t[]){__VA_ARGS__}, sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)
 #define S_(i) ((struct cg_ref){CG_SRC, (uint32_t)(i), 0})
 #define R_(i) ((struct cg_ref){CG_RES, (uint32_t)(i), 0})
@@ -79,9 +80,9 @@ cg_emit_fn cg_cpu_rows;      /* rows: fused row regions (cpu_rows.c) */
 cg_emit_fn cg_cpu_gemm;      /* matmul, grouped_matmul, grouped_matmul_dw, head_* (cpu_gemm.c) */
 cg_emit_fn cg_cpu_attention; /* attention, attention_grad, rope (cpu_attention.c) */
 cg_emit_fn cg_cpu_depth;     /* depth_mix, depth_mix_grad, depth_inter, depth_inter_grad */
-cg_emit_fn cg_cpu_token;     /* embed, embed_grad, cross_entropy*, count_valid, sum, concat copies */
-cg_emit_fn cg_cpu_moe;       /* moe_* (cpu_moe.c) */
-cg_emit_fn cg_cpu_optim;     /* adamw, momentum, muon_step, grad_norm, balance (cpu_optim.c) */
+cg_emit_fn cg_cpu_token; /* embed, embed_grad, cross_entropy*, count_valid, sum, concat copies */
+cg_emit_fn cg_cpu_moe;   /* moe_* (cpu_moe.c) */
+cg_emit_fn cg_cpu_optim; /* adamw, momentum, muon_step, grad_norm, balance (cpu_optim.c) */
 /* The text every kernel of the CPU back end is compiled after (codegen/text/prelude.c). */
 const char *cg_cpu_prelude(void);
 #endif

@@ -1,5 +1,5 @@
-/* Needs: stage T, a scalar loss. Gives: gradient nodes behind the forward ones. Keeps: every forward
- * node. Cost: one visit per node.
+/* Needs: stage T, a scalar loss. Gives: gradient nodes behind the forward ones. Keeps: every
+ * forward node. Cost: one visit per node.
  *
  *   %y = mul %x, %g            =>   %dx = mul %dy, %g ; %dg = colsum (mul %dy, %x)
  */
@@ -116,7 +116,7 @@ static ir_id like(struct ad *c, enum ir_op op, ir_id n, const ir_id *s, size_t n
 
 /* ---- rules: d is the gradient of node n; for tuples d is IR_NONE and elem() is asked ---- */
 
-#define VJP(name)                                                                                  \
+#define VJP(name)                                                                                 \
     static void vjp_##name(struct ad *c __attribute__((unused)), ir_id n __attribute__((unused)), \
                            ir_id d __attribute__((unused)))
 
@@ -131,7 +131,8 @@ VJP(none)
 
 VJP(get)
 {
-    uint32_t *p = map_num(&c->elems, elem_key(src(c, n, 0), (uint32_t)ir_int(c->g, n, AK_index, 0)));
+    uint32_t *p =
+        map_num(&c->elems, elem_key(src(c, n, 0), (uint32_t)ir_int(c->g, n, AK_index, 0)));
     ir_id sum = *p ? op2(c, OP_add, *p - 1, d) : d;
     *map_num(&c->elems, elem_key(src(c, n, 0), (uint32_t)ir_int(c->g, n, AK_index, 0))) = sum + 1;
 }
@@ -262,16 +263,18 @@ VJP(grouped)
 {
     ir_id x = src(c, n, 0), w = src(c, n, 1), off = src(c, n, 2);
     CHECK(ir_int(c->g, n, AK_tb, 1) == 1);
-    add_to(c, x, ir_add(c->g, OP_grouped_matmul, SRCS(d, w, off), ATTRS(A_INT(tb, 0), A_INT(bf16, ir_int(c->g, n, AK_bf16, 0))),
-                        NULL));
+    add_to(c, x,
+           ir_add(c->g, OP_grouped_matmul, SRCS(d, w, off),
+                  ATTRS(A_INT(tb, 0), A_INT(bf16, ir_int(c->g, n, AK_bf16, 0))), NULL));
     add_to(c, w, ir_add(c->g, OP_grouped_matmul_dw, SRCS(d, x, off), NO_ATTRS, NULL));
 }
 
 VJP(embed)
 {
     ir_id table = src(c, n, 0);
-    add_to(c, table, ir_add_typed(c->g, OP_embed_grad, type_of(c, table), SRCS(d, src(c, n, 1)),
-                                  NO_ATTRS, "d.embed"));
+    add_to(c, table,
+           ir_add_typed(c->g, OP_embed_grad, type_of(c, table), SRCS(d, src(c, n, 1)), NO_ATTRS,
+                        "d.embed"));
 }
 
 VJP(rope)
@@ -301,7 +304,7 @@ VJP(depth_mix)
 {
     ir_id dh = elem(c, n, 0);
     uint32_t count = (uint32_t)ir_int(c->g, n, AK_sources, 0);
-    if (dh == IR_NONE) return; /* only its statistics were read */
+    if (dh == IR_NONE) return;           /* only its statistics were read */
     for (uint32_t j = 0; j < count; j++) /* a second accumulator would lose what the first has */
         for (uint32_t k = 0; k < j; k++) CHECK(src(c, n, 1 + j) != src(c, n, 1 + k));
     VEC(ir_id) s = {0};
@@ -329,7 +332,8 @@ VJP(cross_entropy)
     CHECK(elem(c, n, 1) == IR_NONE);
     add_to(c, src(c, n, 0),
            ir_add(c->g, OP_cross_entropy_grad,
-                  SRCS(src(c, n, 0), src(c, n, 1), ir_get(c->g, n, 1), elem(c, n, 0)), NO_ATTRS, NULL));
+                  SRCS(src(c, n, 0), src(c, n, 1), ir_get(c->g, n, 1), elem(c, n, 0)), NO_ATTRS,
+                  NULL));
 }
 
 VJP(moe_route)
@@ -386,9 +390,10 @@ static void gather_pieces(struct ad *c, ir_id n)
         vec_push(c->scratch, &parts, mine.p[i].grad);
         at = mine.p[i].to;
     }
-    add_to(c, n, parts.n == 1 ? parts.p[0]
-                              : ir_add(c->g, OP_concat, parts.p, parts.n, ATTRS(A_INT(axis, axis)),
-                                       NULL));
+    add_to(c, n,
+           parts.n == 1
+               ? parts.p[0]
+               : ir_add(c->g, OP_concat, parts.p, parts.n, ATTRS(A_INT(axis, axis)), NULL));
 }
 
 static bool any_elem(struct ad *c, ir_id n)
@@ -405,8 +410,10 @@ static void visit(struct ad *c, ir_id n)
     if (tuple ? !any_elem(c, n) : c->adj[n] == IR_NONE) return;
     c->g->cur_span = ir_span(c->g, n);
     switch (ir_at(c->g, n)->op) {
-#define OP(name, sources, shape, vjp, cost, stages, flags)                                         \
-    case OP_##name: vjp_##vjp(c, n, c->adj[n]); break;
+#define OP(name, sources, shape, vjp, cost, stages, flags) \
+    case OP_##name:                                        \
+        vjp_##vjp(c, n, c->adj[n]);                        \
+        break;
 #include "op.def"
     default: BUG("op %d", ir_at(c->g, n)->op);
     }

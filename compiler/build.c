@@ -143,7 +143,8 @@ static ir_id sublayer(struct builder *b, size_t l, ir_id h)
     const struct layer *y = &b->m->layer[l / 2];
     const char *p = b_name(b, "model.layers.%zu", l / 2);
     bool mixer = l % 2 == 0;
-    ir_id x = b_norm(b, h, b_name(b, "%s.%s_layernorm.weight", p, mixer ? "input" : "post_attention"));
+    ir_id x =
+        b_norm(b, h, b_name(b, "%s.%s_layernorm.weight", p, mixer ? "input" : "post_attention"));
     b->g->cur_span = mixer ? b->m->mixer[y->mixer].at : b->m->ffn[y->ffn].at;
     x = mixer ? b_mixer(b, &b->m->mixer[y->mixer], x, p) : b_ffn(b, &b->m->ffn[y->ffn], x, p);
     return b_round(b, x);
@@ -200,8 +201,8 @@ struct ir_graph *build_model(struct arena *a, const struct model *m, const struc
     ir_id h = m->residual == RESIDUAL_attnres ? attnres(b, emb) : standard(b, emb);
     g->cur_span = (struct span){0};
     h = b_norm(b, h, "model.norm.weight");
-    ir_id logits = b_linear(b, h, m->tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",
-                            "logits");
+    ir_id logits = b_linear(
+        b, h, m->tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", "logits");
     if (program == BUILD_forward) {
         ir_output(g, "logits", logits);
         return g;

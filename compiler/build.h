@@ -1,5 +1,5 @@
-/* Model -> graphs of stage T. Training and serving come from the same builder, so that a served logit
- * is a trained logit. Arithmetic: spec-contract section 2. */
+/* Model -> graphs of stage T. Training and serving come from the same builder, so that a served
+ * logit is a trained logit. Arithmetic: spec-contract section 2. */
 #ifndef STRATA_COMPILER_BUILD_H
 #define STRATA_COMPILER_BUILD_H
 #include "compiler/params.h"
@@ -19,9 +19,9 @@ struct build_options {
 struct ir_graph *build_model(struct arena *a, const struct model *m, const struct params *ps,
                              enum build_program program, const struct build_options *o);
 
-/* The optimiser as a graph: inputs NAME, grad.NAME, m.NAME, v.NAME (AdamW; Muon matrices: m.NAME only)
- * for every trainable parameter, bias and load.NAME of balanced routers, loss f32[], hyper f32[4];
- * outputs: new.NAME ..., ctl f32[4] and sumsq f64[trainable tensors in params order]. */
+/* The optimiser as a graph: inputs NAME, grad.NAME, m.NAME, v.NAME (AdamW; Muon matrices: m.NAME
+ * only) for every trainable parameter, bias and load.NAME of balanced routers, loss f32[], hyper
+ * f32[4]; outputs: new.NAME ..., ctl f32[4] and sumsq f64[trainable tensors in params order]. */
 struct ir_graph *build_apply(struct arena *a, const struct model *m, const struct params *ps);
 /* Whether a parameter is updated by Muon (else AdamW), under the model's optimiser. */
 bool build_uses_muon(const struct model *m, const struct param *p);

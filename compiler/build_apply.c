@@ -1,4 +1,5 @@
-/* The optimiser as a graph: clipping, AdamW, Muon, router-bias balancing (spec-contract section 2). */
+/* The optimiser as a graph: clipping, AdamW, Muon, router-bias balancing (spec-contract section 2).
+ */
 #include "compiler/build_parts.h"
 #include <math.h>
 #include <stdlib.h>
@@ -39,8 +40,9 @@ static ir_id frobenius(struct builder *b, ir_id x)
     return ir_reshape(g, y, own);
 }
 
-/* Five Newton-Schulz steps X = a X + (b Y + c Y Y) X, Y = X X^T; a tall matrix is worked on from the
- * other side, Y = X^T X and X (b Y + c Y Y), which is the transposed iteration without transposing. */
+/* Five Newton-Schulz steps X = a X + (b Y + c Y Y) X, Y = X X^T; a tall matrix is worked on from
+ * the other side, Y = X^T X and X (b Y + c Y Y), which is the transposed iteration without
+ * transposing. */
 static ir_id newton_schulz(struct builder *b, ir_id x)
 {
     struct ir_graph *g = b->g;
@@ -49,10 +51,12 @@ static ir_id newton_schulz(struct builder *b, ir_id x)
     double scale = 0.2 * sqrt((double)t->dim[t->rank - (tall ? 2 : 1)].add);
     x = frobenius(b, x);
     for (int i = 0; i < 5; i++) {
-        ir_id y = tall ? ir_matmul(g, x, x, true, false, NULL) : ir_matmul(g, x, x, false, true, NULL);
+        ir_id y =
+            tall ? ir_matmul(g, x, x, true, false, NULL) : ir_matmul(g, x, x, false, true, NULL);
         ir_id yy = ir_matmul(g, y, y, false, false, NULL);
         ir_id z = ir_binary(g, OP_add, scaled(b, y, -4.7750), scaled(b, yy, 2.0315));
-        ir_id zx = tall ? ir_matmul(g, x, z, false, false, NULL) : ir_matmul(g, z, x, false, false, NULL);
+        ir_id zx =
+            tall ? ir_matmul(g, x, z, false, false, NULL) : ir_matmul(g, z, x, false, false, NULL);
         x = ir_binary(g, OP_add, scaled(b, x, 3.4445), zx);
     }
     return scaled(b, x, scale);
@@ -118,7 +122,8 @@ struct ir_graph *build_apply(struct arena *a, const struct model *m, const struc
     for (size_t i = 0; i < ps->n; i++)
         if (ps->p[i].kind != PARAM_state)
             vec_push(a, &all, named(b, type_of(b, &ps->p[i]), b_name(b, "grad.%s", ps->p[i].name)));
-    ir_id norm = ir_add(g, OP_grad_norm, all.p, all.n, ATTRS(A_NUM(clip, m->train.grad_clip)), NULL);
+    ir_id norm =
+        ir_add(g, OP_grad_norm, all.p, all.n, ATTRS(A_NUM(clip, m->train.grad_clip)), NULL);
     struct step s = {ir_get(g, norm, 0), named(b, four, "hyper")};
     ir_output(g, "ctl", s.ctl);
     ir_output(g, "sumsq", ir_get(g, norm, 1));

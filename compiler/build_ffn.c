@@ -5,31 +5,36 @@
 static ir_id mlp(struct builder *b, ir_id x, int64_t width, enum activation act, const char *p)
 {
     ir_id h = b_linear(b, x, b_name(b, "%s.gate_up_proj.weight", p), b_name(b, "%s.gate_up", p));
-    ir_id y = b_activation(b, act, ir_slice(b->g, h, 1, 0, width), ir_slice(b->g, h, 1, width, 2 * width));
+    ir_id y = b_activation(b, act, ir_slice(b->g, h, 1, 0, width),
+                           ir_slice(b->g, h, 1, width, 2 * width));
     return b_linear(b, y, b_name(b, "%s.down_proj.weight", p), b_name(b, "%s.down", p));
 }
 
 static ir_id router_bias(struct builder *b, const struct ffn *f, const char *p)
 {
-    if (f->balance == BALANCE_bias) return b_param(b, b_name(b, "%s.gate.e_score_correction_bias", p));
+    if (f->balance == BALANCE_bias)
+        return b_param(b, b_name(b, "%s.gate.e_score_correction_bias", p));
     ir_type_id t = ir_type1(b->g, IR_f32, dim_const(f->num_experts));
     return ir_add_typed(b->g, OP_const, t, NO_SRCS, ATTRS(A_NUM(value, 0)), NULL);
 }
 
-/* The routed experts on x [N,d] -> [N,d]: sort assignments by expert, two grouped products, combine. */
-static ir_id routed(struct builder *b, const struct ffn *f, ir_id x, ir_id ids, ir_id w, const char *p)
+/* The routed experts on x [N,d] -> [N,d]: sort assignments by expert, two grouped products,
+ * combine. */
+static ir_id routed(struct builder *b, const struct ffn *f, ir_id x, ir_id ids, ir_id w,
+                    const char *p)
 {
     struct ir_graph *g = b->g;
     int64_t e = f->num_experts, width = f->intermediate_size, k = f->experts_per_token;
     int64_t d = ir_cols(g, x).add;
-    ir_id sorted = ir_add(g, OP_moe_sort, SRCS(ids), ATTRS(A_INT(experts, e)), b_name(b, "%s.sort", p));
+    ir_id sorted =
+        ir_add(g, OP_moe_sort, SRCS(ids), ATTRS(A_INT(experts, e)), b_name(b, "%s.sort", p));
     ir_id off = ir_get(g, sorted, 0), order = ir_get(g, sorted, 1), place = ir_get(g, sorted, 2);
     ir_id xg = ir_add(g, OP_moe_gather, SRCS(x, order, place), ATTRS(A_INT(k, k)), NULL);
     ir_type_id up_t = type_add(g->types, IR_f32, 3,
                                (struct ir_dim[]){dim_const(e), dim_const(2 * width), dim_const(d)});
     ir_id w13 = ir_reshape(g, b_param(b, b_name(b, "%s.experts.w13", p)), up_t);
-    ir_id h = ir_add(g, OP_grouped_matmul, SRCS(xg, w13, off), ATTRS(A_INT(tb, 1), A_INT(bf16, b_bf16(b))),
-                     b_name(b, "%s.w13", p));
+    ir_id h = ir_add(g, OP_grouped_matmul, SRCS(xg, w13, off),
+                     ATTRS(A_INT(tb, 1), A_INT(bf16, b_bf16(b))), b_name(b, "%s.w13", p));
     ir_id y = b_activation(b, f->activation, ir_slice(g, h, 1, 0, width),
                            ir_slice(g, h, 1, width, 2 * width));
     ir_id w2 = b_param(b, b_name(b, "%s.experts.w2", p));
@@ -56,8 +61,9 @@ static ir_id moe(struct builder *b, const struct ffn *f, ir_id x, const char *la
                            A_STR(score, f->score == SCORE_sigmoid ? "sigmoid" : "softmax"),
                            A_INT(renormalize, f->renormalize), A_NUM(scale, f->scale)),
                      b_name(b, "%s.route", p));
-    ir_id in = f->latent_size ? b_linear(b, x, b_name(b, "%s.routed_expert_down_proj.weight", p), NULL)
-                              : x;
+    ir_id in = f->latent_size
+                   ? b_linear(b, x, b_name(b, "%s.routed_expert_down_proj.weight", p), NULL)
+                   : x;
     ir_id y = routed(b, f, in, ir_get(g, r, 0), ir_get(g, r, 1), p);
     if (f->latent_size) {
         y = b_rmsnorm(b, y, b_name(b, "%s.routed_expert_norm.weight", p));

@@ -6,17 +6,20 @@ static ir_id rope(struct builder *b, const struct mixer *m, ir_id x, int64_t hea
 {
     if (!m->rope) return x;
     ir_type_id t = ir_type2(b->g, IR_f32, dim_sym(SYM_T, 1), dim_const(m->head_dim));
-    ir_id table = ir_add_typed(b->g, OP_rope_table, t, NO_SRCS, ATTRS(A_NUM(theta, m->theta)),
-                               "rope_table");
+    ir_id table =
+        ir_add_typed(b->g, OP_rope_table, t, NO_SRCS, ATTRS(A_NUM(theta, m->theta)), "rope_table");
     return ir_add(b->g, OP_rope, SRCS(x, table),
-                  ATTRS(A_INT(heads, heads), A_INT(head_dim, m->head_dim), A_INT(inverse, 0)), NULL);
+                  ATTRS(A_INT(heads, heads), A_INT(head_dim, m->head_dim), A_INT(inverse, 0)),
+                  NULL);
 }
 
 /* RMSNorm of every head by itself: the heads of all tokens as rows. */
-static ir_id head_norm(struct builder *b, ir_id x, int64_t heads, int64_t head_dim, const char *gain)
+static ir_id head_norm(struct builder *b, ir_id x, int64_t heads, int64_t head_dim,
+                       const char *gain)
 {
     ir_type_id whole = ir_at(b->g, x)->type;
-    ir_type_id rows = ir_type2(b->g, IR_f32, dim_scale(ir_rows(b->g, x), heads), dim_const(head_dim));
+    ir_type_id rows =
+        ir_type2(b->g, IR_f32, dim_scale(ir_rows(b->g, x), heads), dim_const(head_dim));
     return ir_reshape(b->g, b_rmsnorm(b, ir_reshape(b->g, x, rows), gain), whole);
 }
 
@@ -34,8 +37,8 @@ static ir_id attention(struct builder *b, const struct mixer *m, ir_id x, const 
         y[1] = head_norm(b, y[1], m->num_kv_heads, m->head_dim,
                          b_name(b, "%s.self_attn.k_norm.weight", p));
     } else {
-        ir_id qkv = b_linear(b, x, b_name(b, "%s.self_attn.qkv_proj.weight", p),
-                             b_name(b, "%s.qkv", p));
+        ir_id qkv =
+            b_linear(b, x, b_name(b, "%s.self_attn.qkv_proj.weight", p), b_name(b, "%s.qkv", p));
         y[0] = ir_slice(b->g, qkv, 1, 0, q);
         y[1] = ir_slice(b->g, qkv, 1, q, q + kv);
         y[2] = ir_slice(b->g, qkv, 1, q + kv, q + 2 * kv);

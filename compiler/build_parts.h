@@ -9,7 +9,11 @@ struct builder {
     const struct params *ps;
     const struct build_options *options;
     struct ir_graph *g;
-    VEC(struct load { const char *name; ir_id id; }) loads; /* tokens per expert, per router bias */
+    VEC(struct load {
+        const char *name;
+        ir_id id;
+    })
+    loads; /* tokens per expert, per router bias */
 };
 
 /* Formatted text that lives as long as the graph. */

@@ -1,5 +1,5 @@
-/* What the commands share: options, loading a spec, reporting errors and leaving. One file per command
- * (cmd_NAME.c); main.c is only the table. */
+/* What the commands share: options, loading a spec, reporting errors and leaving. One file per
+ * command (cmd_NAME.c); main.c is only the table. */
 #ifndef STRATA_COMPILER_CLI_H
 #define STRATA_COMPILER_CLI_H
 #include "base/io.h"
@@ -12,8 +12,8 @@ struct cli {
     struct arena *arena;
     struct diag *diag;
     struct rt_error err;
-    VEC(const char *) set;  /* --set KEY=VALUE, in order */
-    VEC(const char *) arg;  /* positional arguments */
+    VEC(const char *) set; /* --set KEY=VALUE, in order */
+    VEC(const char *) arg; /* positional arguments */
 };
 
 enum cli_kind { CLI_flag, CLI_text, CLI_int, CLI_num };
@@ -32,9 +32,9 @@ void cli_parse(struct cli *c, int argc, char **argv, const char *help, size_t np
 /* The same with npos to max_pos positional arguments. */
 void cli_parse_range(struct cli *c, int argc, char **argv, const char *help, size_t npos,
                      size_t max_pos, const struct cli_option *opt, size_t nopt);
-#define CLI_OPTIONS(...)                                                                           \
-    (const struct cli_option[]){__VA_ARGS__}, sizeof((const struct cli_option[]){__VA_ARGS__}) /   \
-                                                  sizeof(struct cli_option)
+#define CLI_OPTIONS(...)                      \
+    (const struct cli_option[]){__VA_ARGS__}, \
+        sizeof((const struct cli_option[]){__VA_ARGS__}) / sizeof(struct cli_option)
 /* Loads the spec of that path with --set; prints diagnostics; exits 1 when there are errors. */
 struct model *cli_model(struct cli *c, const char *path);
 /* Refuses --set (status 2): for commands, or forms of them, that read no spec. */
@@ -44,7 +44,8 @@ void cli_diagnostics(const struct cli *c);
 /* Ends the program where st is not RT_ok: diagnostics, "strata: error: text", exit status st. */
 void cli_check(struct cli *c, enum rt_status st);
 /* "strata: error: ..." and exit. */
-_Noreturn void cli_fail(enum rt_status st, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+_Noreturn void cli_fail(enum rt_status st, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 /* 1234567 -> "1,234,567"; bytes -> "1.23 MiB"; in the arena. */
 const char *cli_count(struct arena *a, int64_t n);
 const char *cli_bytes(struct arena *a, double n);

@@ -5,14 +5,18 @@
 #include <stdlib.h>
 
 static const char help[] =
-    "usage: strata eval SPEC --weights W --tokens TOK.npy [--logits L.npy] [--grads G.safetensors]\n"
+    "usage: strata eval SPEC --weights W --tokens TOK.npy [--logits L.npy] [--grads "
+    "G.safetensors]\n"
     "                   [--depth-weights A.safetensors]\n\n"
-    "Runs the model on token ids int32 [B, T+1]: inputs are all columns but the last, targets all but\n"
-    "the first. Prints 'loss X': the mean cross-entropy in nats over all targets that are not negative.\n"
+    "Runs the model on token ids int32 [B, T+1]: inputs are all columns but the last, targets all "
+    "but\n"
+    "the first. Prints 'loss X': the mean cross-entropy in nats over all targets that are not "
+    "negative.\n"
     "Loss and gradients come from the training program, logits and depth weights from the forward\n"
     "program.\n\n"
     "  strata init specs/tiny-attnres.yaml -o w.safetensors\n"
-    "  strata eval specs/tiny-attnres.yaml --weights w.safetensors --tokens tok.npy --logits l.npy\n\n"
+    "  strata eval specs/tiny-attnres.yaml --weights w.safetensors --tokens tok.npy --logits "
+    "l.npy\n\n"
     "  --weights W        safetensors file, Hugging Face folder, step folder or run folder\n"
     "  --logits L.npy     float32 [B, T, V]\n"
     "  --grads G          one gradient per trainable weight, under the weight's name\n"
@@ -29,7 +33,8 @@ static struct batch read_tokens(struct cli *c, const char *path, int64_t vocab)
     struct npy n;
     cli_check(c, npy_open(path, &n, &c->err));
     if (n.type != NPY_i32 || n.rank != 2 || n.shape[0] < 1 || n.shape[1] < 2)
-        cli_fail(RT_user, "%s: eval needs int32 token ids [B, T+1], one row and two columns at least", path);
+        cli_fail(RT_user,
+                 "%s: eval needs int32 token ids [B, T+1], one row and two columns at least", path);
     struct batch b = {.B = n.shape[0], .T = n.shape[1] - 1};
     size_t w = (size_t)n.shape[1], rows = (size_t)b.B, t = (size_t)b.T;
     int32_t *row = NEW(c->arena, int32_t, w);
@@ -76,7 +81,8 @@ static void write_grads(struct run *r, const struct plan *p, const char *path)
 }
 
 /* [B*T, n] of each site as [n, B, T]. */
-static void write_depth(struct run *r, const struct plan *p, const struct batch *b, const char *path)
+static void write_depth(struct run *r, const struct plan *p, const struct batch *b,
+                        const char *path)
 {
     struct cli *c = r->cli;
     VEC(struct tf_tensor) list = {0};
@@ -85,11 +91,14 @@ static void write_depth(struct run *r, const struct plan *p, const struct batch 
     for (size_t i = 0; i < count; i++) {
         if (!str_starts(str_of(v[i].name), "depth.")) continue;
         int64_t n = v[i].dims[1], rows = v[i].dims[0];
-        float *out = NEW(c->arena, float, n * rows);
+        float *out = NEW(c->arena, float, n *rows);
         for (int64_t t = 0; t < rows; t++)
             for (int64_t s = 0; s < n; s++) out[s * rows + t] = ((const float *)v[i].p)[t * n + s];
-        struct tf_tensor x = {.name = v[i].name + strlen("depth."), .dtype = TF_F32, .rank = 3,
-                              .shape = {n, b->B, b->T}, .data = out};
+        struct tf_tensor x = {.name = v[i].name + strlen("depth."),
+                              .dtype = TF_F32,
+                              .rank = 3,
+                              .shape = {n, b->B, b->T},
+                              .data = out};
         vec_push(c->arena, &list, x);
     }
     const struct tf_content content = {.tensors = list.p, .count = list.n};
@@ -105,7 +114,8 @@ int cmd_eval(int argc, char **argv)
               CLI_OPTIONS({"weights", CLI_text, &weights}, {"tokens", CLI_text, &tokens},
                           {"logits", CLI_text, &logits}, {"grads", CLI_text, &grads},
                           {"depth-weights", CLI_text, &depth}, RUN_OPTIONS(o)));
-    if (!weights || !tokens) cli_fail((enum rt_status)EXIT_USAGE, "eval needs --weights and --tokens");
+    if (!weights || !tokens)
+        cli_fail((enum rt_status)EXIT_USAGE, "eval needs --weights and --tokens");
     const struct model *m = cli_model(&c, c.arg.p[0]);
     const struct batch b = read_tokens(&c, tokens, m->vocab_size);
     struct run r;

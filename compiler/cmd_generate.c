@@ -6,11 +6,14 @@
 #include <sys/stat.h>
 
 static const char help[] =
-    "usage: strata generate SPEC --weights W (--prompt TEXT | --prompt-ids 1,2,3) [--max-tokens N]\n"
+    "usage: strata generate SPEC --weights W (--prompt TEXT | --prompt-ids 1,2,3) [--max-tokens "
+    "N]\n"
     "                       [--temperature X] [--top-p P] [--seed S] [--print-ids]\n\n"
-    "Continues a prompt and prints prompt and continuation as they come. Temperature 0 (the default) is\n"
+    "Continues a prompt and prints prompt and continuation as they come. Temperature 0 (the "
+    "default) is\n"
     "greedy. Stops at the tokenizer's eos and stop ids, or after --max-tokens.\n\n"
-    "  strata generate examples/tiny-moe/spec.yaml --weights out/tiny-moe --prompt 'And God said'\n\n"
+    "  strata generate examples/tiny-moe/spec.yaml --weights out/tiny-moe --prompt 'And God "
+    "said'\n\n"
     "  --weights W        safetensors file, Hugging Face folder, step folder or run folder\n"
     "  --max-tokens N     default 256\n"
     "  --temperature X    default 0; 0.8 is a good start\n"
@@ -24,7 +27,7 @@ struct gen {
     struct run r;
     struct tokenizer *tok; /* NULL: ids only */
     struct program *forward;
-    struct tok_ids text;   /* prompt and what came after it */
+    struct tok_ids text; /* prompt and what came after it */
     bool print_ids;
 };
 
@@ -59,8 +62,8 @@ static void read_prompt(struct gen *g, const char *prompt, const char *ids, cons
     if (!g->text.n) cli_fail(RT_user, "the prompt is empty");
 }
 
-/* Logits after the last token. Every token is computed with the whole context in front of it; padding
- * behind it cannot be seen by it. */
+/* Logits after the last token. Every token is computed with the whole context in front of it;
+ * padding behind it cannot be seen by it. */
 static const float *logits(struct gen *g)
 {
     int64_t T = ((int64_t)g->text.n + STEP - 1) / STEP * STEP;

@@ -3,11 +3,13 @@
 
 static const char help[] =
     "usage: strata init SPEC -o W.safetensors [--seed N] [--set KEY=VALUE]\n\n"
-    "Writes freshly initialised float32 weights. The values of a tensor depend on the seed and its\n"
+    "Writes freshly initialised float32 weights. The values of a tensor depend on the seed and "
+    "its\n"
     "name only. Without --seed, train.seed of the spec is used.\n\n"
     "  strata init specs/tiny-attnres.yaml -o w.safetensors --seed 1\n";
 
-/* Tensors are drawn one at a time into one buffer, so that models larger than memory can be made. */
+/* Tensors are drawn one at a time into one buffer, so that models larger than memory can be made.
+ */
 struct draw {
     const struct params *ps;
     const struct param_part **part;
@@ -46,7 +48,9 @@ int cmd_init(int argc, char **argv)
     for (size_t i = 0; i < ps->n; i++)
         for (size_t k = 0; k < ps->p[i].num_parts; k++) {
             const struct param_part *q = &ps->p[i].part[k];
-            struct tf_tensor x = {.name = q->tensor, .dtype = TF_F32, .rank = q->rank,
+            struct tf_tensor x = {.name = q->tensor,
+                                  .dtype = TF_F32,
+                                  .rank = q->rank,
                                   .shape = {q->dim[0], q->dim[1]}};
             size_t n = (size_t)(q->dim[0] * (q->rank > 1 ? q->dim[1] : 1));
             if (n > most) most = n;

@@ -9,7 +9,8 @@
 static const char help[] =
     "usage: strata tokenize (--tokenizer NAME | --spec SPEC) [--text FILE] [--ids] [-o X.npy]\n"
     "                       < TEXT\n\n"
-    "Turns standard input, byte for byte, into token ids and prints how many there are. The input is\n"
+    "Turns standard input, byte for byte, into token ids and prints how many there are. The input "
+    "is\n"
     "UTF-8; anything else is an error.\n\n"
     "  printf 'In the beginning' | strata tokenize --tokenizer bytes --ids\n"
     "  strata tokenize --spec specs/shakespeare-block.yaml -o ids.npy < play.txt\n\n"

@@ -8,13 +8,16 @@
 static const char help[] =
     "usage: strata train SPEC [--weights W] [--resume] [--steps N]\n\n"
     "Trains as the spec's train section says. Checkpoints and metrics.jsonl go to\n"
-    "train.checkpoint.dir; --resume continues from the newest valid checkpoint there, bit for bit as\n"
+    "train.checkpoint.dir; --resume continues from the newest valid checkpoint there, bit for bit "
+    "as\n"
     "if the run had not been interrupted. SIGINT (Ctrl-C) and SIGTERM save and leave.\n\n"
     "  strata train examples/tiny-moe/spec.yaml\n"
     "  strata train examples/tiny-moe/spec.yaml --resume\n"
-    "  strata train examples/tiny-moe/spec.yaml --set model.residual.blocks=1 --set train.checkpoint.dir=out/b1\n\n"
+    "  strata train examples/tiny-moe/spec.yaml --set model.residual.blocks=1 --set "
+    "train.checkpoint.dir=out/b1\n\n"
     "  --weights W        start from these weights (safetensors, folder, step or run folder)\n"
-    "  --resume           go on from the newest valid checkpoint; start at step 0 where there is none\n"
+    "  --resume           go on from the newest valid checkpoint; start at step 0 where there is "
+    "none\n"
     "  --steps N          stop after step N; the schedule keeps train.steps\n"
     "  --profile          at the end, where the time went, kernel by kernel\n" RUN_HELP;
 
@@ -41,7 +44,7 @@ struct loop {
     struct ckpt_dir *dir;    /* NULL: nothing is saved */
     struct metrics *metrics; /* likewise */
     struct progress bar;
-    uint64_t saved;          /* step of the last checkpoint */
+    uint64_t saved; /* step of the last checkpoint */
     bool any_saved;
 };
 
@@ -85,7 +88,8 @@ static void evaluate(struct loop *l)
 {
     double loss = trainer_validate(&l->t);
     if (loss < 0) return;
-    progress_message(&l->bar, "step %llu: validation loss %.6f", (unsigned long long)l->t.step, loss);
+    progress_message(&l->bar, "step %llu: validation loss %.6f", (unsigned long long)l->t.step,
+                     loss);
     if (!l->metrics) return;
     metrics_int(l->metrics, "step", (int64_t)l->t.step - 1);
     metrics_double(l->metrics, "val_loss", loss);
@@ -113,7 +117,8 @@ static void run_steps(struct loop *l, uint64_t end)
         log_step(l, &r);
         if (!r.finite) not_finite(l, &r);
         uint64_t n = l->t.step;
-        if (s->eval_every && (n % (uint64_t)s->eval_every == 0 || n == (uint64_t)s->steps)) evaluate(l);
+        if (s->eval_every && (n % (uint64_t)s->eval_every == 0 || n == (uint64_t)s->steps))
+            evaluate(l);
         if (s->checkpoint_every && n % (uint64_t)s->checkpoint_every == 0) save(l);
     }
 }
@@ -127,8 +132,10 @@ static void begin(struct loop *l, bool resume, const char *weights)
     if (dir) {
         cli_check(c, ckpt_open(dir, &l->dir, &c->err));
         if (!resume && ckpt_any(dir))
-            cli_fail(RT_user, "%s holds checkpoints already\nhint: --resume goes on from them; --set "
-                              "train.checkpoint.dir=OTHER starts anew elsewhere.", dir);
+            cli_fail(RT_user,
+                     "%s holds checkpoints already\nhint: --resume goes on from them; --set "
+                     "train.checkpoint.dir=OTHER starts anew elsewhere.",
+                     dir);
         if (resume) resumed = trainer_resume(&l->t, dir);
     } else if (resume) {
         cli_fail(RT_user, "--resume needs train.checkpoint.dir in the spec");
@@ -137,10 +144,9 @@ static void begin(struct loop *l, bool resume, const char *weights)
     l->any_saved = resumed;
     l->saved = l->t.step;
     if (dir)
-        cli_check(c, metrics_open(str_fmt(c->arena, "%s/metrics.jsonl", dir), l->t.step, &l->metrics,
-                                  &c->err));
-    if (resumed)
-        fprintf(stderr, "resuming %s at step %llu\n", dir, (unsigned long long)l->t.step);
+        cli_check(c, metrics_open(str_fmt(c->arena, "%s/metrics.jsonl", dir), l->t.step,
+                                  &l->metrics, &c->err));
+    if (resumed) fprintf(stderr, "resuming %s at step %llu\n", dir, (unsigned long long)l->t.step);
 }
 
 static void profile(struct loop *l)
@@ -163,7 +169,8 @@ int cmd_train(int argc, char **argv)
     int64_t steps = INT64_MAX;
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"weights", CLI_text, &weights}, {"resume", CLI_flag, &resume},
-                          {"steps", CLI_int, &steps}, {"profile", CLI_flag, &prof}, RUN_OPTIONS(o)));
+                          {"steps", CLI_int, &steps}, {"profile", CLI_flag, &prof},
+                          RUN_OPTIONS(o)));
     if (steps < 0) cli_fail((enum rt_status)EXIT_USAGE, "--steps must be at least 0");
     const struct model *m = cli_model(&c, c.arg.p[0]);
     if (!m->train.present) cli_fail(RT_user, "%s has no train section", c.arg.p[0]);

@@ -122,8 +122,10 @@ ir_id fuse_group(const struct fuse_plan *p, ir_id n)
 static void join(struct fuse_plan *p, ir_id a, ir_id b)
 {
     a = find(p->parent, a), b = find(p->parent, b);
-    if (a < b) p->parent[b] = a;
-    else p->parent[a] = b;
+    if (a < b)
+        p->parent[b] = a;
+    else
+        p->parent[a] = b;
 }
 
 static bool may_join(const struct fuse_plan *p, ir_id a, ir_id b)
@@ -168,7 +170,7 @@ static void note_reads(struct fuse_plan *p)
 
 /* ---- what is written to memory ---- */
 
-struct clone { /* what computing a value again in another group takes */
+struct clone {               /* what computing a value again in another group takes */
     ir_id root[8], small[8]; /* values read: of full size, and others that must be stored for it */
     uint32_t roots, smalls, ops;
     bool failed;
@@ -178,8 +180,10 @@ static void add_once(ir_id *list, uint32_t *n, ir_id x, bool *failed)
 {
     for (uint32_t i = 0; i < *n; i++)
         if (list[i] == x) return;
-    if (*n == 8) *failed = true;
-    else list[(*n)++] = x;
+    if (*n == 8)
+        *failed = true;
+    else
+        list[(*n)++] = x;
 }
 
 static void clone_tree(const struct fuse_plan *p, ir_id n, struct fuse_domain d, struct clone *c)

@@ -28,10 +28,10 @@ struct fuse_plan {
     struct fuse_domain *domain; /* of fusable nodes */
     ir_id *parent;              /* union-find of fusable nodes; the root names the group */
     enum fuse_store *store;
-    int64_t *ld;                /* row stride a stored value is written with; 0 = its columns */
+    int64_t *ld;                  /* row stride a stored value is written with; 0 = its columns */
     uint32_t *first_user, *users; /* readers of node n: users[first_user[n] .. first_user[n + 1]) */
     bool *is_output;
-    struct map reads;           /* (group, operand) pairs: what a group reads of its own accord */
+    struct map reads; /* (group, operand) pairs: what a group reads of its own accord */
 };
 
 /* Decides for all of g. `unfused`: one group per operation. Everything is in the arena. */

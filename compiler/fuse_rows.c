@@ -109,9 +109,12 @@ static int64_t keep_region(struct fuse *f, struct region *r)
 
 static void report_bytes(struct sb *out, double bytes)
 {
-    if (bytes >= 1e6) sb_printf(out, "%.1f MB", bytes / 1e6);
-    else if (bytes >= 1e3) sb_printf(out, "%.1f kB", bytes / 1e3);
-    else sb_printf(out, "%.0f B", bytes);
+    if (bytes >= 1e6)
+        sb_printf(out, "%.1f MB", bytes / 1e6);
+    else if (bytes >= 1e3)
+        sb_printf(out, "%.1f kB", bytes / 1e3);
+    else
+        sb_printf(out, "%.0f B", bytes);
 }
 
 /* The first operation that reads n and is no row operation. */
@@ -148,8 +151,10 @@ static void report_region(struct fuse *f, const struct region *r, ir_id rows)
     if (!out) return;
     size_t ops = 0, loads = 0;
     for (ir_id n = 0; n < r->g->node.n; n++) {
-        if (ir_at(r->g, n)->op == OP_arg) loads++;
-        else ops += ir_at(r->g, n)->op != OP_const;
+        if (ir_at(r->g, n)->op == OP_arg)
+            loads++;
+        else
+            ops += ir_at(r->g, n)->op != OP_const;
     }
     sb_printf(out, "kernel %%%u %s (region %lld): %zu operations, %zu loads, %zu stores, ", rows,
               ir_name(f->out, rows), (long long)ir_int(f->out, rows, AK_region, 0), ops, loads,
@@ -190,8 +195,8 @@ static void place_rows(struct fuse *f, struct region *r, int64_t index)
     const char *name = region_name(f, member, count);
     g->cur_span = ir_span(f->in, member[0]);
     ir_type_id type = count == 1 ? types[0] : type_tuple(g->types, types, count);
-    ir_id rows = ir_add_typed(g, OP_rows, type, src, r->operand.n, ATTRS(A_INT(region, index)),
-                              name);
+    ir_id rows =
+        ir_add_typed(g, OP_rows, type, src, r->operand.n, ATTRS(A_INT(region, index)), name);
     for (uint32_t i = 0; i < count; i++) {
         g->cur_span = ir_span(f->in, member[i]);
         ir_id id = f->now[member[i]] = count == 1 ? rows : ir_get(g, rows, i);
@@ -266,8 +271,10 @@ struct ir_graph *pass_fuse_rows(struct pass_ctx *c, const struct ir_graph *g)
     map_init(&f.regions, scratch);
     list_members(&f);
     for (ir_id i = 0; i < n; i++) {
-        if (!fuse_is_row_op(g, i)) need(&f, i);
-        else if (f.last[fuse_group(f.plan, i)] == i) need_group(&f, fuse_group(f.plan, i));
+        if (!fuse_is_row_op(g, i))
+            need(&f, i);
+        else if (f.last[fuse_group(f.plan, i)] == i)
+            need_group(&f, fuse_group(f.plan, i));
     }
     for (size_t i = 0; i < g->out.n; i++) {
         ir_output(f.out, intern_text(g->names, g->out.p[i].name), f.now[g->out.p[i].id]);

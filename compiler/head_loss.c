@@ -82,18 +82,21 @@ struct ir_graph *pass_head_loss(struct pass_ctx *c, const struct ir_graph *g)
     struct match m;
     bool found = find(g, ir_uses(g, s), &m);
     if (found && m.d != IR_NONE && depends_on(g, ir_src(g, m.d, 3), m.ce)) found = false;
-    if (!found && c->report) sb_str(c->report, "head-loss: no head product with a loss on it alone\n");
+    if (!found && c->report)
+        sb_str(c->report, "head-loss: no head product with a loss on it alone\n");
     ir_id *map = NEW(s, ir_id, g->node.n), head = IR_NONE;
     for (ir_id n = 0; n < g->node.n; n++) map[n] = IR_NONE;
     for (ir_id n = 0; n < g->node.n; n++) {
         if (map[n] != IR_NONE) continue;
         if (found && (n == m.z || n == m.d)) continue;
         if (found && n == m.ce) {
-            head = build(r, g, &m, map, m.d == IR_NONE ? IR_NONE : hoist(r, g, ir_src(g, m.d, 3), map));
+            head = build(r, g, &m, map,
+                         m.d == IR_NONE ? IR_NONE : hoist(r, g, ir_src(g, m.d, 3), map));
             continue;
         }
         if (found && ir_at(g, n)->op == OP_get && ir_src(g, n, 0) == m.ce) {
-            bool nll = ir_int(g, n, AK_index, 0) == 0; /* the log-sum-exp had only the gradient reading it */
+            bool nll = ir_int(g, n, AK_index, 0) ==
+                       0; /* the log-sum-exp had only the gradient reading it */
             map[n] = nll ? (m.d == IR_NONE ? head : ir_get(r, head, 0)) : IR_NONE;
             continue;
         }

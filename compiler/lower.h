@@ -12,7 +12,7 @@ struct lower_kernel { /* parallel to sa_plan.kernels */
     uint32_t steps;    /* how many use it */
 };
 struct lowered {
-    struct sa_plan plan; /* one entry point, named like the program; kernels without address */
+    struct sa_plan plan;  /* one entry point, named like the program; kernels without address */
     struct sa_code *code; /* plan.kernels, to set addresses */
     struct lower_kernel *kernel;
     struct memplan *mem;

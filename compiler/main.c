@@ -42,12 +42,14 @@ static int finish(int status)
 int main(int argc, char **argv)
 {
     signal(SIGABRT, on_abort);
-    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") ||
+        !strcmp(argv[1], "help")) {
         help(argc < 2 ? stderr : stdout);
         return finish(argc < 2 ? EXIT_USAGE : 0);
     }
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name)) return finish(commands[i].run(argc - 1, argv + 1));
-    fprintf(stderr, "strata: no command '%s'\nhint: 'strata --help' lists the commands.\n", argv[1]);
+    fprintf(stderr, "strata: no command '%s'\nhint: 'strata --help' lists the commands.\n",
+            argv[1]);
     return EXIT_USAGE;
 }

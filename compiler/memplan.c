@@ -5,9 +5,9 @@
 #include "compiler/memplan_place.h"
 
 #define NOBUF UINT32_MAX
-/* Large places in scratch are an odd number of cache lines longer: values of one size, one after the
- * other, would all begin at the same set of the first-level cache, and kernels that walk over many of
- * them at once would push their own rows out. */
+/* Large places in scratch are an odd number of cache lines longer: values of one size, one after
+ * the other, would all begin at the same set of the first-level cache, and kernels that walk over
+ * many of them at once would push their own rows out. */
 enum { ALIGN = 64, SPREAD_FROM = 1 << 14, SPREAD = 11 * 64 };
 
 struct planner {

@@ -35,7 +35,8 @@ struct mixer { /* one entry of model.mixers */
     double lower_bound;
     enum gate_rank output_gate_rank;
     /* mla */
-    int64_t q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim; /* 0 = null */
+    int64_t q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim,
+        v_head_dim; /* 0 = null */
     bool output_gate;
 };
 
@@ -54,7 +55,7 @@ struct ffn { /* one entry of model.ffns */
     double balance_rate;
 };
 
-struct layer { /* after expansion of repeat */
+struct layer {                       /* after expansion of repeat */
     uint32_t mixer, ffn;             /* indices into model.mixers, model.ffns */
     bool attnres_mixer, attnres_ffn; /* false: this site reads the plain sum */
     struct span at;
@@ -67,7 +68,10 @@ struct tokenizer_spec {
     int64_t bos, eos;                    /* -1 = none */
     int64_t *stop;
     size_t num_stop;
-    struct special_token { const char *text; int64_t id; } *special;
+    struct special_token {
+        const char *text;
+        int64_t id;
+    } * special;
     size_t num_special;
     struct span at;
 };
@@ -87,18 +91,18 @@ struct train_spec {
     double grad_clip; /* 0 = null */
     enum precision precision;
     uint64_t seed;
-    int64_t eval_every;     /* 0 = no evaluation */
-    int64_t eval_sequences; /* 0 = all */
-    const char *checkpoint_dir; /* NULL = none; relative to the working directory */
+    int64_t eval_every;                        /* 0 = no evaluation */
+    int64_t eval_sequences;                    /* 0 = all */
+    const char *checkpoint_dir;                /* NULL = none; relative to the working directory */
     int64_t checkpoint_every, checkpoint_keep; /* 0 = at the end only; 0 = keep all */
 };
 
 struct model {
     const char *name;
-    const char *path;       /* file the spec came from */
-    const char *canonical;  /* resolved spec as YAML text (extends and --set applied, no comments):
-                             * what a checkpoint stores; parsing it gives an equal model. data and
-                             * tokenizer paths in it are absolute or as resolved. */
+    const char *path;      /* file the spec came from */
+    const char *canonical; /* resolved spec as YAML text (extends and --set applied, no comments):
+                            * what a checkpoint stores; parsing it gives an equal model. data and
+                            * tokenizer paths in it are absolute or as resolved. */
     int64_t vocab_size, hidden_size;
     bool tie_embeddings;
     enum norm_type norm;
@@ -106,7 +110,8 @@ struct model {
     double init_std, init_embedding_std;
     enum residual_type residual;
     /* attnres: first sublayer of every block after the first, ascending, each in 1..2*num_layers-1;
-     * whichever of block_size / blocks / boundaries was written. num_blocks = num_boundaries + 1. */
+     * whichever of block_size / blocks / boundaries was written. num_blocks = num_boundaries + 1.
+     */
     int64_t *boundary;
     size_t num_boundaries;
     double key_eps;
@@ -128,15 +133,15 @@ struct spec_options {
     size_t num_set;
 };
 
-/* Reads, merges, checks a spec file. NULL when there were errors (then diag_errors(d) > 0). Warnings
- * and notes may be added in any case. Everything is kept in the arena. */
+/* Reads, merges, checks a spec file. NULL when there were errors (then diag_errors(d) > 0).
+ * Warnings and notes may be added in any case. Everything is kept in the arena. */
 struct model *spec_load(struct arena *a, struct diag *d, const char *path,
                         const struct spec_options *opt);
 /* The same from text; `path` names it in messages and anchors relative paths. */
 struct model *spec_parse(struct arena *a, struct diag *d, const char *path, struct str text,
                          const struct spec_options *opt);
-/* The first thing in which two models would train differently, as "KEY is X, but was Y" in the arena;
- * NULL where there is none. Evaluation, checkpoint and serve settings are not compared. */
+/* The first thing in which two models would train differently, as "KEY is X, but was Y" in the
+ * arena; NULL where there is none. Evaluation, checkpoint and serve settings are not compared. */
 const char *spec_difference(struct arena *a, const struct model *now, const struct model *then);
 /* The word of an enum value; key is the enum's tag: "mixer_type", "activation", ... */
 const char *spec_enum_name(const char *key, int value);

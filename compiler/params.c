@@ -61,7 +61,8 @@ static struct param *merged(struct table *t, const char *name, int64_t cols, siz
 
 static void attention(struct table *t, const char *p, const struct mixer *x)
 {
-    int64_t d = t->m->hidden_size, q = x->num_heads * x->head_dim, kv = x->num_kv_heads * x->head_dim;
+    int64_t d = t->m->hidden_size, q = x->num_heads * x->head_dim,
+            kv = x->num_kv_heads * x->head_dim;
     if (x->qk_norm) { /* normalised heads must lie end to end, so these products stay apart */
         matrix(t, q, d, F("%s.self_attn.q_proj.weight", p));
         matrix(t, kv, d, F("%s.self_attn.k_proj.weight", p));
@@ -94,14 +95,17 @@ static void experts(struct table *t, const char *p, const struct ffn *f, int64_t
     up->num_parts = (size_t)(2 * e);
     for (int64_t i = 0; i < 2 * e; i++)
         up->part[i] = (struct param_part){
-            F("%s.experts.%lld.w%d.weight", p, (long long)(i / 2), i % 2 ? 3 : 1), {w, d}, 2, i * w * d};
+            F("%s.experts.%lld.w%d.weight", p, (long long)(i / 2), i % 2 ? 3 : 1),
+            {w, d},
+            2,
+            i * w * d};
     up->active_num = f->experts_per_token, up->active_den = e;
     struct param *down = add(t, PARAM_matrix, t->normal, 3, e, d, w, F("%s.experts.w2", p));
     down->part = NEW(t->a, struct param_part, e);
     down->num_parts = (size_t)e;
     for (int64_t i = 0; i < e; i++)
-        down->part[i] = (struct param_part){F("%s.experts.%lld.w2.weight", p, (long long)i),
-                                            {d, w}, 2, i * d * w};
+        down->part[i] = (struct param_part){
+            F("%s.experts.%lld.w2.weight", p, (long long)i), {d, w}, 2, i * d * w};
     down->active_num = f->experts_per_token, down->active_den = e;
 }
 
@@ -111,8 +115,7 @@ static void moe(struct table *t, const char *layer, const struct ffn *f)
     const char *p = F("%s.block_sparse_moe", layer);
     matrix(t, f->num_experts, d, F("%s.gate.weight", p));
     if (f->balance == BALANCE_bias)
-        single(t, PARAM_state, zeros, f->num_experts, 0,
-               F("%s.gate.e_score_correction_bias", p));
+        single(t, PARAM_state, zeros, f->num_experts, 0, F("%s.gate.e_score_correction_bias", p));
     if (l) matrix(t, l, d, F("%s.routed_expert_down_proj.weight", p));
     experts(t, p, f, l ? l : d);
     if (l) {
@@ -137,7 +140,8 @@ static void layer(struct table *t, size_t i)
     const struct layer *l = &m->layer[i];
     const char *p = F("model.layers.%zu", i);
     if (m->residual == RESIDUAL_attnres)
-        site(t, F("%s.self_attention_res_proj.weight", p), F("%s.self_attention_res_norm.weight", p));
+        site(t, F("%s.self_attention_res_proj.weight", p),
+             F("%s.self_attention_res_norm.weight", p));
     vector(t, m->hidden_size, F("%s.input_layernorm.weight", p));
     const struct mixer *x = &m->mixer[l->mixer];
     if (x->type != MIXER_attention) BUG("mixer type %d has no parameters here", x->type);
@@ -168,7 +172,8 @@ struct params *params_of(struct arena *a, const struct model *m)
     ps->p = t->v.p;
     ps->n = t->v.n;
     map_init(&ps->by_name, a);
-    for (size_t i = 0; i < ps->n; i++) *map_str(&ps->by_name, str_of(ps->p[i].name)) = (uint32_t)i + 1;
+    for (size_t i = 0; i < ps->n; i++)
+        *map_str(&ps->by_name, str_of(ps->p[i].name)) = (uint32_t)i + 1;
     return ps;
 }
 

@@ -1,6 +1,6 @@
-/* Parameters and checkpoint tensors: two things with one map between them (design 2.13). The IR holds
- * what kernels like (products that share an input merged, experts stacked); this table cuts them into
- * the named tensors of spec-contract section 3. */
+/* Parameters and checkpoint tensors: two things with one map between them (design 2.13). The IR
+ * holds what kernels like (products that share an input merged, experts stacked); this table cuts
+ * them into the named tensors of spec-contract section 3. */
 #ifndef STRATA_COMPILER_PARAMS_H
 #define STRATA_COMPILER_PARAMS_H
 #include "compiler/model.h"
@@ -16,18 +16,18 @@ enum param_kind {
 
 /* One checkpoint tensor: a contiguous piece of its parameter. */
 struct param_part {
-    const char *tensor;  /* checkpoint name */
-    int64_t dim[2];      /* checkpoint shape */
+    const char *tensor; /* checkpoint name */
+    int64_t dim[2];     /* checkpoint shape */
     int rank;
-    int64_t offset;      /* elements from the parameter's start */
+    int64_t offset; /* elements from the parameter's start */
 };
 struct param {
-    const char *name;    /* IR name; the tensor's own name where there is one part */
+    const char *name; /* IR name; the tensor's own name where there is one part */
     enum param_kind kind;
     struct init_rule init;
-    int64_t dim[3];      /* IR shape */
+    int64_t dim[3]; /* IR shape */
     int rank;
-    int64_t count;       /* elements */
+    int64_t count; /* elements */
     struct param_part *part;
     size_t num_parts;
     int64_t active_num, active_den; /* share of the elements a token uses (experts: k of E) */
@@ -42,8 +42,9 @@ struct params {
 struct params *params_of(struct arena *a, const struct model *m);
 /* The parameter of an IR name, NULL where there is none. */
 const struct param *params_find(const struct params *ps, const char *name);
-/* Trainable scalars, plus router biases in total; active: what one token uses, with the head, without
- * the embedding table (counted when tied, since the head is that table) and without router biases. */
+/* Trainable scalars, plus router biases in total; active: what one token uses, with the head,
+ * without the embedding table (counted when tied, since the head is that table) and without router
+ * biases. */
 int64_t params_total(const struct params *ps);
 int64_t params_active(const struct params *ps, const struct model *m);
 #endif

@@ -1,4 +1,5 @@
-/* Passes: graph in, new graph out (house.md 3.4). Only the manager times, dumps, verifies and skips. */
+/* Passes: graph in, new graph out (house.md 3.4). Only the manager times, dumps, verifies and
+ * skips. */
 #ifndef STRATA_COMPILER_PASS_H
 #define STRATA_COMPILER_PASS_H
 #include "graph.h"

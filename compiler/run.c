@@ -13,16 +13,18 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
 {
     *r = (struct run){.cli = c, .model = m, .params = params_of(c->arena, m)};
     struct session_options s = {.cpu = o->cpu, .threads = (unsigned)o->threads, .diag = c->diag};
-    if (o->threads < 0 || o->threads > 1024) cli_fail((enum rt_status)EXIT_USAGE, "--threads must be from 1 to 1024");
-    s.pipeline = (struct pipeline_options){.skip = o->skip, .dump_ir = o->dump_ir, .repro = o->repro,
-                                           .roundtrip_each = o->roundtrip};
+    if (o->threads < 0 || o->threads > 1024)
+        cli_fail((enum rt_status)EXIT_USAGE, "--threads must be from 1 to 1024");
+    s.pipeline = (struct pipeline_options){
+        .skip = o->skip, .dump_ir = o->dump_ir, .repro = o->repro, .roundtrip_each = o->roundtrip};
     if (o->dump_ir) s.pipeline.dump = &texts.dump;
     if (o->report) s.pipeline.report = &texts.report;
     if (o->time_passes) s.pipeline.times = &texts.times;
     cli_check(c, session_open(&s, &r->session, &c->err));
     if (m->train.precision == PREC_bf16 && !session_bf16(r->session))
-        cli_fail(RT_user, "train.precision is bf16, but %s has no bf16 products (AVX512-BF16)\n"
-                          "hint: --set train.precision=fp32 runs the same model in float32.",
+        cli_fail(RT_user,
+                 "train.precision is bf16, but %s has no bf16 products (AVX512-BF16)\n"
+                 "hint: --set train.precision=fp32 runs the same model in float32.",
                  o->cpu ? o->cpu : "this CPU");
 }
 
@@ -55,7 +57,8 @@ static struct plan *timed_plan(struct run *r, struct program *p, int64_t B, int6
     return plan;
 }
 
-struct plan *run_plan(struct run *r, const struct ir_graph *g, const char *name, int64_t B, int64_t T)
+struct plan *run_plan(struct run *r, const struct ir_graph *g, const char *name, int64_t B,
+                      int64_t T)
 {
     double begin = mem_seconds();
     struct program *p = open_program(r, g, name, (struct ir_bind){B, T});

@@ -1,4 +1,5 @@
-/* What the commands that run a model share: its programs in one session, and its weights in memory. */
+/* What the commands that run a model share: its programs in one session, and its weights in memory.
+ */
 #ifndef STRATA_COMPILER_RUN_H
 #define STRATA_COMPILER_RUN_H
 #include "compiler/build.h"
@@ -7,12 +8,12 @@
 #include "compiler/weights.h"
 #include <limits.h>
 
-enum run_phase { /* of getting ready, in seconds */
-    RUN_graphs,  /* building, autodiff, passes */
-    RUN_plans,   /* kernel texts and memory plans */
-    RUN_compile, /* the C compiler */
-    RUN_load,    /* kernels from the cache, memory, threads */
-    RUN_PHASES
+enum run_phase {              /* of getting ready, in seconds */
+                 RUN_graphs,  /* building, autodiff, passes */
+                 RUN_plans,   /* kernel texts and memory plans */
+                 RUN_compile, /* the C compiler */
+                 RUN_load,    /* kernels from the cache, memory, threads */
+                 RUN_PHASES
 };
 struct run {
     struct cli *cli;
@@ -30,11 +31,14 @@ struct run_options {
     int64_t threads;
     bool report, time_passes, roundtrip;
 };
-#define RUN_OPTIONS(o)                                                                             \
-    {"cpu", CLI_text, &(o).cpu}, {"threads", CLI_int, &(o).threads}, {"skip", CLI_text, &(o).skip}, \
-        {"dump-ir", CLI_text, &(o).dump_ir}, {"report", CLI_flag, &(o).report},                    \
-        {"time-passes", CLI_flag, &(o).time_passes}, {"repro", CLI_text, &(o).repro},              \
-        {"roundtrip-each", CLI_flag, &(o).roundtrip}
+#define RUN_OPTIONS(o)                                                                  \
+    {"cpu", CLI_text, &(o).cpu}, {"threads", CLI_int, &(o).threads},                    \
+        {"skip", CLI_text, &(o).skip}, {"dump-ir", CLI_text, &(o).dump_ir},             \
+        {"report", CLI_flag, &(o).report}, {"time-passes", CLI_flag, &(o).time_passes}, \
+        {"repro", CLI_text, &(o).repro},                                                \
+    {                                                                                   \
+        "roundtrip-each", CLI_flag, &(o).roundtrip                                      \
+    }
 #define RUN_HELP                                                                                   \
     "  --cpu NAME         native (default), x86-64-v3 or x86-64-v4\n"                              \
     "  --threads N        threads; default $STRATA_THREADS, else the cores this process may use\n" \
@@ -63,8 +67,8 @@ void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep);
 void run_texts(void);
 void run_close(struct run *r);
 /* Weights from --weights PATH (file, Hugging Face folder, step folder or run folder); exits on
- * failure. `found`, where it is not NULL, becomes the file or folder that is read (of a run folder the
- * newest valid step). */
+ * failure. `found`, where it is not NULL, becomes the file or folder that is read (of a run folder
+ * the newest valid step). */
 void run_load(struct run *r, const char *path, char found[PATH_MAX]);
 /* A ckpt_refused_fn that warns on standard error; its context is not used. */
 void run_refused(void *cli, const char *step_dir, const char *why);

@@ -1,7 +1,7 @@
 /* simplify: algebra that holds bit for bit in floating point. dce: drop what no output needs.
  *
- * Three requirements for a rule: it keeps the type, it makes no new work, it ends (every rule removes a
- * node from the path to its result).
+ * Three requirements for a rule: it keeps the type, it makes no new work, it ends (every rule
+ * removes a node from the path to its result).
  *
  *   %s = slice %cat {from, to}   with %cat = concat %a, %b   =>   %b
  *   %c = concat (slice %x, 0, k), (slice %x, k, n)           =>   %x
@@ -28,7 +28,8 @@ static ir_id concat_of_slices(struct ir_graph *g, const ir_id *src, uint32_t n, 
     ir_id whole = IR_NONE;
     int64_t at = 0;
     for (uint32_t i = 0; i < n; i++) {
-        if (ir_at(g, src[i])->op != OP_slice || ir_int(g, src[i], AK_axis, 0) != axis) return IR_NONE;
+        if (ir_at(g, src[i])->op != OP_slice || ir_int(g, src[i], AK_axis, 0) != axis)
+            return IR_NONE;
         if (ir_int(g, src[i], AK_from, 0) != at) return IR_NONE;
         at = ir_int(g, src[i], AK_to, 0);
         if (i && ir_src(g, src[i], 0) != whole) return IR_NONE;

@@ -21,8 +21,9 @@ static enum rt_status chars(const struct model *m, const char *source, struct to
     }
     if (!source) source = m->train.data_path;
     if (!source)
-        return rt_fail(err, RT_user, "the chars tokenizer needs its training text: the spec has no "
-                                     "train.data.path");
+        return rt_fail(err, RT_user,
+                       "the chars tokenizer needs its training text: the spec has no "
+                       "train.data.path");
     return tokenizer_chars_of_file(source, out, err);
 }
 
@@ -36,7 +37,8 @@ enum rt_status tokens_open(const struct model *m, const char *source, struct tok
     case TOK_bytes: st = tokenizer_bytes(out, err); break;
     case TOK_chars: st = chars(m, source, out, err); break;
     case TOK_file:
-        return rt_fail(err, RT_user, "%s: tokenizer files are not supported yet", m->tokenizer.path);
+        return rt_fail(err, RT_user, "%s: tokenizer files are not supported yet",
+                       m->tokenizer.path);
     }
     if (st != RT_ok) return st;
     st = (*out)->ops->fits(*out, m->vocab_size, err);

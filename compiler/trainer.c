@@ -40,8 +40,9 @@ static void open_programs(struct trainer *t)
     t->apply = run_plan(r, build_apply(r->cli->arena, r->model, r->params), "apply", 1, 1);
     bool none = t->data && !dataset_val_windows(t->data);
     if (s->eval_every && none)
-        fprintf(stderr, "strata: warning: train.eval does nothing: the validation part of %s holds no "
-                        "window of %lld tokens (train.data.val_fraction)\n",
+        fprintf(stderr,
+                "strata: warning: train.eval does nothing: the validation part of %s holds no "
+                "window of %lld tokens (train.data.val_fraction)\n",
                 s->data_path, (long long)T);
     if (s->eval_every && !none) {
         t->loss = run_model_plan(r, BUILD_loss, &plain, t->rows, T);
@@ -109,7 +110,8 @@ static void open_all(struct trainer *t, struct cli *c, const struct model *m,
     open_levels(t);
 }
 
-void trainer_open(struct trainer *t, struct cli *c, const struct model *m, const struct run_options *o)
+void trainer_open(struct trainer *t, struct cli *c, const struct model *m,
+                  const struct run_options *o)
 {
     open_all(t, c, m, o, false);
 }
@@ -216,7 +218,8 @@ static void level_move(struct trainer *t, int level, bool store)
     }
 }
 
-/* After micro-batch i: the tree is that of a binary counter, the same whatever runs the parts where. */
+/* After micro-batch i: the tree is that of a binary counter, the same whatever runs the parts
+ * where. */
 static void accumulate(struct trainer *t, int64_t i, float *loss, float *level_loss)
 {
     bool last = i == t->micro - 1;
@@ -301,7 +304,8 @@ double trainer_validate(struct trainer *t)
     const struct train_spec *s = &t->run.model->train;
     if (!t->loss) return -1;
     uint64_t windows = dataset_val_windows(t->data);
-    if (s->eval_sequences && (uint64_t)s->eval_sequences < windows) windows = (uint64_t)s->eval_sequences;
+    if (s->eval_sequences && (uint64_t)s->eval_sequences < windows)
+        windows = (uint64_t)s->eval_sequences;
     double sum = 0, all = 0;
     for (uint64_t at = 0; at < windows; at += (uint64_t)t->rows) {
         double count = read_validation(t, at, windows);

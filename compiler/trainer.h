@@ -1,5 +1,5 @@
-/* Training as state and one step: data in, gradients over micro-batches, the optimiser's program. The
- * loop, its options and signals are cmd_train.c; saving and resuming trainer_save.c. */
+/* Training as state and one step: data in, gradients over micro-batches, the optimiser's program.
+ * The loop, its options and signals are cmd_train.c; saving and resuming trainer_save.c. */
 #ifndef STRATA_COMPILER_TRAINER_H
 #define STRATA_COMPILER_TRAINER_H
 #include "compiler/run.h"
@@ -17,16 +17,16 @@ struct span_f { /* a gradient, or the load of a router, in memory */
 };
 struct trainer {
     struct run run;
-    struct tokenizer *tokenizer; /* NULL for .npy data */
-    struct dataset *data; /* NULL: random ids */
+    struct tokenizer *tokenizer;               /* NULL for .npy data */
+    struct dataset *data;                      /* NULL: random ids */
     struct plan *train, *apply, *loss, *probe; /* loss, probe: NULL where nothing is evaluated */
-    int64_t micro, rows;       /* micro-batches; sequences in one */
-    int32_t *inputs, *targets; /* of the whole batch */
-    int32_t *window;           /* T + 1 */
-    VEC(struct span_f) grads;  /* grad.* in params order, then load.* */
-    float **level;             /* partial sums of the binary tree over micro-batches */
-    uint64_t step;             /* steps done */
-    uint64_t skipped;          /* of them, left out because something was not finite */
+    int64_t micro, rows;                       /* micro-batches; sequences in one */
+    int32_t *inputs, *targets;                 /* of the whole batch */
+    int32_t *window;                           /* T + 1 */
+    VEC(struct span_f) grads;                  /* grad.* in params order, then load.* */
+    float **level;    /* partial sums of the binary tree over micro-batches */
+    uint64_t step;    /* steps done */
+    uint64_t skipped; /* of them, left out because something was not finite */
     unsigned bad_in_row;
 };
 struct step_result {
@@ -39,7 +39,8 @@ struct step_result {
 /* Opens data and programs and compiles them; weights are not set yet. Exits on failure. */
 void trainer_open(struct trainer *t, struct cli *c, const struct model *m,
                   const struct run_options *o);
-/* The same without data: every step trains on random ids, for measuring. Nothing can be evaluated. */
+/* The same without data: every step trains on random ids, for measuring. Nothing can be evaluated.
+ */
 void trainer_open_random(struct trainer *t, struct cli *c, const struct model *m,
                          const struct run_options *o);
 void trainer_close(struct trainer *t);
@@ -47,11 +48,13 @@ void trainer_close(struct trainer *t);
 void trainer_start(struct trainer *t, const char *weights);
 /* Learning rate of step s (spec-contract section 2, schedule). */
 double train_lr(const struct train_spec *t, uint64_t s);
-/* One step; t->step goes up by one. A step with a non-finite loss or gradient changes nothing else. */
+/* One step; t->step goes up by one. A step with a non-finite loss or gradient changes nothing else.
+ */
 struct step_result trainer_step(struct trainer *t);
 /* Mean loss over the first `sequences` validation windows (0 = all); -1 where there are none. */
 double trainer_validate(struct trainer *t);
-/* Adds per-block magnitudes and the entropy per depth site to a metrics line (first validation batch). */
+/* Adds per-block magnitudes and the entropy per depth site to a metrics line (first validation
+ * batch). */
 void trainer_probes(struct trainer *t, struct metrics *m);
 
 /* Saves a checkpoint of the state now. */

@@ -40,10 +40,13 @@ enum rt_status trainer_save(struct trainer *t, struct ckpt_dir *dir, struct rt_e
     struct ckpt_state state = state_of(t);
     struct ckpt_file file[2] = {{"spec.yaml", str_of(t->run.model->canonical)}};
     const struct tf_meta meta = {"format", "pt"};
-    struct ckpt_content c = {.step = t->step,
-                             .model = {.tensors = model.p, .count = model.n, .meta = &meta, .num_meta = 1},
-                             .optimizer = {.tensors = opt.p, .count = opt.n},
-                             .state = &state, .files = file, .num_files = 1};
+    struct ckpt_content c = {
+        .step = t->step,
+        .model = {.tensors = model.p, .count = model.n, .meta = &meta, .num_meta = 1},
+        .optimizer = {.tensors = opt.p, .count = opt.n},
+        .state = &state,
+        .files = file,
+        .num_files = 1};
     if (t->tokenizer && t->tokenizer->ops->file) {
         struct sb s = {0};
         t->tokenizer->ops->save(t->tokenizer, &s);
@@ -69,11 +72,12 @@ static void same_spec(struct trainer *t, const char *step_dir)
     }
     const char *difference = spec_difference(c->arena, t->run.model, was);
     if (!difference) return;
-    cli_fail(RT_user,
-             "%s was saved by another spec: %s\n"
-             "hint: Undo the change, or train into another checkpoint.dir (with --weights %s to start "
-             "from these weights).",
-             step_dir, difference, step_dir);
+    cli_fail(
+        RT_user,
+        "%s was saved by another spec: %s\n"
+        "hint: Undo the change, or train into another checkpoint.dir (with --weights %s to start "
+        "from these weights).",
+        step_dir, difference, step_dir);
 }
 
 static void load_moments(struct trainer *t, const char *path)

@@ -1,19 +1,18 @@
-/* two-phase: the sites of one block read the same finished sources with queries that are parameters, so
- * one op reads each source once for all of them (attnres-paper.md 3.1), forward and backward.
+/* two-phase: the sites of one block read the same finished sources with queries that are
+ * parameters, so one op reads each source once for all of them (attnres-paper.md 3.1), forward and
+ * backward.
  *
- * Forward, for the sites i of a block with finished sources F and, but for the first, a partial sum P:
- *   %m_i = depth_mix u_i, F.., P_i     =>   %t = depth_inter u_1..u_q, F..          (once)
- *                                          s2 = (u_i . P) rsqrt(mean P^2 + eps), M = max(lse1, s2),
- *                                          a = e^(lse1-M), b = e^(s2-M), z = a + b,
- *                                          h = (a o_i + b P) / z, lse = M + log z
- * Backward (11.1, with p_j = e^(s_j - lse), delta = dh . h): per site only the partial's gradient and
- * query part; when the block is done one depth_inter_grad adds to the gradient of every source in F.
- *   %d_i = depth_mix_grad ...          =>   ds = b/z (dh.P - delta), dP = b/z dh + ds r2 u - ds s2 r2^2/D P
- *                                          and at the block's first site depth_inter_grad
+ * Forward, for the sites i of a block with finished sources F and, but for the first, a partial sum
+ * P: %m_i = depth_mix u_i, F.., P_i     =>   %t = depth_inter u_1..u_q, F..          (once) s2 =
+ * (u_i . P) rsqrt(mean P^2 + eps), M = max(lse1, s2), a = e^(lse1-M), b = e^(s2-M), z = a + b, h =
+ * (a o_i + b P) / z, lse = M + log z Backward (11.1, with p_j = e^(s_j - lse), delta = dh . h): per
+ * site only the partial's gradient and query part; when the block is done one depth_inter_grad adds
+ * to the gradient of every source in F. %d_i = depth_mix_grad ...          =>   ds = b/z (dh.P -
+ * delta), dP = b/z dh + ds r2 u - ds s2 r2^2/D P and at the block's first site depth_inter_grad
  *
- * The merge is made of row operations, so fuse-rows joins it with the add before and the norm after it.
- * Legal only where no u depends on activations ([D], not [N,D]) and nobody reads the accumulators of F
- * between the sites' backward ops; both are checked. */
+ * The merge is made of row operations, so fuse-rows joins it with the add before and the norm after
+ * it. Legal only where no u depends on activations ([D], not [N,D]) and nobody reads the
+ * accumulators of F between the sites' backward ops; both are checked. */
 #include "compiler/pass.h"
 
 enum { MIN_SITES = 2 }; /* a block with one site gains nothing */
@@ -23,9 +22,9 @@ struct site {
     bool partial;    /* the last source is not finished */
 };
 struct group {
-    size_t first, count; /* slice of the sites, in forward order */
-    uint32_t finished;   /* number of shared sources */
-    ir_id inter;         /* new graph: depth_inter, once built */
+    size_t first, count;          /* slice of the sites, in forward order */
+    uint32_t finished;            /* number of shared sources */
+    ir_id inter;                  /* new graph: depth_inter, once built */
     ir_id *dh, *delta, *lse, *s2; /* new graph, per site: filled on the way */
 };
 struct tp {
@@ -77,9 +76,10 @@ static void find_sites(struct tp *t)
     }
 }
 
-/* Between two backward ops of a group (later site first) each accumulator must go straight from one to
- * the other: element j of `later` is read by accumulator slot j of `earlier` only. */
-static bool chained(const struct tp *t, const uint32_t *uses, ir_id later, ir_id earlier, uint32_t n)
+/* Between two backward ops of a group (later site first) each accumulator must go straight from one
+ * to the other: element j of `later` is read by accumulator slot j of `earlier` only. */
+static bool chained(const struct tp *t, const uint32_t *uses, ir_id later, ir_id earlier,
+                    uint32_t n)
 {
     const struct ir_graph *g = t->g;
     uint32_t k = 6 + sources(t, earlier); /* operands: 6 fixed, sources, accumulators */
@@ -94,8 +94,8 @@ static bool chained(const struct tp *t, const uint32_t *uses, ir_id later, ir_id
     return true;
 }
 
-/* Whether everything the grouped depth_inter_grad will need exists when the group's first site (the last
- * to run) is reached holds by order; here: all sites have gradients, or none has. */
+/* Whether everything the grouped depth_inter_grad will need exists when the group's first site (the
+ * last to run) is reached holds by order; here: all sites have gradients, or none has. */
 static bool legal(const struct tp *t, const uint32_t *uses, const struct group *gr)
 {
     const struct site *x = &t->site.p[gr->first];
@@ -136,7 +136,8 @@ static void find_groups(struct tp *t)
         }
         if (t->c->report)
             sb_printf(t->c->report, "two-phase: %s: %zu site%s over %u finished sources: %s\n",
-                      ir_word(t->g, mix, AK_site, ""), gr.count, gr.count > 1 ? "s" : "", gr.finished,
+                      ir_word(t->g, mix, AK_site, ""), gr.count, gr.count > 1 ? "s" : "",
+                      gr.finished,
                       t->site_group[i] ? "one pass over the sources" : "one pass per site");
         i = next;
     }
@@ -182,15 +183,15 @@ static ir_id inter(struct tp *t, struct group *gr)
         vec_push(t->s, &src, t->map[u]);
     }
     for (uint32_t j = 0; j < gr->finished; j++) vec_push(t->s, &src, t->map[finished(t, first, j)]);
-    gr->inter = ir_add(t->r, OP_depth_inter, src.p, src.n,
-                       ATTRS(A_STR(site, ir_word(t->g, first, AK_site, "")),
-                             A_INT(sources, gr->finished), A_INT(queries, gr->count),
-                             A_NUM(eps, ir_num(t->g, first, AK_eps, 0))),
-                       str_fmt(t->s, "inter.%s", ir_word(t->g, first, AK_site, "")));
+    gr->inter =
+        ir_add(t->r, OP_depth_inter, src.p, src.n,
+               ATTRS(A_STR(site, ir_word(t->g, first, AK_site, "")), A_INT(sources, gr->finished),
+                     A_INT(queries, gr->count), A_NUM(eps, ir_num(t->g, first, AK_eps, 0))),
+               str_fmt(t->s, "inter.%s", ir_word(t->g, first, AK_site, "")));
     return gr->inter;
 }
 
-struct merge { /* the partial's part of a mix */
+struct merge {       /* the partial's part of a mix */
     ir_id r2, s2, b; /* rsqrt(mean P^2 + eps), logit, weight [N,1] */
     ir_id h, lse;
 };
@@ -240,7 +241,8 @@ static ir_id mix_element(struct tp *t, ir_id mix, uint32_t index)
     ir_id all = ir_get(t->r, in, q + (index == 1 ? 0 : 1));
     ir_id part = index == 1 && q > 1 ? ir_slice(t->r, all, 1, i * n, (i + 1) * n) : all;
     if (!t->site.p[site].partial) return part;
-    return ir_add(t->r, OP_concat, SRCS(part, index == 1 ? m.s2 : m.r2), ATTRS(A_INT(axis, 1)), NULL);
+    return ir_add(t->r, OP_concat, SRCS(part, index == 1 ? m.s2 : m.r2), ATTRS(A_INT(axis, 1)),
+                  NULL);
 }
 
 /* ---- backward ---- */
@@ -296,9 +298,9 @@ static ir_id inter_grad(struct tp *t, struct group *gr)
                   NULL);
 }
 
-/* Results of one old depth_mix_grad: map of its get nodes is filled in by element. du of a site is its
- * partial's share plus the share of the finished sources, which is known only at the end of the group;
- * since nothing reads du before the end of the program, all of them are made there. */
+/* Results of one old depth_mix_grad: map of its get nodes is filled in by element. du of a site is
+ * its partial's share plus the share of the finished sources, which is known only at the end of the
+ * group; since nothing reads du before the end of the program, all of them are made there. */
 struct grads {
     ir_id *dp, *du; /* per site, new graph; IR_NONE where there is none */
     ir_id *whole;   /* per group: depth_inter_grad */
@@ -324,7 +326,8 @@ static ir_id grad_element(struct tp *t, struct grads *gs, ir_id grad, uint32_t i
     return gs->du[site] == IR_NONE ? du : op2(t, OP_add, du, gs->du[site]);
 }
 
-/* One old node. Returns its new id, or IR_NONE where it has none (yet): readers are delayed likewise. */
+/* One old node. Returns its new id, or IR_NONE where it has none (yet): readers are delayed
+ * likewise. */
 static ir_id convert(struct tp *t, struct grads *gs, ir_id n)
 {
     const struct ir_graph *g = t->g;

@@ -60,7 +60,8 @@ static double cost_gemm(const struct ir_graph *g, ir_id n, struct ir_bind b)
 static double cost_attention(const struct ir_graph *g, ir_id n, struct ir_bind b)
 {
     double w = (double)ir_int(g, n, AK_window, 0), t = (double)b.T;
-    double keys = w > 0 && w < t ? w - w * (w - 1) / (2 * t) : (t + 1) / 2; /* mean keys a query sees */
+    double keys =
+        w > 0 && w < t ? w - w * (w - 1) / (2 * t) : (t + 1) / 2; /* mean keys a query sees */
     double one = 2 * (double)(b.B * b.T) * keys * (double)ir_cols(g, ir_src(g, n, 0)).add;
     return ir_at(g, n)->op == OP_attention ? 2 * one : 5 * one;
 }
@@ -70,19 +71,23 @@ static double cost_depth(const struct ir_graph *g, ir_id n, struct ir_bind b)
     double q = (double)ir_int(g, n, AK_queries, 1), s = (double)ir_int(g, n, AK_sources, 1);
     const struct ir_node *x = ir_at(g, n);
     bool grad = x->op == OP_depth_mix_grad || x->op == OP_depth_inter_grad;
-    ir_id v = ir_src(g, n, x->op == OP_depth_mix      ? 1
-                           : x->op == OP_depth_inter  ? (uint32_t)q
-                           : x->op == OP_depth_mix_grad ? 0
-                                                        : (uint32_t)(2 + q));
+    ir_id v = ir_src(g, n,
+                     x->op == OP_depth_mix        ? 1
+                     : x->op == OP_depth_inter    ? (uint32_t)q
+                     : x->op == OP_depth_mix_grad ? 0
+                                                  : (uint32_t)(2 + q));
     return (grad ? 8 : 4) * q * s * count(g, ir_at(g, v)->type, b);
 }
 
 struct ir_cost op_cost(const struct ir_graph *g, ir_id n, struct ir_bind b)
 {
-    struct ir_cost c = {0, op_info((enum ir_op)ir_at(g, n)->op)->flags & F_VIEW ? 0 : bytes(g, n, b)};
+    struct ir_cost c = {0,
+                        op_info((enum ir_op)ir_at(g, n)->op)->flags & F_VIEW ? 0 : bytes(g, n, b)};
     switch (ir_at(g, n)->op) {
-#define OP(name, sources, shape, vjp, cost, stages, flags)                                         \
-    case OP_##name: c.flops = cost_##cost(g, n, b); break;
+#define OP(name, sources, shape, vjp, cost, stages, flags) \
+    case OP_##name:                                        \
+        c.flops = cost_##cost(g, n, b);                    \
+        break;
 #include "op.def"
     default: BUG("no cost rule for op %d", ir_at(g, n)->op);
     }

@@ -165,8 +165,7 @@ void eval_matmul(struct eval *e)
     const double *x = operand(e, 0), *y = operand(e, 1);
     int64_t batch = ir_ty(e->g, e->n)->rank == 3 ? ev_dim(e, 0, 0) : 1;
     for (int64_t i = 0; i < batch; i++)
-        product(ev_out(e, 0) + i * m * n, x + i * m * k, y + i * k * n, m, n,
-                k, ta, tb);
+        product(ev_out(e, 0) + i * m * n, x + i * m * k, y + i * k * n, m, n, k, ta, tb);
 }
 
 void eval_grouped_matmul(struct eval *e)

@@ -34,7 +34,8 @@ struct ir_graph *graph_open(struct arena *a, const char *program, enum ir_stage 
     return g;
 }
 
-/* ---- attribute lists: encoded as key byte + 8 value bytes (numbers) or key, 4-byte length, text ---- */
+/* ---- attribute lists: encoded as key byte + 8 value bytes (numbers) or key, 4-byte length, text
+ * ---- */
 
 static uint32_t attrs_encode(struct ir_graph *g, const struct ir_attr *attr, size_t n)
 {
@@ -215,8 +216,8 @@ ir_id ir_add(struct ir_graph *g, enum ir_op op, const ir_id *src, size_t nsrc,
     return checked(g, op, UINT32_MAX, src, nsrc, attr, nattr, 0, name);
 }
 
-ir_id ir_add_typed(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src, size_t nsrc,
-                   const struct ir_attr *attr, size_t nattr, const char *name)
+ir_id ir_add_typed(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src,
+                   size_t nsrc, const struct ir_attr *attr, size_t nattr, const char *name)
 {
     return checked(g, op, type, src, nsrc, attr, nattr, 0, name);
 }
@@ -285,7 +286,8 @@ ir_id ir_matmul_as(struct ir_graph *g, ir_id a, ir_id b, bool ta, bool tb, bool 
                    const char *name)
 {
     if (!bf16) return ir_matmul(g, a, b, ta, tb, name);
-    return ir_add(g, OP_matmul, SRCS(a, b), ATTRS(A_INT(ta, ta), A_INT(tb, tb), A_INT(bf16, 1)), name);
+    return ir_add(g, OP_matmul, SRCS(a, b), ATTRS(A_INT(ta, ta), A_INT(tb, tb), A_INT(bf16, 1)),
+                  name);
 }
 
 ir_id ir_matmul(struct ir_graph *g, ir_id a, ir_id b, bool ta, bool tb, const char *name)

@@ -1,7 +1,8 @@
-/* The IR: a graph of nodes in topological order, in three stages of one language (design section 1):
- * T tensor graph, K fused kernels, P = K with run-time sizes bound and buffers planned (plan.h).
- * A node is 32 bytes; operands are a slice of one edge array; types, attributes and names are interned.
- * Building merges equal nodes and folds trivial identities, so there is no separate CSE. */
+/* The IR: a graph of nodes in topological order, in three stages of one language (design section
+ * 1): T tensor graph, K fused kernels, P = K with run-time sizes bound and buffers planned
+ * (plan.h). A node is 32 bytes; operands are a slice of one edge array; types, attributes and names
+ * are interned. Building merges equal nodes and folds trivial identities, so there is no separate
+ * CSE. */
 #ifndef STRATA_IR_GRAPH_H
 #define STRATA_IR_GRAPH_H
 #include "base/diag.h"
@@ -29,9 +30,9 @@ struct ir_attr { /* one key and its value; which member is used follows from the
 #define A_NUM(k, v) ((struct ir_attr){AK_##k, 0, (double)(v), NULL})
 #define A_STR(k, v) ((struct ir_attr){AK_##k, 0, 0, (v)})
 /* An attribute list for ir_add: ATTRS(A_INT(heads, 4), A_NUM(scale, .5)), or NO_ATTRS. */
-#define ATTRS(...)                                                                                 \
-    (const struct ir_attr[]){__VA_ARGS__}, sizeof((const struct ir_attr[]){__VA_ARGS__}) /         \
-                                               sizeof(struct ir_attr)
+#define ATTRS(...)                         \
+    (const struct ir_attr[]){__VA_ARGS__}, \
+        sizeof((const struct ir_attr[]){__VA_ARGS__}) / sizeof(struct ir_attr)
 #define NO_ATTRS NULL, 0
 /* An operand list: SRCS(a, b, c). */
 #define SRCS(...) (const ir_id[]){__VA_ARGS__}, sizeof((const ir_id[]){__VA_ARGS__}) / sizeof(ir_id)
@@ -46,7 +47,8 @@ struct ir_node {
     uint32_t attr; /* id of an interned attribute list; 0 = none */
     uint32_t name; /* id of an interned name; 0 = none (printed as %opN) */
     uint32_t span; /* index of a span; 0 = none */
-    uint32_t instance; /* nodes that differ only here are not merged (STATE ops, recomputed clones) */
+    uint32_t
+        instance; /* nodes that differ only here are not merged (STATE ops, recomputed clones) */
 };
 
 enum ir_stage { STAGE_T = 1, STAGE_K = 2, STAGE_P = 4 };
@@ -59,39 +61,42 @@ struct ir_output {
 
 struct ir_graph {
     struct arena *arena;
-    struct ir_types *types;   /* may be shared between graphs */
-    struct intern *names;     /* likewise */
+    struct ir_types *types; /* may be shared between graphs */
+    struct intern *names;   /* likewise */
     enum ir_stage stage;
-    const char *program;      /* "train", "forward", "loss", "apply", or a region's name */
+    const char *program; /* "train", "forward", "loss", "apply", or a region's name */
     VEC(struct ir_node) node;
     VEC(ir_id) edge;
     VEC(struct span) spans;
     VEC(struct ir_output) out;
     VEC(struct ir_graph *) region; /* sub-graphs of `rows` nodes; share types and names */
-    VEC(struct str) attrs;    /* interned encoded lists */
+    VEC(struct str) attrs;         /* interned encoded lists */
     struct map cse, attr_map;
-    struct span cur_span;     /* given to new nodes; set by the builder and by passes that replace */
+    struct span cur_span; /* given to new nodes; set by the builder and by passes that replace */
     uint32_t next_instance;
 };
 
-/* An empty graph. types and names may come from another graph (of a longer-lived arena) or be NULL. */
+/* An empty graph. types and names may come from another graph (of a longer-lived arena) or be NULL.
+ */
 struct ir_graph *graph_open(struct arena *a, const char *program, enum ir_stage stage,
                             struct ir_types *types, struct intern *names);
 
-/* Adds a node and returns its id, or the id of an equal node that is there already, or of what it folds
- * to (x*1, x+0, get of a known tuple ...). The result type is inferred; a wrong operand is BUG() with
- * the rule's message. `name` may be NULL: names are for people; a merged node keeps its first name. */
+/* Adds a node and returns its id, or the id of an equal node that is there already, or of what it
+ * folds to (x*1, x+0, get of a known tuple ...). The result type is inferred; a wrong operand is
+ * BUG() with the rule's message. `name` may be NULL: names are for people; a merged node keeps its
+ * first name. */
 ir_id ir_add(struct ir_graph *g, enum ir_op op, const ir_id *src, size_t nsrc,
              const struct ir_attr *attr, size_t nattr, const char *name);
 /* The same for ops with shape `given` (and reshape): the type is stated. */
-ir_id ir_add_typed(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src, size_t nsrc,
-                   const struct ir_attr *attr, size_t nattr, const char *name);
-/* The same with a stated instance: merged only with an equal node of that instance (0: as above). */
+ir_id ir_add_typed(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src,
+                   size_t nsrc, const struct ir_attr *attr, size_t nattr, const char *name);
+/* The same with a stated instance: merged only with an equal node of that instance (0: as above).
+ */
 ir_id ir_add_instance(struct ir_graph *g, enum ir_op op, ir_type_id type, const ir_id *src,
                       size_t nsrc, const struct ir_attr *attr, size_t nattr, uint32_t instance,
                       const char *name);
-/* Copies node n of graph `from` (which shares types and names) with new operands; keeps type, attrs,
- * name, span, instance. The workhorse of passes. */
+/* Copies node n of graph `from` (which shares types and names) with new operands; keeps type,
+ * attrs, name, span, instance. The workhorse of passes. */
 ir_id ir_copy(struct ir_graph *g, const struct ir_graph *from, ir_id n, const ir_id *src);
 /* Declares an output; names are unique within a graph. */
 void ir_output(struct ir_graph *g, const char *name, ir_id id);
@@ -149,9 +154,9 @@ struct span ir_span(const struct ir_graph *g, ir_id n);
 /* Number of readers of each node (outputs count as one), in the arena. */
 uint32_t *ir_uses(const struct ir_graph *g, struct arena *a);
 
-/* What a view (get of a row value, slice, concat's piece, reshape) stands for: the node that owns the
- * memory (`get` of a tuple producer included: root is the get node), the element offset in it and the
- * row stride. Views of views are followed. */
+/* What a view (get of a row value, slice, concat's piece, reshape) stands for: the node that owns
+ * the memory (`get` of a tuple producer included: root is the get node), the element offset in it
+ * and the row stride. Views of views are followed. */
 struct ir_view {
     ir_id root;
     struct ir_dim offset; /* elements */
@@ -159,14 +164,15 @@ struct ir_view {
 };
 struct ir_view ir_view(const struct ir_graph *g, ir_id n);
 
-/* Canonical text (print.c) and back (parse.c). Round trip is exact: print(parse(print(g))) = print(g).
- * Spans are printed as comments where d is given. */
+/* Canonical text (print.c) and back (parse.c). Round trip is exact: print(parse(print(g))) =
+ * print(g). Spans are printed as comments where d is given. */
 void graph_print(const struct ir_graph *g, const struct diag *d, struct sb *out);
 /* NULL with diagnostics on a mistake. `file` is the text's id in d. */
 struct ir_graph *graph_parse(struct arena *a, struct diag *d, uint32_t file, struct str text,
                              struct ir_types *types, struct intern *names);
-/* Checks every invariant of a stage: ids in order, arity, types as inferred, attributes known, names
- * unique, ops legal in the stage, in-place buffers not read later. NULL when fine, else a message. */
+/* Checks every invariant of a stage: ids in order, arity, types as inferred, attributes known,
+ * names unique, ops legal in the stage, in-place buffers not read later. NULL when fine, else a
+ * message. */
 const char *graph_verify(struct ir_graph *g, enum ir_stage stage);
 /* 64-bit hash of the canonical text. */
 uint64_t graph_hash(const struct ir_graph *g);

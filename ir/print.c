@@ -6,7 +6,8 @@
  *   out loss = %l
  *   region 0 norm { ... }
  *
- * Names are the nodes' own; unnamed nodes are %1, %2 ... by position. Names that repeat get a suffix. */
+ * Names are the nodes' own; unnamed nodes are %1, %2 ... by position. Names that repeat get a
+ * suffix. */
 #include "graph.h"
 #include <math.h>
 #include <stdio.h>
@@ -57,8 +58,7 @@ static void print_attrs(const struct ir_graph *g, ir_id n, struct sb *out)
         if (attr_kind(attr[i].key) == 'f') print_num(attr[i].f, out);
         if (attr_kind(attr[i].key) == 's') sb_str(out, attr[i].s);
     }
-    if (ir_at(g, n)->instance)
-        sb_printf(out, "%s#%u", count ? ", " : "", ir_at(g, n)->instance);
+    if (ir_at(g, n)->instance) sb_printf(out, "%s#%u", count ? ", " : "", ir_at(g, n)->instance);
     if (count || ir_at(g, n)->instance) sb_char(out, '}');
 }
 
@@ -95,7 +95,9 @@ static void print_body(const struct ir_graph *g, const struct diag *d, const cha
 void graph_print(const struct ir_graph *g, const struct diag *d, struct sb *out)
 {
     sb_printf(out, "graph %s stage %c\n", g->program,
-              g->stage == STAGE_T ? 'T' : g->stage == STAGE_K ? 'K' : 'P');
+              g->stage == STAGE_T   ? 'T'
+              : g->stage == STAGE_K ? 'K'
+                                    : 'P');
     print_body(g, d, "", out);
     for (size_t r = 0; r < g->region.n; r++) {
         sb_printf(out, "region %zu %s {\n", r, g->region.p[r]->program);

@@ -1,18 +1,18 @@
 /* Shape rules named by op.def: operand types in, result type out, or a message. */
 #include "graph.h"
 
-#define FAIL(msg)                                                                                  \
-    do {                                                                                           \
-        *why = (msg);                                                                              \
-        return false;                                                                              \
+#define FAIL(msg)     \
+    do {              \
+        *why = (msg); \
+        return false; \
     } while (0)
-#define NEED(cond, msg)                                                                            \
-    do {                                                                                           \
-        if (!(cond)) FAIL(msg);                                                                    \
+#define NEED(cond, msg)         \
+    do {                        \
+        if (!(cond)) FAIL(msg); \
     } while (0)
-#define RULE(name)                                                                                 \
+#define RULE(name)                                                       \
     static bool shape_##name(const struct shape_ctx *c, ir_type_id *out, \
-                               const char **why __attribute__((unused)))
+                             const char **why __attribute__((unused)))
 
 static const struct ir_type *ty(const struct shape_ctx *c, size_t i)
 {
@@ -268,7 +268,8 @@ RULE(rope)
 RULE(attention)
 {
     for (size_t i = 0; i < 3; i++) NEED(is_mat(c, i, IR_f32), "attention: operands");
-    int64_t h = int_of(c, AK_heads, 0), kv = int_of(c, AK_kv_heads, 0), hd = int_of(c, AK_head_dim, 0);
+    int64_t h = int_of(c, AK_heads, 0), kv = int_of(c, AK_kv_heads, 0),
+            hd = int_of(c, AK_head_dim, 0);
     NEED(h > 0 && kv > 0 && h % kv == 0 && hd > 0, "attention: heads");
     NEED(is_heads(ty(c, 0)->dim[1], h, hd) && is_heads(ty(c, 1)->dim[1], kv, hd) &&
              c->src[1] == c->src[2] && dim_eq(ty(c, 0)->dim[0], ty(c, 1)->dim[0]),
@@ -299,8 +300,7 @@ RULE(depth_mix)
 
 /* Types of (dv_0..dv_n-1, du_1..du_q). */
 static bool depth_grads(const struct shape_ctx *c, size_t fixed, int64_t n, int64_t q, ir_type_id v,
-                        ir_type_id u, ir_type_id *out, \
-                               const char **why __attribute__((unused)))
+                        ir_type_id u, ir_type_id *out, const char **why __attribute__((unused)))
 {
     const struct ir_attr *have = attr(c, AK_have);
     NEED(have && strlen(have->s) == (size_t)n, "depth grad: `have` does not match the sources");
@@ -485,15 +485,17 @@ RULE(balance)
     return true;
 }
 
-bool op_shape(enum ir_op op, const struct shape_ctx *c, ir_type_id *out, \
-                               const char **why __attribute__((unused)))
+bool op_shape(enum ir_op op, const struct shape_ctx *c, ir_type_id *out,
+              const char **why __attribute__((unused)))
 {
     int want = op_info(op)->sources;
     NEED(want < 0 || (size_t)want == c->nsrc, "wrong number of operands");
     switch (op) {
+/* clang-format off */
 #define OP(name, sources, shape, vjp, cost, stages, flags)                                         \
     case OP_##name: return shape_##shape(c, out, why);
 #include "op.def"
+    /* clang-format on */
     case OP_COUNT: break;
     }
     FAIL("no such operation");

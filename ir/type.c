@@ -67,7 +67,8 @@ static ir_type_id intern(struct ir_types *t, const struct ir_type *ty, const ir_
     return id;
 }
 
-ir_type_id type_add(struct ir_types *t, enum ir_dtype dtype, unsigned rank, const struct ir_dim *dim)
+ir_type_id type_add(struct ir_types *t, enum ir_dtype dtype, unsigned rank,
+                    const struct ir_dim *dim)
 {
     CHECK(rank <= IR_MAX_RANK);
     struct ir_type ty = {.dtype = (uint8_t)dtype, .rank = (uint8_t)rank};

@@ -59,14 +59,15 @@ const char *dtype_name(enum ir_dtype t);
 
 struct ir_types;
 struct ir_types *types_open(struct arena *a);
-ir_type_id type_add(struct ir_types *t, enum ir_dtype dtype, unsigned rank, const struct ir_dim *dim);
+ir_type_id type_add(struct ir_types *t, enum ir_dtype dtype, unsigned rank,
+                    const struct ir_dim *dim);
 ir_type_id type_tuple(struct ir_types *t, const ir_type_id *elem, uint32_t n);
 const struct ir_type *type_get(const struct ir_types *t, ir_type_id id);
 ir_type_id type_elem(const struct ir_types *t, ir_type_id tuple, uint32_t i);
 /* Elements of a bound (non-tuple) type. */
 int64_t type_count(const struct ir_types *t, ir_type_id id, struct ir_bind b);
-/* Rows = product of all dims but the last (1 for rank <= 1) and columns = last dim, as the row kernels
- * see a value. Rows of rank >= 3 must have at most one symbolic factor. */
+/* Rows = product of all dims but the last (1 for rank <= 1) and columns = last dim, as the row
+ * kernels see a value. Rows of rank >= 3 must have at most one symbolic factor. */
 struct ir_dim type_rows(const struct ir_types *t, ir_type_id id);
 struct ir_dim type_cols(const struct ir_types *t, ir_type_id id);
 /* "f32[N,256]", "(f32[N,4], i32[N,2])". */

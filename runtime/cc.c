@@ -106,7 +106,8 @@ static bool has_v4(void)
 
 enum rt_status cc_cpu_known(const char *cpu, struct rt_error *err)
 {
-    if (!strcmp(cpu, "native") || !strcmp(cpu, "x86-64-v4") || !strcmp(cpu, "x86-64-v3")) return RT_ok;
+    if (!strcmp(cpu, "native") || !strcmp(cpu, "x86-64-v4") || !strcmp(cpu, "x86-64-v3"))
+        return RT_ok;
     return rt_fail(err, RT_user, "unknown cpu '%s': it is native, x86-64-v3 or x86-64-v4", cpu);
 }
 

@@ -13,8 +13,8 @@ typedef void pool_fn(void *arg, int64_t lo, int64_t hi, unsigned worker);
 
 /* Cores that this process may use (its affinity mask), at least 1. */
 unsigned pool_cores(void);
-/* The number of threads of pool_open(0): STRATA_THREADS, or else pool_cores. RT_user when that is no
- * number of threads. */
+/* The number of threads of pool_open(0): STRATA_THREADS, or else pool_cores. RT_user when that is
+ * no number of threads. */
 enum rt_status pool_wanted(unsigned *threads, struct rt_error *err);
 /* A pool of `threads` threads, the caller of pool_run among them; 0 means STRATA_THREADS, or else
  * pool_cores. RT_user for a bad STRATA_THREADS, RT_machine when threads cannot be made. */

@@ -28,20 +28,22 @@ size_t arena_used(const struct arena *a);
 #define STRATA_STR(x) STRATA_STR2(x)
 #define STRATA_SITE __FILE__ ":" STRATA_STR(__LINE__)
 /* n zeroed objects of a type; n may be 0. Aborts when n * sizeof overflows. */
-#define NEW(a, type, n)                                                                            \
+#define NEW(a, type, n)                                                                           \
     ((type *)arena_alloc((a), arena_size((size_t)(n), sizeof(type), STRATA_SITE), _Alignof(type), \
                          STRATA_SITE))
 /* n * size, aborting at `site` on overflow. */
 size_t arena_size(size_t n, size_t size, const char *site);
 
-/* A bug of ours: prints file, line and message, writes the reproducer set by bug_context, aborts. */
+/* A bug of ours: prints file, line and message, writes the reproducer set by bug_context, aborts.
+ */
 #define BUG(...) bug_abort(__FILE__, __LINE__, __VA_ARGS__)
-#define CHECK(cond)                                                                                \
-    do {                                                                                           \
-        if (!(cond)) BUG("check failed: %s", #cond);                                               \
+#define CHECK(cond)                                  \
+    do {                                             \
+        if (!(cond)) BUG("check failed: %s", #cond); \
     } while (0)
 _Noreturn void bug_abort(const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-/* Called (once) by bug_abort before it aborts, to add context (pass, node) and write a reproducer. */
+/* Called (once) by bug_abort before it aborts, to add context (pass, node) and write a reproducer.
+ */
 void bug_context(void (*fn)(void *), void *arg);
 #endif

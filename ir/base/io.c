@@ -246,7 +246,8 @@ int io_spawn(struct arena *a, char *const argv[], struct str in, struct str *out
     converse(to[1], from[0], in, &text);
     close(from[0]);
     sigaction(SIGPIPE, &old, NULL);
-    while (waitpid(pid, status, 0) < 0 && errno == EINTR) {}
+    while (waitpid(pid, status, 0) < 0 && errno == EINTR) {
+    }
     *out = sb_take(&text, a);
     return 0;
 }

@@ -6,13 +6,14 @@
 /* Exit statuses of the program (spec-contract section 1). */
 enum { EXIT_USER = 1, EXIT_USAGE = 2, EXIT_MACHINE = 3, EXIT_BUG = 4 };
 
-/* Reads a whole file into the arena (terminated; *out has its size). EFBIG when it is over `max`. */
+/* Reads a whole file into the arena (terminated; *out has its size). EFBIG when it is over `max`.
+ */
 int io_read(struct arena *a, const char *path, size_t max, struct str *out);
-/* Whether something is there that is neither a regular file nor a folder, as a pipe or a device. Such a
- * thing is written to directly: a rename would put a file in its place. */
+/* Whether something is there that is neither a regular file nor a folder, as a pipe or a device.
+ * Such a thing is written to directly: a rename would put a file in its place. */
 bool io_special(const char *path);
-/* Writes a file so that it is whole or absent: temporary name beside it, fsync, rename, fsync of the
- * folder. */
+/* Writes a file so that it is whole or absent: temporary name beside it, fsync, rename, fsync of
+ * the folder. */
 int io_write_atomic(const char *path, const void *data, size_t n);
 /* write(2) until all is written or it fails. */
 int io_write_all(int fd, const void *data, size_t n);

@@ -26,7 +26,8 @@ uint32_t *map_num(struct map *m, uint64_t key);
 uint32_t *map_find(const struct map *m, struct str key);
 uint32_t *map_find_num(const struct map *m, uint64_t key);
 
-/* 64-bit hash (XXH3) of bytes; stable between runs and machines, so file names may be made of it. */
+/* 64-bit hash (XXH3) of bytes; stable between runs and machines, so file names may be made of it.
+ */
 uint64_t hash_bytes(const void *p, size_t n, uint64_t seed);
 /* 128-bit hash as 32 hex digits and a terminator. */
 void hash_hex(const void *p, size_t n, char out[33]);

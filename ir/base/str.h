@@ -37,7 +37,8 @@ char *str_fmt(struct arena *a, const char *fmt, ...) __attribute__((format(print
 /* Edit distance (insert, delete, replace, swap of neighbours), for nearest-name hints. */
 unsigned str_distance(struct str a, struct str b);
 
-/* A growing text. Lives on the heap: sb_free, or sb_take into an arena. Zero-initialise to start. */
+/* A growing text. Lives on the heap: sb_free, or sb_take into an arena. Zero-initialise to start.
+ */
 struct sb {
     char *p; /* always terminated once anything was added */
     size_t n, cap;

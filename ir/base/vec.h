@@ -4,15 +4,15 @@
 #include "base/arena.h"
 #include <string.h>
 
-#define VEC(type)                                                                                  \
-    struct {                                                                                       \
-        type *p;                                                                                   \
-        size_t n, cap;                                                                             \
+#define VEC(type)      \
+    struct {           \
+        type *p;       \
+        size_t n, cap; \
     }
 
 /* Room for `more` further elements; what moved leaves its old storage to the arena. */
-#define vec_room(a, v, more)                                                                       \
-    ((void)((v)->n + (more) <= (v)->cap ||                                                         \
+#define vec_room(a, v, more)               \
+    ((void)((v)->n + (more) <= (v)->cap || \
             ((v)->p = vec_grow((a), (v)->p, (v)->n, (more), &(v)->cap, sizeof *(v)->p), 1)))
 #define vec_push(a, v, x) (vec_room((a), (v), 1), (void)((v)->p[(v)->n++] = (x)))
 #define vec_last(v) ((v)->p[(v)->n - 1])

@@ -112,8 +112,8 @@ static void build(struct ir_graph *g, int64_t d, uint32_t q, uint32_t n, ir_id o
     ir_type_id one = ir_type2(g, IR_f32, rows, dim_const(1));
     ir_id u[MAX_QUERIES], v[MAX_SOURCES], s[4 * MAX_QUERIES + 2 * MAX_SOURCES + 6];
     uint32_t made = 0;
-#define INPUT(type)                                                                                \
-    ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, str_fmt(arena, "x%u", made++))),    \
+#define INPUT(type)                                                                             \
+    ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, str_fmt(arena, "x%u", made++))), \
                  NULL)
     char have[MAX_SOURCES + 1] = {0};
     for (uint32_t i = 0; i < q; i++) u[i] = INPUT(vec);

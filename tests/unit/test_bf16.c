@@ -1,6 +1,6 @@
-/* precision: bf16: the compiled program against the float64 evaluator of the same graph, which rounds at
- * the same points. What is left are values on the edge between two bf16 numbers that fall differently,
- * so the distance must be well below that between bf16 and float32. */
+/* precision: bf16: the compiled program against the float64 evaluator of the same graph, which
+ * rounds at the same points. What is left are values on the edge between two bf16 numbers that fall
+ * differently, so the distance must be well below that between bf16 and float32. */
 #include "compiled.h"
 #include "eval.h"
 #include <math.h>
@@ -26,7 +26,8 @@ static struct ir_graph *program(struct arena *a, const struct fixture *f, enum b
     return g;
 }
 
-static void evaluated(struct arena *a, const struct fixture *f, enum build_program which, struct got *out)
+static void evaluated(struct arena *a, const struct fixture *f, enum build_program which,
+                      struct got *out)
 {
     int64_t n = f->B * f->T;
     double *tok = NEW(a, double, n), *tgt = NEW(a, double, n), count = f->count;
@@ -50,7 +51,8 @@ static void evaluated(struct arena *a, const struct fixture *f, enum build_progr
 }
 
 /* The fixture is the caller's: it is closed with c. */
-static void compiled(struct arena *a, const struct compiled *c, enum build_program which, struct got *out)
+static void compiled(struct arena *a, const struct compiled *c, enum build_program which,
+                     struct got *out)
 {
     const struct plan *p = which == BUILD_train ? c->train : c->forward;
     struct ir_graph *g = program(a, c->f, which);
@@ -77,8 +79,8 @@ static void check(const char *name)
         assert_int_equal(got[i].v.n, want[i].v.n);
         double apart = relative_error(full[i].v.p, want[i].v.p, want[i].v.n);
         double off = relative_error(got[i].v.p, want[i].v.p, want[i].v.n);
-        print_message("%s %s: bf16 is %.2g from float32, the program %.2g from its definition\n", name,
-                      i ? "gradients" : "logits", apart, off);
+        print_message("%s %s: bf16 is %.2g from float32, the program %.2g from its definition\n",
+                      name, i ? "gradients" : "logits", apart, off);
         assert_true(apart > 1e-4 && apart < 0.1);
         assert_true(off < apart / 2);
     }
@@ -93,7 +95,8 @@ static void programs_round_where_the_evaluator_does(void **state)
         print_message("skipped: this CPU has no bf16 products\n");
         skip();
     }
-    static const char *const name[] = {"attention-all", "attnres-size-3", "moe-sigmoid", "everything"};
+    static const char *const name[] = {"attention-all", "attnres-size-3", "moe-sigmoid",
+                                       "everything"};
     for (size_t i = 0; i < sizeof name / sizeof *name; i++) check(name[i]);
 }
 

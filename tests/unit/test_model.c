@@ -27,7 +27,8 @@ static struct ir_values run(struct arena *a, const struct fixture *f, const stru
     vec_push(a, &in, ((struct ir_named){"count", count, 1}));
     for (size_t i = 0; i < f->params->n; i++) {
         const struct param *p = &f->params->p[i];
-        vec_push(a, &in, ((struct ir_named){p->name, doubles(a, f->weights[i], p->count), p->count}));
+        vec_push(a, &in,
+                 ((struct ir_named){p->name, doubles(a, f->weights[i], p->count), p->count}));
     }
     return ir_eval(a, g, (struct ir_bind){f->B, f->T}, in.p, in.n);
 }

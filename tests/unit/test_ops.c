@@ -19,17 +19,39 @@ static const struct {
     enum ir_op op;
     double tol; /* of the largest wanted element, and absolute */
 } ops[] = {
-    {OP_embed, 0},          {OP_embed_grad, 1e-6},      {OP_cross_entropy, 1e-5},
-    {OP_cross_entropy_grad, 1e-5}, {OP_count_valid, 0}, {OP_sum, 1e-6},
-    {OP_concat, 0},         {OP_reshape, 0},            {OP_depth_mix, 1e-5},
-    {OP_depth_mix_grad, 2e-5}, {OP_depth_inter, 1e-5},  {OP_depth_inter_grad, 2e-5},
-    {OP_adamw, 1e-5},       {OP_momentum, 1e-6},        {OP_muon_step, 1e-6},
-    {OP_grad_norm, 1e-6},   {OP_balance, 1e-6},         {OP_moe_route, 1e-6},
-    {OP_moe_route_grad, 1e-5}, {OP_moe_sort, 0},        {OP_moe_gather, 0},
-    {OP_moe_gather_grad, 1e-6}, {OP_moe_combine, 1e-6}, {OP_moe_combine_grad, 1e-5},
-    {OP_moe_load, 0},       {OP_matmul, 1e-5},          {OP_grouped_matmul, 1e-5},
-    {OP_grouped_matmul_dw, 1e-5}, {OP_attention, 1e-5}, {OP_attention_grad, 2e-5},
-    {OP_rope, 1e-5},        {OP_head_loss, 2e-5},       {OP_head_nll, 2e-5},
+    {OP_embed, 0},
+    {OP_embed_grad, 1e-6},
+    {OP_cross_entropy, 1e-5},
+    {OP_cross_entropy_grad, 1e-5},
+    {OP_count_valid, 0},
+    {OP_sum, 1e-6},
+    {OP_concat, 0},
+    {OP_reshape, 0},
+    {OP_depth_mix, 1e-5},
+    {OP_depth_mix_grad, 2e-5},
+    {OP_depth_inter, 1e-5},
+    {OP_depth_inter_grad, 2e-5},
+    {OP_adamw, 1e-5},
+    {OP_momentum, 1e-6},
+    {OP_muon_step, 1e-6},
+    {OP_grad_norm, 1e-6},
+    {OP_balance, 1e-6},
+    {OP_moe_route, 1e-6},
+    {OP_moe_route_grad, 1e-5},
+    {OP_moe_sort, 0},
+    {OP_moe_gather, 0},
+    {OP_moe_gather_grad, 1e-6},
+    {OP_moe_combine, 1e-6},
+    {OP_moe_combine_grad, 1e-5},
+    {OP_moe_load, 0},
+    {OP_matmul, 1e-5},
+    {OP_grouped_matmul, 1e-5},
+    {OP_grouped_matmul_dw, 1e-5},
+    {OP_attention, 1e-5},
+    {OP_attention_grad, 2e-5},
+    {OP_rope, 1e-5},
+    {OP_head_loss, 2e-5},
+    {OP_head_nll, 2e-5},
 };
 
 enum { GUARD = 64 }; /* bytes of a pattern before and after every buffer */
@@ -86,8 +108,8 @@ static bool large_logits(enum ir_op op, int variant)
 static void add_job(const char *name, int64_t variant, double tol, struct ir_graph *g, ir_id n,
                     struct ir_bind b)
 {
-    struct job j = {.name = name, .variant = variant, .tol = tol, .g = g, .b = b, .n = n,
-                    .first = kernels.n};
+    struct job j = {
+        .name = name, .variant = variant, .tol = tol, .g = g, .b = b, .n = n, .first = kernels.n};
     size_t nin;
     struct ir_named *in = op_case_inputs(arena, g, b, 7, &nin);
     const struct cg_target t = {false};
@@ -109,10 +131,11 @@ static void prepare(enum ir_op op, double tol, int variant)
 
 /* ---- what the table of cases lacks: views as operands, more than one piece of work ---- */
 
-static ir_id input(struct ir_graph *g, const char *name, enum ir_dtype t, int64_t rows, int64_t cols)
+static ir_id input(struct ir_graph *g, const char *name, enum ir_dtype t, int64_t rows,
+                   int64_t cols)
 {
-    ir_type_id type = rows ? ir_type2(g, t, dim_const(rows), dim_const(cols))
-                           : ir_type1(g, t, dim_const(cols));
+    ir_type_id type =
+        rows ? ir_type2(g, t, dim_const(rows), dim_const(cols)) : ir_type1(g, t, dim_const(cols));
     return ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, name)), name);
 }
 
@@ -250,7 +273,9 @@ static void run(const struct job *j, bool pieces, struct buffer *out)
         void **p = NEW(arena, void *, s->nref);
         for (size_t k = 0; k < s->nref; k++) {
             struct cg_ref r = s->ref[k];
-            p[k] = (r.kind == CG_SRC ? at[r.index] : r.kind == CG_RES ? out[r.index].p : work.p) +
+            p[k] = (r.kind == CG_SRC   ? at[r.index]
+                    : r.kind == CG_RES ? out[r.index].p
+                                       : work.p) +
                    r.offset;
         }
         sa_kernel *fn;

@@ -138,9 +138,9 @@ static float *address(const struct program *p, int u, const struct value *v, ir_
 {
     struct ir_view w = ir_view(p->k[u], n);
     const struct ir_node *x = ir_at(p->k[u], w.root);
-    float *base = x->op == OP_get ? v[ir_src(p->k[u], w.root, 0)]
-                                        .elem[ir_int(p->k[u], w.root, AK_index, 0)]
-                                  : v[w.root].p;
+    float *base = x->op == OP_get
+                      ? v[ir_src(p->k[u], w.root, 0)].elem[ir_int(p->k[u], w.root, AK_index, 0)]
+                      : v[w.root].p;
     assert_non_null(base);
     return base + dim_value(w.offset, p->bind);
 }
@@ -278,8 +278,7 @@ static void compare(const struct program *p, struct value *const v[2])
         const char *name = intern_text(p->g->names, p->g->out.p[o].name);
         struct ir_array w = ir_eval_output(&want, name);
         const float *got[2];
-        for (int u = 0; u < 2; u++)
-            got[u] = address(p, u, v[u], ir_find_output(p->k[u], name));
+        for (int u = 0; u < 2; u++) got[u] = address(p, u, v[u], ir_find_output(p->k[u], name));
         double big = 0.1, worst = 0;
         for (int64_t i = 0; i < w.n; i++) {
             double off = fabs((double)got[0][i] - w.v[i]);
@@ -435,7 +434,8 @@ static ir_id random_operand(struct pool *p, bool vectors)
     switch (pick(vectors ? 8 : 6)) {
     case 0: return p->row[pick(p->nrow)];
     case 1: return ir_const(p->g, (double)pick(5) * 0.5 - 0.75);
-    case 6: case 7: return p->vec[pick(p->nvec)];
+    case 6:
+    case 7: return p->vec[pick(p->nvec)];
     default: return p->full[p->nfull - 1 - pick(p->nfull < 6 ? p->nfull : 6)];
     }
 }
@@ -464,7 +464,8 @@ static void random_op(struct pool *p)
         return;
     case 3: y = b2(g, ops[pick(5)], p->vec[pick(p->nvec)], p->vec[pick(p->nvec)]); break;
     case 4: y = random_unary(g, p->vec[pick(p->nvec)]); break;
-    case 5: case 6: p->full[p->nfull++] = random_unary(g, x); return;
+    case 5:
+    case 6: p->full[p->nfull++] = random_unary(g, x); return;
     case 7: { /* a barrier */
         ir_id w = ir_add(g, OP_matmul, SRCS(x, x), ATTRS(A_INT(ta, 1), A_INT(tb, 0)), NULL);
         y = ir_matmul(g, x, ir_unary(g, OP_tanh, w), false, false, NULL);
