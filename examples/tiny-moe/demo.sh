@@ -20,7 +20,7 @@ while [ -e "$demo/run-$n" ]; do n=$((n + 1)); done
 run=$demo/run-$n
 
 echo "== The model: a Mixture of Experts with Block Attention Residuals"
-"$build/strata" check $spec --set "train.data.path=$path" | sed -n 1,20p
+"$build/strata" check $spec --set "train.data.path=$path" | sed "/^FLOPs/,\$d"
 echo
 echo "== Training on the King James Bible ($(wc -c <"$text") bytes), into $run"
 "$build/strata" train $spec --set "train.data.path=$path" --set "train.checkpoint.dir=$run"

@@ -398,7 +398,7 @@ static void status(void **state)
     EXPECT(2, "--seed", "init", "specs/tiny-attnres.yaml", "-o", in_dir("x"), "--seed", "-1");
     EXPECT(2, "--max-tokens", "generate", "specs/tiny-attnres.yaml", "--weights", "w",
            "--prompt-ids", "1", "--max-tokens", "-1");
-    assert_int_equal(system(str_fmt(a, "%s spec --schema >/dev/full 2>&1", strata)) >> 8, 3);
+    assert_int_equal(system(str_fmt(a, "'%s' spec --schema >/dev/full 2>&1", strata)) >> 8, 3);
 }
 
 /* abort(), which bugs end in, is exit status 4. The child waits for standard input. */
