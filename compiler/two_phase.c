@@ -94,13 +94,24 @@ static bool chained(const struct tp *t, const uint32_t *uses, ir_id later, ir_id
     return true;
 }
 
+/* A query that is a parameter, or made of parameters element by element. */
+static bool is_parameter(const struct ir_graph *g, ir_id u)
+{
+    const struct op_info *op = op_info((enum ir_op)ir_at(g, u)->op);
+    if (op->flags & F_LEAF) return true;
+    bool all = (op->flags & F_EW) != 0;
+    for (uint32_t i = 0; all && i < ir_at(g, u)->nsrc; i++) all = is_parameter(g, ir_src(g, u, i));
+    return all;
+}
+
 /* Whether everything the grouped depth_inter_grad will need exists when the group's first site (the
  * last to run) is reached holds by order; here: all sites have gradients, or none has. */
 static bool legal(const struct tp *t, const uint32_t *uses, const struct group *gr)
 {
     const struct site *x = &t->site.p[gr->first];
     for (size_t i = 0; i < gr->count; i++) {
-        if (ir_ty(t->g, ir_src(t->g, x[i].mix, 0))->rank != 1) return false;
+        ir_id u = ir_src(t->g, x[i].mix, 0);
+        if (ir_ty(t->g, u)->rank != 1 || !is_parameter(t->g, u)) return false;
         if ((x[i].grad == IR_NONE) != (x[0].grad == IR_NONE)) return false;
         if (i && x[0].grad != IR_NONE && !chained(t, uses, x[i].grad, x[i - 1].grad, gr->finished))
             return false;
@@ -162,24 +173,27 @@ static ir_id mapped(struct tp *t, ir_id old, uint32_t i)
 
 /* ---- forward ---- */
 
+/* Copies a parameter expression and what it needs, where that has not been done. */
+static void hoist(struct tp *t, ir_id u)
+{
+    if (t->map[u] != IR_NONE) return;
+    uint32_t n = ir_at(t->g, u)->nsrc;
+    ir_id *src = NEW(t->s, ir_id, n);
+    for (uint32_t i = 0; i < n; i++) {
+        hoist(t, ir_src(t->g, u, i));
+        src[i] = mapped(t, u, i);
+    }
+    t->map[u] = ir_copy(t->r, t->g, u, src);
+}
+
 static ir_id inter(struct tp *t, struct group *gr)
 {
     if (gr->inter != IR_NONE) return gr->inter;
     VEC(ir_id) src = {0};
     ir_id first = t->site.p[gr->first].mix;
     for (size_t i = 0; i < gr->count; i++) {
-        /* queries of later sites: products of parameters, made where they are first needed */
         ir_id u = ir_src(t->g, t->site.p[gr->first + i].mix, 0);
-        if (t->map[u] == IR_NONE) {
-            ir_id s[2];
-            CHECK(ir_at(t->g, u)->nsrc == 2);
-            for (uint32_t k = 0; k < 2; k++) {
-                ir_id p = ir_src(t->g, u, k);
-                if (t->map[p] == IR_NONE) t->map[p] = ir_copy(t->r, t->g, p, NULL);
-                s[k] = t->map[p];
-            }
-            t->map[u] = ir_copy(t->r, t->g, u, s);
-        }
+        hoist(t, u); /* queries of later sites are made where they are first needed */
         vec_push(t->s, &src, t->map[u]);
     }
     for (uint32_t j = 0; j < gr->finished; j++) vec_push(t->s, &src, t->map[finished(t, first, j)]);
