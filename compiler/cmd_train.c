@@ -141,6 +141,10 @@ static void begin(struct loop *l, bool resume, const char *weights)
         cli_fail(RT_user, "--resume needs train.checkpoint.dir in the spec");
     }
     if (!resumed) trainer_start(&l->t, weights);
+    if (resumed && weights)
+        fprintf(stderr,
+                "strata: note: --weights %s is not used: the run goes on from its checkpoint\n",
+                weights);
     l->any_saved = resumed;
     l->saved = l->t.step;
     if (dir)
