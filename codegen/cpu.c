@@ -66,6 +66,11 @@ const char *cg_cpu_prelude(void)
     return text;
 }
 
+const char *cg_number(const struct cg_emit *e, int64_t n)
+{
+    return str_fmt(e->a, "%lld", (long long)n);
+}
+
 struct str cg_section(struct arena *a, const char *text, const char *name,
                       const struct cg_var *vars, size_t n)
 {

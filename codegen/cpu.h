@@ -4,6 +4,17 @@
 #include "codegen/kernel.h"
 #include "codegen/text.h"
 
+/* The arguments of an emitter (cg_emit_fn), for its parts. */
+struct cg_emit {
+    struct arena *a;
+    const struct ir_graph *g;
+    ir_id n;
+    struct ir_bind b;
+    struct cg_lowering *out;
+};
+/* A number as the text of a placeholder; in the arena. */
+const char *cg_number(const struct cg_emit *e, int64_t n);
+
 /* A kernel text file holds several kernels, each after a line "//== name". Returns the one of that
  * name with its placeholders filled in; BUG() where there is none. */
 struct str cg_section(struct arena *a, const char *text, const char *name,

@@ -7,24 +7,11 @@ static const char rope_text[] =
 #include "text/rope.c.inc"
     ;
 
-struct emit {
-    struct arena *a;
-    const struct ir_graph *g;
-    ir_id n;
-    struct ir_bind b;
-    struct cg_lowering *out;
-};
-
-static const char *number(const struct emit *e, int64_t n)
-{
-    return str_fmt(e->a, "%lld", (long long)n);
-}
-
-static void rope_table(const struct emit *e)
+static void rope_table(const struct cg_emit *e)
 {
     int64_t hd = ir_cols(e->g, e->n).add;
     const struct cg_var v[] = {
-        {"HD", number(e, hd)},
+        {"HD", cg_number(e, hd)},
         {"THETA", str_fmt(e->a, "%.17g", ir_num(e->g, e->n, AK_theta, 10000))}};
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, "rope_table", v, 2);
     cg_refs(e->a, s, CG_REFS(R_(0)));
@@ -33,12 +20,12 @@ static void rope_table(const struct emit *e)
     s->grain = cg_grain(hd * 200); /* a sine takes as long as 100 bytes */
 }
 
-static void rope(const struct emit *e)
+static void rope(const struct cg_emit *e)
 {
     int64_t hd = ir_int(e->g, e->n, AK_head_dim, 0), h = ir_int(e->g, e->n, AK_heads, 0);
     bool inverse = ir_int(e->g, e->n, AK_inverse, 0);
     const struct cg_var v[] = {
-        {"HD", number(e, hd)}, {"H", number(e, h)}, {"SIGN", inverse ? "-" : ""}};
+        {"HD", cg_number(e, hd)}, {"H", cg_number(e, h)}, {"SIGN", inverse ? "-" : ""}};
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, "rope", v, 3);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0)));
@@ -46,7 +33,7 @@ static void rope(const struct emit *e)
 }
 
 /* The forward or the backward kernel of text/attention.c, which has one behind the other. */
-static struct str half(const struct emit *e, const struct cg_attn *x, bool grad)
+static struct str half(const struct cg_emit *e, const struct cg_attn *x, bool grad)
 {
     struct sb both = {0};
     cg_attn_text(&both, x);
@@ -57,7 +44,7 @@ static struct str half(const struct emit *e, const struct cg_attn *x, bool grad)
     return grad ? (struct str){cut, t.n - n} : (struct str){t.p, n};
 }
 
-static struct cg_step *attend(const struct emit *e, bool grad)
+static struct cg_step *attend(const struct cg_emit *e, bool grad)
 {
     struct cg_attn x = {.fn = "@FN@",
                         .h = (int)ir_int(e->g, e->n, AK_heads, 0),
@@ -90,7 +77,7 @@ static struct cg_step *attend(const struct emit *e, bool grad)
 void cg_cpu_attention(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                       const struct cg_target *t, struct cg_lowering *out)
 {
-    const struct emit e = {a, g, n, b, out};
+    const struct cg_emit e = {a, g, n, b, out};
     (void)t;
     switch (ir_at(g, n)->op) {
     case OP_rope_table: rope_table(&e); break;

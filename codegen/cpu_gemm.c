@@ -24,20 +24,17 @@ static const char gemm_bf16_text[] = GEMM_ONCE
 #include "text/gemm_bf16.c.inc"
     ;
 
-struct emit {
-    bool bf16; /* operands are rounded to bf16 and multiplied in pairs */
-    struct arena *a;
-    const struct ir_graph *g;
-    ir_id n;
-    struct ir_bind b;
-    struct cg_lowering *out;
-};
+/* Operands are rounded to bf16 and multiplied in pairs. */
+static bool bf16(const struct cg_emit *e)
+{
+    return ir_int(e->g, e->n, AK_bf16, 0) != 0;
+}
 
 /* A step of one of the shared kernels. */
-static struct cg_step *shared(const struct emit *e, const char *symbol, const char *label)
+static struct cg_step *shared(const struct cg_emit *e, const char *symbol, const char *label)
 {
     struct cg_step s = {.symbol = symbol, .text = str_of(gemm_text), .grain = 1};
-    if (e->bf16) {
+    if (bf16(e)) {
         s.symbol = str_fmt(e->a, "%s_bf16", symbol);
         s.text = str_of(gemm_bf16_text);
     }
@@ -49,7 +46,7 @@ static struct cg_step *shared(const struct emit *e, const char *symbol, const ch
 }
 
 /* Room in the workspace; returns the byte offset. */
-static int64_t room(const struct emit *e, int64_t floats)
+static int64_t room(const struct cg_emit *e, int64_t floats)
 {
     int64_t at = (int64_t)e->out->workspace;
     e->out->workspace += ((size_t)floats * 4 + 63) & ~(size_t)63;
@@ -57,9 +54,9 @@ static int64_t room(const struct emit *e, int64_t floats)
 }
 
 /* Words of a packed [k,n] matrix. */
-static int64_t packed(const struct emit *e, int64_t k, int64_t n)
+static int64_t packed(const struct cg_emit *e, int64_t k, int64_t n)
 {
-    return e->bf16 ? cg_gemm_packed_bf16(k, n) : cg_gemm_packed(k, n);
+    return bf16(e) ? cg_gemm_packed_bf16(k, n) : cg_gemm_packed(k, n);
 }
 
 static struct cg_ref moved(struct cg_ref r, int64_t floats)
@@ -69,8 +66,8 @@ static struct cg_ref moved(struct cg_ref r, int64_t floats)
 }
 
 /* Packs B [K,N] from rows [K,N] or, transposed, from [N,K]. */
-static void pack(const struct emit *e, struct cg_ref to, struct cg_ref from, int64_t k, int64_t n,
-                 int64_t ld, bool trans)
+static void pack(const struct cg_emit *e, struct cg_ref to, struct cg_ref from, int64_t k,
+                 int64_t n, int64_t ld, bool trans)
 {
     struct cg_step *s = shared(e, trans ? "k_pack_cols" : "k_pack_rows", "pack");
     cg_refs(e->a, s, CG_REFS(to, from));
@@ -79,7 +76,7 @@ static void pack(const struct emit *e, struct cg_ref to, struct cg_ref from, int
     s->grain = cg_grain((trans ? 16 * 256 : 64 * 256) * 8);
 }
 
-static void product(const struct emit *e, struct cg_ref c, struct cg_ref a, struct cg_ref panels,
+static void product(const struct cg_emit *e, struct cg_ref c, struct cg_ref a, struct cg_ref panels,
                     int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldc, int64_t flags)
 {
     struct cg_gemm_plan p = cg_gemm_plan(m, n, k);
@@ -89,13 +86,13 @@ static void product(const struct emit *e, struct cg_ref c, struct cg_ref a, stru
     s->items = p.items;
 }
 
-static int64_t dim(const struct emit *e, uint32_t src, int from_last)
+static int64_t dim(const struct cg_emit *e, uint32_t src, int from_last)
 {
     const struct ir_type *t = ir_ty(e->g, ir_src(e->g, e->n, src));
     return dim_value(t->dim[t->rank - 1 - from_last], e->b);
 }
 
-static void matmul(const struct emit *e)
+static void matmul(const struct cg_emit *e)
 {
     bool ta = ir_int(e->g, e->n, AK_ta, 0), tb = ir_int(e->g, e->n, AK_tb, 0);
     int64_t m = dim(e, 0, ta ? 0 : 1), k = dim(e, 0, ta ? 1 : 0), n = dim(e, 1, tb ? 1 : 0);
@@ -111,7 +108,7 @@ static void matmul(const struct emit *e)
                 k, lda, ldc, ta ? TRANS_A : 0);
 }
 
-static void grouped(const struct emit *e)
+static void grouped(const struct cg_emit *e)
 {
     bool tb = ir_int(e->g, e->n, AK_tb, 1);
     int64_t rows = dim(e, 0, 1), k = dim(e, 0, 0), experts = dim(e, 1, 2),
@@ -128,7 +125,7 @@ static void grouped(const struct emit *e)
     s->items = p.items;
 }
 
-static void grouped_dw(const struct emit *e)
+static void grouped_dw(const struct cg_emit *e)
 {
     int64_t rows = dim(e, 0, 1), m = dim(e, 0, 0), n = dim(e, 1, 0), experts = dim(e, 2, 0) - 1;
     int64_t at = room(e, packed(e, rows, n));
@@ -147,21 +144,17 @@ struct head {
     int64_t logits, lse, forward; /* workspace: [chunk,V], [chunk], packed W^T */
 };
 
-static const char *number(const struct emit *e, int64_t n)
+static struct cg_step *loss_kernel(const struct cg_emit *e, const char *name, int64_t v,
+                                   int64_t rows)
 {
-    return str_fmt(e->a, "%lld", (long long)n);
-}
-
-static struct cg_step *loss_kernel(const struct emit *e, const char *name, int64_t v, int64_t rows)
-{
-    const struct cg_var var = {"V", number(e, v)};
+    const struct cg_var var = {"V", cg_number(e, v)};
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, loss_text, name, &var, 1);
     cg_items(s, rows, 16 * v);
     return s;
 }
 
 /* Logits and nll of tokens first .. first+rows-1. */
-static void head_chunk(const struct emit *e, const struct head *h, int64_t first, int64_t rows)
+static void head_chunk(const struct cg_emit *e, const struct head *h, int64_t first, int64_t rows)
 {
     product(e, W_(h->logits), moved(S_(0), first * h->ldh), W_(h->forward), rows, h->v, h->d,
             h->ldh, h->v, 0);
@@ -170,7 +163,7 @@ static void head_chunk(const struct emit *e, const struct head *h, int64_t first
     cg_nums(e->a, s, CG_NUMS(h->v));
 }
 
-static struct head head_open(const struct emit *e, int64_t chunk)
+static struct head head_open(const struct cg_emit *e, int64_t chunk)
 {
     struct head h = {.rows = dim(e, 0, 1), .v = dim(e, 1, 1), .d = dim(e, 0, 0)};
     h.ldh = cg_src_ld(e->g, e->n, 0);
@@ -187,7 +180,7 @@ static int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-static void head_nll(const struct emit *e)
+static void head_nll(const struct cg_emit *e)
 {
     int64_t chunk = ir_int(e->g, e->n, AK_chunk, 256);
     struct head h = head_open(e, chunk);
@@ -196,7 +189,7 @@ static void head_nll(const struct emit *e)
 
 /* Sums over tokens stay in token order: each chunk's dw product starts from what the last one left.
  */
-static void head_loss(const struct emit *e)
+static void head_loss(const struct cg_emit *e)
 {
     int64_t chunk = ir_int(e->g, e->n, AK_chunk, 256);
     struct head h = head_open(e, chunk);
@@ -218,8 +211,8 @@ static void head_loss(const struct emit *e)
 void cg_cpu_gemm(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                  const struct cg_target *t, struct cg_lowering *out)
 {
-    struct emit e = {ir_int(g, n, AK_bf16, 0) != 0, a, g, n, b, out};
-    if (e.bf16 && !t->bf16_dot) BUG("a bf16 product for a CPU without them");
+    const struct cg_emit e = {a, g, n, b, out};
+    if (bf16(&e) && !t->bf16_dot) BUG("a bf16 product for a CPU without them");
     switch (ir_at(g, n)->op) {
     case OP_matmul: matmul(&e); break;
     case OP_grouped_matmul: grouped(&e); break;

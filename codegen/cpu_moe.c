@@ -6,26 +6,18 @@ static const char text[] =
 #include "text/moe.c.inc"
     ;
 
-struct emit { /* arguments of an emitter */
-    struct arena *a;
-    const struct ir_graph *g;
-    ir_id n;
-    struct ir_bind b;
-    struct cg_lowering *out;
-};
-
-static struct cg_var number(const struct emit *e, const char *name, int64_t value)
+static struct cg_var number(const struct cg_emit *e, const char *name, int64_t value)
 {
-    return (struct cg_var){name, str_fmt(e->a, "%lld", (long long)value)};
+    return (struct cg_var){name, cg_number(e, value)};
 }
 
-static int64_t src_ld(const struct emit *e, uint32_t i)
+static int64_t src_ld(const struct cg_emit *e, uint32_t i)
 {
     return cg_src_ld(e->g, e->n, i);
 }
 
 /* moe_route and its gradient. */
-static void route(const struct emit *e)
+static void route(const struct cg_emit *e)
 {
     bool grad = ir_at(e->g, e->n)->op == OP_moe_route_grad;
     const char *name = grad ? "moe_route_grad" : "moe_route", *node = ir_name(e->g, e->n);
@@ -55,7 +47,7 @@ static void route(const struct emit *e)
     cg_items(s, rows, 32 * experts);
 }
 
-static void sort(const struct emit *e)
+static void sort(const struct cg_emit *e)
 {
     int64_t experts = ir_int(e->g, e->n, AK_experts, 0);
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "moe_sort", NULL, 0);
@@ -68,7 +60,7 @@ static void sort(const struct emit *e)
 }
 
 /* A kernel that works on rows of D with k slots a token; `bytes` a column and item. */
-static struct cg_step *rows_step(const struct emit *e, const char *name, int64_t items,
+static struct cg_step *rows_step(const struct cg_emit *e, const char *name, int64_t items,
                                  int64_t bytes)
 {
     int64_t d = cg_src_cols(e->g, e->n, 0, e->b);
@@ -79,7 +71,7 @@ static struct cg_step *rows_step(const struct emit *e, const char *name, int64_t
     return s;
 }
 
-static void gather(const struct emit *e)
+static void gather(const struct cg_emit *e)
 {
     int64_t a = cg_src_cols(e->g, e->n, 1, e->b);
     struct cg_step *s = rows_step(e, "moe_gather", a, 8);
@@ -87,7 +79,7 @@ static void gather(const struct emit *e)
     cg_nums(e->a, s, CG_NUMS(src_ld(e, 0)));
 }
 
-static void gather_grad(const struct emit *e)
+static void gather_grad(const struct cg_emit *e)
 {
     int64_t k = ir_int(e->g, e->n, AK_k, 0), tokens = cg_src_cols(e->g, e->n, 2, e->b) / k;
     struct cg_step *s = rows_step(e, "moe_gather_grad", tokens, 4 * (k + 1));
@@ -95,7 +87,7 @@ static void gather_grad(const struct emit *e)
     cg_nums(e->a, s, CG_NUMS(src_ld(e, 0)));
 }
 
-static void combine(const struct emit *e)
+static void combine(const struct cg_emit *e)
 {
     int64_t k = ir_int(e->g, e->n, AK_k, 0), tokens = cg_src_rows(e->g, e->n, 1, e->b);
     struct cg_step *s = rows_step(e, "moe_combine", tokens, 4 * (k + 1));
@@ -103,7 +95,7 @@ static void combine(const struct emit *e)
     cg_nums(e->a, s, CG_NUMS(src_ld(e, 0), src_ld(e, 1)));
 }
 
-static void combine_grad(const struct emit *e)
+static void combine_grad(const struct cg_emit *e)
 {
     int64_t k = ir_int(e->g, e->n, AK_k, 0), tokens = cg_src_rows(e->g, e->n, 0, e->b);
     struct cg_step *s = rows_step(e, "moe_combine_grad", tokens, 4 * (2 * k + 1));
@@ -111,7 +103,7 @@ static void combine_grad(const struct emit *e)
     cg_nums(e->a, s, CG_NUMS(src_ld(e, 0), src_ld(e, 1), src_ld(e, 2)));
 }
 
-static void load(const struct emit *e)
+static void load(const struct cg_emit *e)
 {
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "moe_load", NULL, 0);
     cg_refs(e->a, s, CG_REFS(S_(0), R_(0)));
@@ -123,7 +115,7 @@ void cg_cpu_moe(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bi
                 const struct cg_target *t, struct cg_lowering *out)
 {
     (void)t;
-    const struct emit e = {a, g, n, b, out};
+    const struct cg_emit e = {a, g, n, b, out};
     switch (ir_at(g, n)->op) {
     case OP_moe_route:
     case OP_moe_route_grad: route(&e); break;

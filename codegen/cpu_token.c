@@ -7,21 +7,14 @@ static const char text[] =
 #include "text/token.c.inc"
     ;
 
-struct emit { /* arguments of an emitter */
-    struct arena *a;
-    const struct ir_graph *g;
-    ir_id n;
-    struct ir_bind b;
-    struct cg_lowering *out;
-};
-
-static struct cg_step *add(const struct emit *e, const char *name, const char *var, int64_t value)
+static struct cg_step *add(const struct cg_emit *e, const char *name, const char *var,
+                           int64_t value)
 {
-    struct cg_var v = {var, str_fmt(e->a, "%lld", (long long)value)};
+    struct cg_var v = {var, cg_number(e, value)};
     return cg_add_section(e->a, e->g, e->n, e->out, text, name, &v, var != NULL);
 }
 
-static void embed(const struct emit *e)
+static void embed(const struct cg_emit *e)
 {
     int64_t d = cg_src_cols(e->g, e->n, 0, e->b), rows = cg_src_cols(e->g, e->n, 1, e->b);
     struct cg_step *s = add(e, "embed", "D", d);
@@ -30,7 +23,7 @@ static void embed(const struct emit *e)
     cg_items(s, rows, 8 * d);
 }
 
-static void embed_grad(const struct emit *e)
+static void embed_grad(const struct cg_emit *e)
 {
     enum { RANGES = 64 }; /* each reads all ids: more of them would cost more than they spread */
     int64_t d = cg_src_cols(e->g, e->n, 0, e->b), tokens = cg_src_rows(e->g, e->n, 0, e->b);
@@ -41,7 +34,7 @@ static void embed_grad(const struct emit *e)
     cg_items(s, (v + span - 1) / span, 4 * span * d + 12 * d * (tokens / RANGES + 1));
 }
 
-static void cross_entropy(const struct emit *e)
+static void cross_entropy(const struct cg_emit *e)
 {
     int64_t v = cg_src_cols(e->g, e->n, 0, e->b), rows = cg_src_rows(e->g, e->n, 0, e->b);
     struct cg_step *s = add(e, "cross_entropy", "V", v);
@@ -50,7 +43,7 @@ static void cross_entropy(const struct emit *e)
     cg_items(s, rows, 16 * v);
 }
 
-static void cross_entropy_grad(const struct emit *e)
+static void cross_entropy_grad(const struct cg_emit *e)
 {
     int64_t v = cg_src_cols(e->g, e->n, 0, e->b), rows = cg_src_rows(e->g, e->n, 0, e->b);
     cg_need_dense(e->g, e->n, 2);
@@ -61,7 +54,7 @@ static void cross_entropy_grad(const struct emit *e)
     cg_items(s, rows, 16 * v);
 }
 
-static void count_valid(const struct emit *e)
+static void count_valid(const struct cg_emit *e)
 {
     struct cg_step *s = add(e, "count_valid", NULL, 0);
     cg_refs(e->a, s, CG_REFS(S_(0), R_(0)));
@@ -69,7 +62,7 @@ static void count_valid(const struct emit *e)
     s->items = 1;
 }
 
-static void sum(const struct emit *e)
+static void sum(const struct cg_emit *e)
 {
     const uint32_t first = 0;
     struct cg_flat f = cg_flat(e->g, e->n, &first, 1, e->b);
@@ -86,7 +79,7 @@ static void sum(const struct emit *e)
 
 /* Copies operand i as rows of `cols` elements with stride ld_from to the result, from element
  * `offset` on with stride ld_to. */
-static void copy(const struct emit *e, uint32_t i, int64_t rows, int64_t cols, int64_t ld_from,
+static void copy(const struct cg_emit *e, uint32_t i, int64_t rows, int64_t cols, int64_t ld_from,
                  int64_t ld_to, int64_t offset)
 {
     CHECK(dtype_size((enum ir_dtype)ir_ty(e->g, e->n)->dtype) == 4);
@@ -99,7 +92,7 @@ static void copy(const struct emit *e, uint32_t i, int64_t rows, int64_t cols, i
 }
 
 /* Elements of a value over the dims from `axis` on. */
-static int64_t inner(const struct emit *e, ir_id v, int64_t axis)
+static int64_t inner(const struct cg_emit *e, ir_id v, int64_t axis)
 {
     const struct ir_type *t = ir_ty(e->g, v);
     int64_t n = 1;
@@ -108,7 +101,7 @@ static int64_t inner(const struct emit *e, ir_id v, int64_t axis)
 }
 
 /* The pieces that their producers have not put into place. */
-static void concat(const struct emit *e)
+static void concat(const struct cg_emit *e)
 {
     int64_t axis = ir_int(e->g, e->n, AK_axis, 0), all = inner(e, e->n, axis), at = 0;
     for (uint32_t i = 0; i < ir_at(e->g, e->n)->nsrc; i++) {
@@ -130,7 +123,7 @@ static void concat(const struct emit *e)
 }
 
 /* A reshape of rows with gaps: no view can express it. */
-static void reshape(const struct emit *e)
+static void reshape(const struct cg_emit *e)
 {
     if (ir_view(e->g, e->n).root != e->n) return;
     int64_t rows = cg_src_rows(e->g, e->n, 0, e->b), cols = cg_src_cols(e->g, e->n, 0, e->b);
@@ -141,7 +134,7 @@ void cg_cpu_token(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_
                   const struct cg_target *t, struct cg_lowering *out)
 {
     (void)t;
-    const struct emit e = {a, g, n, b, out};
+    const struct cg_emit e = {a, g, n, b, out};
     switch (ir_at(g, n)->op) {
     case OP_embed: embed(&e); break;
     case OP_embed_grad: embed_grad(&e); break;

@@ -321,7 +321,6 @@ double trainer_validate(struct trainer *t)
 void trainer_probes(struct trainer *t, struct metrics *m)
 {
     if (!t->probe) return;
-    struct arena *a = arena_open("probes");
     double count = read_validation(t, 0, dataset_val_windows(t->data));
     double rows = (double)(t->rows * t->run.model->train.seq_len);
     bind(t, t->probe, 0, count > 0 ? count : 1);
@@ -336,5 +335,4 @@ void trainer_probes(struct trainer *t, struct metrics *m)
         x = entropy ? x / rows : sqrt(x / (rows * width));
         metrics_double(m, v[i].name + strlen("probe."), x);
     }
-    arena_close(a);
 }
