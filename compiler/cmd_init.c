@@ -22,8 +22,7 @@ static const void *draw(void *ctx, size_t i)
 {
     struct draw *d = ctx;
     const struct param_part *q = d->part[i];
-    size_t n = (size_t)(q->dim[0] * (q->rank > 1 ? q->dim[1] : 1));
-    init_fill(d->param[i]->init, d->seed, rng_stream(q->tensor), 0, n, d->buf);
+    init_fill(d->param[i]->init, d->seed, rng_stream(q->tensor), 0, (size_t)part_count(q), d->buf);
     return d->buf;
 }
 
@@ -48,15 +47,10 @@ int cmd_init(int argc, char **argv)
     for (size_t i = 0; i < ps->n; i++)
         for (size_t k = 0; k < ps->p[i].num_parts; k++) {
             const struct param_part *q = &ps->p[i].part[k];
-            struct tf_tensor x = {.name = q->tensor,
-                                  .dtype = TF_F32,
-                                  .rank = q->rank,
-                                  .shape = {q->dim[0], q->dim[1]}};
-            size_t n = (size_t)(q->dim[0] * (q->rank > 1 ? q->dim[1] : 1));
-            if (n > most) most = n;
+            if ((size_t)part_count(q) > most) most = (size_t)part_count(q);
             d.part[t.n] = q;
             d.param[t.n] = &ps->p[i];
-            vec_push(c.arena, &t, x);
+            vec_push(c.arena, &t, part_tensor(q));
         }
     d.buf = NEW(c.arena, float, most);
     const struct tf_meta meta = {"format", "pt"};

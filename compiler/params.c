@@ -28,7 +28,7 @@ static struct param *single(struct table *t, enum param_kind kind, struct init_r
     struct param *p = add(t, kind, init, rank, rows, cols, 0, name);
     p->part = NEW(t->a, struct param_part, 1);
     p->num_parts = 1;
-    p->part[0] = (struct param_part){name, {rows, cols}, rank, 0};
+    p->part[0] = (struct param_part){.tensor = name, .dim = {rows, cols}, .rank = rank};
     return p;
 }
 
@@ -53,7 +53,8 @@ static struct param *merged(struct table *t, const char *name, int64_t cols, siz
     p->num_parts = n;
     int64_t at = 0;
     for (size_t i = 0; i < n; at += rows[i++] * cols)
-        p->part[i] = (struct param_part){tensor[i], {rows[i], cols}, 2, at};
+        p->part[i] = (struct param_part){
+            .tensor = tensor[i], .dim = {rows[i], cols}, .rank = 2, .offset = at};
     return p;
 }
 
@@ -95,17 +96,20 @@ static void experts(struct table *t, const char *p, const struct ffn *f, int64_t
     up->num_parts = (size_t)(2 * e);
     for (int64_t i = 0; i < 2 * e; i++)
         up->part[i] = (struct param_part){
-            F("%s.experts.%lld.w%d.weight", p, (long long)(i / 2), i % 2 ? 3 : 1),
-            {w, d},
-            2,
-            i * w * d};
+            .tensor = F("%s.experts.%lld.w%d.weight", p, (long long)(i / 2), i % 2 ? 3 : 1),
+            .dim = {w, d},
+            .rank = 2,
+            .offset = i * w * d};
     up->active_num = f->experts_per_token, up->active_den = e;
     struct param *down = add(t, PARAM_matrix, t->normal, 3, e, d, w, F("%s.experts.w2", p));
     down->part = NEW(t->a, struct param_part, e);
     down->num_parts = (size_t)e;
     for (int64_t i = 0; i < e; i++)
-        down->part[i] = (struct param_part){
-            F("%s.experts.%lld.w2.weight", p, (long long)i), {d, w}, 2, i * d * w};
+        down->part[i] =
+            (struct param_part){.tensor = F("%s.experts.%lld.w2.weight", p, (long long)i),
+                                .dim = {d, w},
+                                .rank = 2,
+                                .offset = i * d * w};
     down->active_num = f->experts_per_token, down->active_den = e;
 }
 
@@ -130,7 +134,7 @@ static void site(struct table *t, const char *proj, const char *norm)
 {
     int64_t d = t->m->hidden_size;
     struct param *q = single(t, PARAM_vector, zeros, d, 0, proj);
-    q->part[0] = (struct param_part){proj, {1, d}, 2, 0}; /* stored [1, D] */
+    q->part[0] = (struct param_part){.tensor = proj, .dim = {1, d}, .rank = 2}; /* stored [1, D] */
     vector(t, d, norm);
 }
 
@@ -175,6 +179,13 @@ struct params *params_of(struct arena *a, const struct model *m)
     for (size_t i = 0; i < ps->n; i++)
         *map_str(&ps->by_name, str_of(ps->p[i].name)) = (uint32_t)i + 1;
     return ps;
+}
+
+int64_t part_count(const struct param_part *q)
+{
+    int64_t n = 1;
+    for (int i = 0; i < q->rank; i++) n *= q->dim[i];
+    return n;
 }
 
 const struct param *params_find(const struct params *ps, const char *name)

@@ -17,9 +17,11 @@ enum param_kind {
 /* One checkpoint tensor: a contiguous piece of its parameter. */
 struct param_part {
     const char *tensor; /* checkpoint name */
-    int64_t dim[2];     /* checkpoint shape */
-    int rank;
-    int64_t offset; /* elements from the parameter's start */
+    int64_t dim[4];     /* checkpoint shape */
+    int rank;           /* 1 to 4 */
+    int64_t offset;     /* elements from the parameter's start */
+    bool per_head; /* A_log [H]: also read as [1, 1, H, 1] or longer than H, of which the first H
+                    * count (Kimi K3 pads to 128) */
 };
 struct param {
     const char *name; /* IR name; the tensor's own name where there is one part */
@@ -40,6 +42,8 @@ struct params {
 
 /* All parameters of a model, in a fixed order (embedding, layers, readout, norm, head). */
 struct params *params_of(struct arena *a, const struct model *m);
+/* Elements of a checkpoint tensor. */
+int64_t part_count(const struct param_part *q);
 /* The parameter of an IR name, NULL where there is none. */
 const struct param *params_find(const struct params *ps, const char *name);
 /* Trainable scalars, plus router biases in total; active: what one token uses, with the head,

@@ -1,13 +1,20 @@
 #include "compiler/weights.h"
 
+struct tf_tensor part_tensor(const struct param_part *q)
+{
+    struct tf_tensor t = {.name = q->tensor, .dtype = TF_F32, .rank = q->rank};
+    for (int i = 0; i < q->rank; i++) t.shape[i] = q->dim[i];
+    return t;
+}
+
 void weights_init(const struct params *ps, uint64_t seed, float *const *memory)
 {
     for (size_t i = 0; i < ps->n; i++) {
         const struct param *p = &ps->p[i];
         for (size_t k = 0; k < p->num_parts; k++) {
             const struct param_part *q = &p->part[k];
-            size_t n = (size_t)(q->dim[0] * (q->rank > 1 ? q->dim[1] : 1));
-            init_fill(p->init, seed, rng_stream(q->tensor), 0, n, memory[i] + q->offset);
+            init_fill(p->init, seed, rng_stream(q->tensor), 0, (size_t)part_count(q),
+                      memory[i] + q->offset);
         }
     }
 }
@@ -18,9 +25,9 @@ void weights_list(struct arena *a, const struct params *ps, float *const *memory
     for (size_t i = 0; i < ps->n; i++)
         for (size_t k = 0; k < ps->p[i].num_parts && (!keep || keep[i]); k++) {
             const struct param_part *q = &ps->p[i].part[k];
-            struct tf_tensor t = {.dtype = TF_F32, .rank = q->rank, .data = memory[i] + q->offset};
-            t.name = *prefix ? str_fmt(a, "%s%s", prefix, q->tensor) : q->tensor;
-            for (int r = 0; r < q->rank; r++) t.shape[r] = q->dim[r];
+            struct tf_tensor t = part_tensor(q);
+            t.data = memory[i] + q->offset;
+            if (*prefix) t.name = str_fmt(a, "%s%s", prefix, q->tensor);
             vec_push(a, out, t);
         }
 }
@@ -43,7 +50,7 @@ static const struct tf_tensor *find(const struct tensorfile *f, const char *labe
         diag_add(d, D_weight_missing, (struct span){0}, label, name);
         return NULL;
     }
-    struct tf_tensor w = {.rank = q->rank, .shape = {q->dim[0], q->dim[1]}};
+    struct tf_tensor w = part_tensor(q);
     if (!same_shape(t, q)) {
         diag_add(d, D_weight_shape, (struct span){0}, label, name,
                  tf_shape_text(t, got, sizeof got), tf_shape_text(&w, want, sizeof want));

@@ -5,6 +5,8 @@
 #include "compiler/params.h"
 #include "runtime/tensorfile.h"
 
+/* The tensor of a part without its data: name, shape, float32. */
+struct tf_tensor part_tensor(const struct param_part *q);
 /* Fresh weights: a pure function of (seed, tensor name), so that a twin shares every common tensor.
  */
 void weights_init(const struct params *ps, uint64_t seed, float *const *memory);

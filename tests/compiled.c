@@ -95,7 +95,6 @@ const double *compiled_grad(const struct compiled *c, const char *tensor, size_t
     if (!q) BUG("%s: no weight %s", c->f->name, tensor);
     const char *name = str_fmt(c->arena, "grad.%s", c->f->params->p[param].name);
     const double *g = compiled_get(c, c->train, name, &all);
-    *n = (size_t)q->dim[0];
-    if (q->rank == 2) *n *= (size_t)q->dim[1];
+    *n = (size_t)part_count(q);
     return g + q->offset;
 }
