@@ -8,7 +8,8 @@ enum build_program {
     BUILD_forward, /* tokens i32[N] -> logits f32[N,V] */
     BUILD_loss,    /* tokens, targets i32[N], count f32[] -> loss f32[] = sum of nll / count */
     BUILD_train,   /* the loss program; autodiff adds grad.NAME for every trainable parameter, and
-                    * load.NAME (tokens per expert, f32[E]) for every router with bias balancing */
+                    * load.model.layers.N.block_sparse_moe (tokens per expert, f32[E]) for every
+                    * router */
 };
 struct build_options {
     bool depth_weights; /* also outputs depth.SITE f32[N,n]: the weights of every active site */
@@ -20,7 +21,7 @@ struct ir_graph *build_model(struct arena *a, const struct model *m, const struc
                              enum build_program program, const struct build_options *o);
 
 /* The optimiser as a graph: inputs NAME, grad.NAME, m.NAME, v.NAME (AdamW; Muon matrices: m.NAME
- * only) for every trainable parameter, bias and load.NAME of balanced routers, loss f32[], hyper
+ * only) for every trainable parameter, bias and load of balanced routers, loss f32[], hyper
  * f32[4]; outputs: new.NAME ..., ctl f32[4] and sumsq f64[trainable tensors in params order]. */
 struct ir_graph *build_apply(struct arena *a, const struct model *m, const struct params *ps);
 /* Whether a parameter is updated by Muon (else AdamW), under the model's optimiser. */

@@ -135,7 +135,8 @@ struct ir_graph *build_apply(struct arena *a, const struct model *m, const struc
             continue;
         }
         ir_id bias = named(b, type_of(b, p), p->name);
-        ir_id load = named(b, type_of(b, p), b_name(b, "load.%s", p->name));
+        size_t stem = strlen(p->name) - strlen(".gate.e_score_correction_bias");
+        ir_id load = named(b, type_of(b, p), b_name(b, "load.%.*s", (int)stem, p->name));
         ir_output(g, b_name(b, "new.%s", p->name),
                   ir_add(g, OP_balance, SRCS(bias, load, s.ctl),
                          ATTRS(A_NUM(rate, balance_rate(m, p->name))), NULL));

@@ -40,12 +40,9 @@ static ir_id routed(struct builder *b, const struct ffn *f, ir_id x, ir_id ids, 
     ir_id w2 = b_param(b, b_name(b, "%s.experts.w2", p));
     y = ir_add(g, OP_grouped_matmul, SRCS(y, w2, off), ATTRS(A_INT(tb, 1), A_INT(bf16, b_bf16(b))),
                b_name(b, "%s.w2", p));
-    if (f->balance == BALANCE_bias) {
-        ir_type_id t = ir_type1(g, IR_f32, dim_const(e));
-        struct load l = {b_name(b, "%s.gate.e_score_correction_bias", p),
-                         ir_add_typed(g, OP_moe_load, t, SRCS(off), NO_ATTRS, NULL)};
-        vec_push(g->arena, &b->loads, l);
-    }
+    ir_type_id load_t = ir_type1(g, IR_f32, dim_const(e));
+    struct load load = {p, ir_add_typed(g, OP_moe_load, load_t, SRCS(off), NO_ATTRS, NULL)};
+    vec_push(g->arena, &b->loads, load);
     return ir_add(g, OP_moe_combine, SRCS(y, w, order, place), ATTRS(A_INT(k, k)),
                   b_name(b, "%s.combine", p));
 }

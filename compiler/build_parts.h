@@ -13,7 +13,7 @@ struct builder {
         const char *name;
         ir_id id;
     })
-    loads; /* tokens per expert, per router bias */
+    loads; /* tokens per expert of every MoE sublayer */
 };
 
 /* Formatted text that lives as long as the graph. */

@@ -1,4 +1,4 @@
-#include "compiler/trainer.h"
+#include "compiler/alarms.h"
 #include "runtime/progress.h"
 #include <signal.h>
 #include <stdio.h>
@@ -45,7 +45,8 @@ struct loop {
     struct metrics *metrics; /* likewise */
     struct progress bar;
     uint64_t saved; /* step of the last checkpoint */
-    bool any_saved;
+    bool any_saved, fresh;
+    const char *alarm; /* about the weights the run begins with; NULL where they are fine */
 };
 
 static void machine(struct loop *l, enum rt_status st)
@@ -65,8 +66,26 @@ static void save(struct loop *l)
     l->any_saved = true;
 }
 
+/* What this step makes worth a sentence; the last of several, which are rare. */
+static const char *alarm_of(struct loop *l, const struct step_result *r, struct balance_state *b)
+{
+    struct trainer *t = &l->t;
+    struct arena *a = t->run.cli->arena;
+    const char *alarm = l->alarm, *dead = NULL;
+    if (r->finite) *b = alarm_loads(a, t->loads.p, t->idle, t->loads.n, &dead);
+    l->alarm = NULL;
+    if (!alarm && l->fresh && t->step == 1)
+        alarm = alarm_first_loss(a, t->run.model, (double)r->loss);
+    if (dead) alarm = dead;
+    if (alarm)
+        progress_message(&l->bar, "step %llu: alarm: %s", (unsigned long long)t->step - 1, alarm);
+    return alarm;
+}
+
 static void log_step(struct loop *l, const struct step_result *r)
 {
+    struct balance_state b = {0, 0};
+    const char *alarm = alarm_of(l, r, &b);
     const struct train_spec *s = &l->t.run.model->train;
     double rate = (double)(s->batch_size * s->seq_len) / r->seconds;
     progress_step(&l->bar, l->t.step, (double)r->loss, rate);
@@ -77,6 +96,11 @@ static void log_step(struct loop *l, const struct step_result *r)
     metrics_double(m, "lr", r->lr);
     metrics_float(m, "grad_norm", r->grad_norm);
     metrics_double(m, "tokens_per_second", rate);
+    if (r->finite && l->t.loads.n) {
+        metrics_int(m, "experts_idle", b.idle);
+        metrics_double(m, "load_max", b.max_load);
+    }
+    if (alarm) metrics_text(m, "alarm", alarm);
     if (!r->finite) {
         metrics_text(m, "skipped", r->culprit);
         metrics_int(m, "skipped_steps", (int64_t)l->t.skipped);
@@ -141,6 +165,8 @@ static void begin(struct loop *l, bool resume, const char *weights)
         cli_fail(RT_user, "--resume needs train.checkpoint.dir in the spec");
     }
     if (!resumed) trainer_start(&l->t, weights);
+    l->fresh = !resumed && !weights;
+    l->alarm = alarm_weights(c->arena, l->t.run.params, l->t.run.weights);
     if (resumed && weights)
         fprintf(stderr,
                 "strata: note: --weights %s is not used: the run goes on from its checkpoint\n",

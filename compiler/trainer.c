@@ -61,14 +61,23 @@ static float *value(const struct plan *p, const char *name, size_t *n)
 static void list_grads(struct trainer *t)
 {
     struct arena *a = t->run.cli->arena;
-    for (int loads = 0; loads < 2; loads++)
-        for (size_t i = 0; i < t->run.params->n; i++) {
-            const struct param *p = &t->run.params->p[i];
-            if ((p->kind == PARAM_state) != (loads == 1)) continue;
-            struct span_f g = {.name = p->name};
-            g.p = value(t->train, str_fmt(a, "%s.%s", loads ? "load" : "grad", p->name), &g.n);
-            vec_push(a, &t->grads, g);
-        }
+    for (size_t i = 0; i < t->run.params->n; i++) {
+        const struct param *p = &t->run.params->p[i];
+        if (p->kind == PARAM_state) continue;
+        struct span_f g = {.name = p->name};
+        g.p = value(t->train, str_fmt(a, "grad.%s", p->name), &g.n);
+        vec_push(a, &t->grads, g);
+    }
+    const struct model *m = t->run.model;
+    for (size_t i = 0; i < m->num_layers; i++) {
+        if (m->ffn[m->layer[i].ffn].type != FFN_moe) continue;
+        struct span_f g = {.name = str_fmt(a, "load.model.layers.%zu.block_sparse_moe", i)};
+        g.p = value(t->train, g.name, &g.n);
+        vec_push(a, &t->grads, g);
+        vec_push(a, &t->loads, g);
+    }
+    t->idle = NEW(a, float *, t->loads.n);
+    for (size_t i = 0; i < t->loads.n; i++) t->idle[i] = NEW(a, float, t->loads.p[i].n);
 }
 
 static size_t grad_floats(const struct trainer *t)

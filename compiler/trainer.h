@@ -24,6 +24,8 @@ struct trainer {
     int32_t *inputs, *targets;                 /* of the whole batch */
     int32_t *window;                           /* T + 1 */
     VEC(struct span_f) grads;                  /* grad.* in params order, then load.* */
+    VEC(struct span_f) loads;                  /* tokens per expert, of every MoE sublayer */
+    float **idle;     /* per load and expert: steps in a row without a token (alarms.h) */
     float **level;    /* partial sums of the binary tree over micro-batches */
     uint64_t step;    /* steps done */
     uint64_t skipped; /* of them, left out because something was not finite */

@@ -20,6 +20,29 @@ static struct moments moments(const struct trainer *t, struct arena *a, const ch
     return m;
 }
 
+/* How long every expert has been idle, as idle.model.layers.N.block_sparse_moe [E]. */
+static void list_idle(const struct trainer *t, struct arena *a, tf_list *out)
+{
+    for (size_t i = 0; i < t->loads.n; i++) {
+        const char *name = str_fmt(a, "idle.%s", t->loads.p[i].name + strlen("load."));
+        struct tf_tensor x = {.name = name, .dtype = TF_F32, .rank = 1, .data = t->idle[i]};
+        x.shape[0] = (int64_t)t->loads.p[i].n;
+        vec_push(a, out, x);
+    }
+}
+
+static void load_idle(struct trainer *t, const struct tensorfile *f)
+{
+    struct cli *c = t->run.cli;
+    for (size_t i = 0; i < t->loads.n; i++) {
+        const char *name = str_fmt(c->arena, "idle.%s", t->loads.p[i].name + strlen("load."));
+        const struct tf_tensor *x = tensorfile_find(f, name);
+        if (!x || x->count != t->loads.p[i].n)
+            cli_fail(RT_user, "%s is not there, or not of %zu experts", name, t->loads.p[i].n);
+        cli_check(c, tf_read_f32(x, 0, x->count, t->idle[i], &c->err));
+    }
+}
+
 static struct ckpt_state state_of(const struct trainer *t)
 {
     struct ckpt_state s = {.n = 0};
@@ -37,6 +60,7 @@ enum rt_status trainer_save(struct trainer *t, struct ckpt_dir *dir, struct rt_e
     weights_list(a, t->run.params, t->run.weights, NULL, "", &model);
     weights_list(a, t->run.params, m.p, m.keep, "m.", &opt);
     weights_list(a, t->run.params, v.p, v.keep, "v.", &opt);
+    list_idle(t, a, &opt);
     struct ckpt_state state = state_of(t);
     struct ckpt_file file[2] = {{"spec.yaml", str_of(t->run.model->canonical)}};
     const struct tf_meta meta = {"format", "pt"};
@@ -88,6 +112,7 @@ static void load_moments(struct trainer *t, const char *path)
     cli_check(c, tensorfile_open(path, &f, &c->err));
     cli_check(c, weights_read(t->run.params, f, path, "m.", m.keep, m.p, c->diag, &c->err));
     cli_check(c, weights_read(t->run.params, f, path, "v.", v.keep, v.p, c->diag, &c->err));
+    load_idle(t, f);
     tensorfile_close(f);
 }
 
