@@ -122,4 +122,5 @@ void run_load(struct run *r, const char *path, char found[PATH_MAX])
     struct cli *c = r->cli;
     cli_check(c, ckpt_weights(path, run_refused, c, real, &c->err));
     cli_check(c, weights_load(r->params, real, r->weights, c->diag, &c->err));
+    cli_diagnostics(c); /* tensors that are not used */
 }

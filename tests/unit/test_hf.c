@@ -1,0 +1,256 @@
+/* Hugging Face interchange: tensors as the releases store them, config.json to a spec and back. */
+#include "base/io.h"
+#include "compiler/weights.h"
+#include "runtime/mxfp4.h"
+#include "scratch.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+
+static struct arena *a;
+static struct diag *d;
+static struct rt_error err;
+
+/* All diagnostics so far; the list starts anew. */
+static const char *said(void)
+{
+    struct sb s = {0};
+    diag_print(d, &s);
+    d = diag_open(a);
+    sb_char(&s, '\n');
+    return sb_take(&s, a).p;
+}
+
+static void expect_said(const char *text)
+{
+    const char *got = said();
+    if (!strstr(got, text)) fail_msg("'%s' does not say '%s'", got, text);
+}
+
+/* ---- MXFP4 ---- */
+
+/* Every code at every scale, by the definition of the format: sign, two bits of exponent with bias
+ * 1, one bit of mantissa. */
+static void mxfp4_codes(void **state)
+{
+    (void)state;
+    enum { ROWS = 256, COLS = 256 * 2 };
+    static unsigned char packed[ROWS * COLS / 2], scale[ROWS * COLS / MXFP4_BLOCK];
+    static float out[ROWS * COLS];
+    for (int r = 0; r < ROWS; r++) {
+        for (int i = 0; i < COLS / 2; i++) packed[r * COLS / 2 + i] = (unsigned char)i;
+        memset(scale + r * COLS / MXFP4_BLOCK, r, COLS / MXFP4_BLOCK);
+    }
+    mxfp4_read(packed, scale, ROWS, COLS, out);
+    for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < COLS; i++) {
+            int code = i % 2 ? i / 2 >> 4 : i / 2 & 15, e = code >> 1 & 3, m = code & 1;
+            double v = e ? (1 + m * 0.5) * pow(2, e - 1) : m * 0.5;
+            float want = (float)((code & 8 ? -v : v) * pow(2, r - 127)), got = out[r * COLS + i];
+            if (r == 255)
+                assert_true(isnan(got));
+            else if (got != want || signbit(got) != signbit(want))
+                fail_msg("code %d at scale %d is %g, not %g", code, r, (double)got, (double)want);
+        }
+}
+
+/* ---- tensors as the releases have them ---- */
+
+enum { MAX_TENSORS = 16 };
+static struct tf_tensor tensor[MAX_TENSORS];
+static size_t num_tensors;
+
+static void put(const char *name, enum tf_dtype dtype, const void *data, int rank, int64_t d0,
+                int64_t d1, int64_t d2, int64_t d3)
+{
+    tensor[num_tensors++] = (struct tf_tensor){
+        .name = name, .dtype = dtype, .rank = rank, .shape = {d0, d1, d2, d3}, .data = data};
+}
+
+/* Three parameters: a vector per head of 3, a matrix [2, 64], and (where `tied` is not set) a head.
+ */
+static struct params *some_params(bool tied)
+{
+    struct params *ps = NEW(a, struct params, 1);
+    ps->p = NEW(a, struct param, 4);
+    map_init(&ps->by_name, a);
+    static const struct param_part parts[4] = {
+        {.tensor = "model.embed_tokens.weight", .dim = {4, 2}, .rank = 2},
+        {.tensor = "model.layers.0.A_log", .dim = {3}, .rank = 1, .per_head = true},
+        {.tensor = "model.layers.0.w1.weight", .dim = {2, 64}, .rank = 2},
+        {.tensor = "lm_head.weight", .dim = {4, 2}, .rank = 2},
+    };
+    for (size_t i = 0; i < (tied ? 3 : 4); i++) {
+        ps->p[ps->n++] = (struct param){.name = parts[i].tensor,
+                                        .num_parts = 1,
+                                        .part = (struct param_part *)&parts[i],
+                                        .count = part_count(&parts[i])};
+        *map_str(&ps->by_name, str_of(parts[i].tensor)) = (uint32_t)ps->n;
+    }
+    return ps;
+}
+
+static float numbers[512], loaded[4][256],
+    *memory[4] = {loaded[0], loaded[1], loaded[2], loaded[3]};
+
+static enum rt_status load(const struct params *ps)
+{
+    const struct tf_content c = {tensor, num_tensors, NULL, 0, NULL, NULL};
+    assert_int_equal(tensorfile_write(in_dir("w.safetensors"), &c, &err), RT_ok);
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 256; k++) loaded[i][k] = -7;
+    return weights_load(ps, in_dir("w.safetensors"), memory, d, &err);
+}
+
+static void start(const char *prefix)
+{
+    num_tensors = 0;
+    for (int i = 0; i < 512; i++) numbers[i] = (float)i / 8;
+    put(str_fmt(a, "%smodel.embed_tokens.weight", prefix), TF_F32, numbers, 2, 4, 2, 0, 0);
+}
+
+static void a_log_shapes(void **state)
+{
+    (void)state;
+    const struct params *ps = some_params(true);
+    const char *name = "model.layers.0.A_log", *w = "model.layers.0.w1.weight";
+    for (int form = 0; form < 3; form++) {
+        start("");
+        put(w, TF_F32, numbers, 2, 2, 64, 0, 0);
+        if (form == 0) put(name, TF_F32, numbers + 5, 1, 3, 0, 0, 0);
+        if (form == 1) put(name, TF_F32, numbers + 5, 4, 1, 1, 3, 1);
+        if (form == 2) put(name, TF_F32, numbers + 5, 1, 8, 0, 0, 0);
+        if (load(ps) != RT_ok) fail_msg("form %d: %s", form, said());
+        assert_memory_equal(loaded[1], numbers + 5, 3 * sizeof(float));
+        assert_true(loaded[1][3] == -7);
+    }
+    static const int64_t wrong[][4] = {{1, 2, 0, 0}, {4, 1, 1, 4}, {2, 3, 1, 0}};
+    for (int i = 0; i < 3; i++) {
+        start("");
+        put(w, TF_F32, numbers, 2, 2, 64, 0, 0);
+        int rank = (int)wrong[i][0];
+        if (rank == 1) put(name, TF_F32, numbers, 1, 2, 0, 0, 0);
+        if (rank == 4) put(name, TF_F32, numbers, 4, 1, 1, 4, 1);
+        if (rank == 2) put(name, TF_F32, numbers, 2, 3, 1, 0, 0);
+        assert_int_equal(load(ps), RT_user);
+        expect_said("tensor 'model.layers.0.A_log' has shape [");
+        assert_true(loaded[0][0] == -7 && loaded[2][0] == -7); /* nothing was loaded */
+    }
+}
+
+static void mxfp4_tensors(void **state)
+{
+    (void)state;
+    const struct params *ps = some_params(true);
+    unsigned char packed[64], scale[4] = {127, 128, 0, 130};
+    float want[128];
+    for (int i = 0; i < 64; i++) packed[i] = (unsigned char)(i * 37);
+    mxfp4_read(packed, scale, 2, 64, want);
+    const char *p = "language_model.model.layers.0.w1.weight_packed";
+    const char *s = "language_model.model.layers.0.w1.weight_scale";
+    start("language_model.");
+    put("language_model.model.layers.0.A_log", TF_F32, numbers, 1, 3, 0, 0, 0);
+    size_t base = num_tensors;
+    put(p, TF_U8, packed, 2, 2, 32, 0, 0);
+    put(s, TF_U8, scale, 2, 2, 2, 0, 0);
+    if (load(ps) != RT_ok) fail_msg("%s", said());
+    assert_memory_equal(loaded[2], want, sizeof want);
+    num_tensors = base;
+    put(p, TF_U8, packed, 2, 2, 32, 0, 0);
+    assert_int_equal(load(ps), RT_user);
+    expect_said("'language_model.model.layers.0.w1.weight_scale' is missing");
+    put(s, TF_U8, scale, 2, 2, 1, 0, 0);
+    assert_int_equal(load(ps), RT_user);
+    expect_said("weight_scale' has shape [2, 1], the model needs [2, 2]");
+    num_tensors = base;
+    put(p, TF_I8, packed, 2, 2, 32, 0, 0);
+    put(s, TF_U8, scale, 2, 2, 2, 0, 0);
+    assert_int_equal(load(ps), RT_user);
+    expect_said("weight_packed' has type I8");
+    num_tensors = base;
+    put(p, TF_U8, packed, 2, 2, 32, 0, 0);
+    put(s, TF_U8, scale, 2, 2, 2, 0, 0);
+    put("language_model.model.layers.0.w1.weight", TF_F32, numbers, 2, 2, 64, 0, 0);
+    assert_int_equal(load(ps), RT_user); /* said twice */
+    expect_said("weight_packed' is not one of the model's");
+    num_tensors = base;
+    assert_int_equal(load(ps), RT_user);
+    expect_said("'language_model.model.layers.0.w1.weight' is missing");
+    assert_true(loaded[0][0] == -7);
+}
+
+/* Every tensor is used, told to be of no use, or an error. */
+static void accounting(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *text;
+        bool error;
+    } extra[] = {
+        {"model.layers.0.self_attn.rotary_emb.inv_freq", "rotary periods", false},
+        {"vision_tower.encoder.blocks.0.wo.weight", "vision part", false},
+        {"model.visual.merger.weight", "vision part", false},
+        {"mm_projector.proj.0.weight", "vision part", false},
+        {"mtp.layers.0.q.weight", "predict further tokens", false},
+        {"model.layers.1.eh_proj.weight", "predict further tokens", false},
+        {"model.layers.1.self_attn.q_proj.weight", "is not one of the model's", true},
+        {"model.layers.0.q_proj.bias", "is not one of the model's", true},
+        {"visual_head.weight", "is not one of the model's", true},
+        {"lm_head.weight", "shares the embedding table", false},
+    };
+    const struct params *ps = some_params(true);
+    for (size_t i = 0; i < sizeof extra / sizeof *extra; i++) {
+        start("");
+        put("model.layers.0.A_log", TF_F32, numbers, 1, 3, 0, 0, 0);
+        put("model.layers.0.w1.weight", TF_F32, numbers, 2, 2, 64, 0, 0);
+        put(extra[i].name, TF_F32, numbers, 2, 4, 2, 0, 0);
+        if ((load(ps) == RT_user) != extra[i].error) fail_msg("%s: %s", extra[i].name, said());
+        expect_said(extra[i].text);
+        assert_true((loaded[0][1] == -7) == extra[i].error);
+    }
+    start(""); /* a head of its own, although it is said to be shared */
+    put("model.layers.0.A_log", TF_F32, numbers, 1, 3, 0, 0, 0);
+    put("model.layers.0.w1.weight", TF_F32, numbers, 2, 2, 64, 0, 0);
+    put("lm_head.weight", TF_F32, numbers + 1, 2, 4, 2, 0, 0);
+    assert_int_equal(load(ps), RT_user);
+    expect_said("'lm_head.weight' is not one of the model's");
+    num_tensors--; /* and one that is missing */
+    assert_int_equal(load(some_params(false)), RT_user);
+    expect_said("tie_embeddings");
+    start("");
+    put("model.layers.0.A_log", TF_I32, numbers, 1, 3, 0, 0, 0);
+    put("model.layers.0.w2.weight", TF_F32, numbers, 2, 2, 64, 0, 0);
+    assert_int_equal(load(ps), RT_user); /* several in one run */
+    const char *all = said();
+    assert_non_null(strstr(all, "A_log' has type I32"));
+    assert_non_null(strstr(all, "w1.weight' is missing"));
+    assert_non_null(strstr(all, "w2.weight' is not one"));
+}
+
+static int open_all(void **state)
+{
+    (void)state;
+    a = arena_open("test_hf");
+    d = diag_open(a);
+    return !scratch_open();
+}
+
+static int close_all(void **state)
+{
+    (void)state;
+    scratch_close();
+    arena_close(a);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(mxfp4_codes),
+        cmocka_unit_test(a_log_shapes),
+        cmocka_unit_test(mxfp4_tensors),
+        cmocka_unit_test(accounting),
+    };
+    return cmocka_run_group_tests(tests, open_all, close_all);
+}
