@@ -169,6 +169,11 @@ VJP(sigmoid) /* d y (1 - y) */
     add_to(c, src(c, n, 0), times(c, d, s));
 }
 
+VJP(softplus) /* d sigmoid(x) */
+{
+    add_to(c, src(c, n, 0), times(c, d, ir_unary(c->g, OP_sigmoid, src(c, n, 0))));
+}
+
 VJP(sqrt) /* d / (2 y) */
 {
     add_to(c, src(c, n, 0), op2(c, OP_div, op2(c, OP_mul, d, ir_const(c->g, 0.5)), n));
@@ -244,6 +249,14 @@ VJP(reshape)
     add_to(c, src(c, n, 0), ir_reshape(c->g, d, type_of(c, src(c, n, 0))));
 }
 
+VJP(repeat) /* sums of `times` neighbours */
+{
+    struct ir_dim each = ir_ty(c->g, src(c, n, 0))->dim[0];
+    ir_type_id rows = ir_type2(c->g, IR_f32, each, dim_const(ir_int(c->g, n, AK_times, 1)));
+    ir_id sums = ir_unary(c->g, OP_rowsum, ir_reshape(c->g, d, rows));
+    add_to(c, src(c, n, 0), ir_reshape(c->g, sums, type_of(c, src(c, n, 0))));
+}
+
 static ir_id product(struct ad *c, ir_id a, ir_id b, bool ta, bool tb, const char *tag, ir_id n)
 {
     const char *name = ir_name(c->g, n);
@@ -298,6 +311,23 @@ VJP(attention)
     add_to(c, q, ir_get(c->g, t, 0));
     add_to(c, k, ir_get(c->g, t, 1));
     add_to(c, v, ir_get(c->g, t, 2));
+}
+
+VJP(short_conv)
+{
+    ir_id x = src(c, n, 0), w = src(c, n, 1);
+    ir_id t = ir_add(c->g, OP_short_conv_grad, SRCS(d, x, w), NO_ATTRS, NULL);
+    add_to(c, x, ir_get(c->g, t, 0));
+    add_to(c, w, ir_get(c->g, t, 1));
+}
+
+VJP(kda)
+{
+    ir_id s[6];
+    for (uint32_t i = 0; i < 5; i++) s[i] = src(c, n, i);
+    s[5] = d;
+    ir_id t = like(c, OP_kda_grad, n, s, 6);
+    for (uint32_t i = 0; i < 5; i++) add_to(c, s[i], ir_get(c->g, t, i));
 }
 
 VJP(depth_mix)

@@ -66,6 +66,25 @@ static double cost_attention(const struct ir_graph *g, ir_id n, struct ir_bind b
     return ir_at(g, n)->op == OP_attention ? 2 * one : 5 * one;
 }
 
+static double cost_conv(const struct ir_graph *g, ir_id n, struct ir_bind b)
+{
+    bool grad = ir_at(g, n)->op == OP_short_conv_grad;
+    double taps = (double)dim_value(ir_cols(g, ir_src(g, n, grad ? 2 : 1)), b);
+    return (grad ? 6 * taps + 8 : 2 * taps + 4) * count(g, ir_at(g, ir_src(g, n, 0))->type, b);
+}
+
+/* The chunkwise form in chunks of 64 (kimi-linear.md 2.11); the backward recomputes W, U, states.
+ */
+static double cost_kda(const struct ir_graph *g, ir_id n, struct ir_bind b)
+{
+    double h = (double)ir_int(g, n, AK_heads, 1), c = b.T < 64 ? (double)b.T : 64;
+    double k = (double)ir_cols(g, ir_src(g, n, 0)).add / h;
+    double v = (double)ir_cols(g, ir_src(g, n, 2)).add / h;
+    double token = 6 * k * v + c * (6 * k + 4 * v) + c * c / 3;
+    if (ir_at(g, n)->op == OP_kda_grad) token = 16 * k * v + c * (14 * k + 10 * v) + 4 * c * c;
+    return (double)(b.B * b.T) * h * token;
+}
+
 static double cost_depth(const struct ir_graph *g, ir_id n, struct ir_bind b)
 {
     double q = (double)ir_int(g, n, AK_queries, 1), s = (double)ir_int(g, n, AK_sources, 1);

@@ -33,6 +33,7 @@ UNARY(sigmoid, 1 / (1 + exp(-a)))
 UNARY(sqrt, sqrt(a))
 UNARY(rsqrt, 1 / sqrt(a))
 UNARY(recip, 1 / a)
+UNARY(softplus, a > 20 ? a : log1p(exp(a)))
 UNARY(round_bf16, to_bf16(a))
 
 /* Index of the element of operand i that belongs to (row, col) of the result. */
@@ -132,6 +133,12 @@ void eval_reshape(struct eval *e)
 {
     CHECK(e->out.e[0].n == ev_count(e, 0));
     for (int64_t i = 0; i < ev_count(e, 0); i++) ev_out(e, 0)[i] = ev_src(e, 0)[i];
+}
+
+void eval_repeat(struct eval *e)
+{
+    int64_t times = ev_int(e, AK_times, 1);
+    for (int64_t i = 0; i < e->out.e[0].n; i++) ev_out(e, 0)[i] = ev_src(e, 0)[i / times];
 }
 
 /* ---- products ---- */

@@ -206,6 +206,15 @@ RULE(reshape)
     return true;
 }
 
+RULE(repeat)
+{
+    int64_t times = int_of(c, AK_times, 0), n;
+    NEED(is_vec(c, 0, IR_f32) && dim_is_const(ty(c, 0)->dim[0]), "repeat: operand");
+    NEED(times >= 1 && !__builtin_mul_overflow(ty(c, 0)->dim[0].add, times, &n), "repeat: times");
+    *out = vector(c, IR_f32, dim_const(n));
+    return true;
+}
+
 RULE(matmul)
 {
     const struct ir_type *a = ty(c, 0), *b = ty(c, 1);
@@ -282,6 +291,47 @@ RULE(attention)
 RULE(attention_grad)
 {
     *out = type_tuple(c->types, c->src, 3);
+    return true;
+}
+
+RULE(short_conv)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32), "short_conv: operands");
+    NEED(dim_is_const(ty(c, 1)->dim[1]) && dim_eq(ty(c, 0)->dim[1], ty(c, 1)->dim[0]),
+         "short_conv: channels");
+    *out = c->src[0];
+    return true;
+}
+
+RULE(short_conv_grad)
+{
+    NEED(is_mat(c, 1, IR_f32) && is_mat(c, 2, IR_f32), "short_conv_grad: operands");
+    NEED(c->src[0] == c->src[1] && dim_eq(ty(c, 1)->dim[1], ty(c, 2)->dim[0]),
+         "short_conv_grad: channels");
+    *out = type_tuple(c->types, c->src + 1, 2);
+    return true;
+}
+
+RULE(kda)
+{
+    int64_t h = int_of(c, AK_heads, 0);
+    for (size_t i = 0; i < 5; i++)
+        NEED(is_mat(c, i, IR_f32) && dim_eq(ty(c, i)->dim[0], ty(c, 0)->dim[0]), "kda: operands");
+    struct ir_dim k = ty(c, 0)->dim[1], v = ty(c, 2)->dim[1];
+    NEED(h > 0 && dim_is_const(k) && dim_is_const(v) && k.add % h == 0 && v.add % h == 0,
+         "kda: heads");
+    NEED(c->src[0] == c->src[1] && c->src[0] == c->src[3] && dim_eq(ty(c, 4)->dim[1], dim_const(h)),
+         "kda: sizes");
+    *out = c->src[2];
+    return true;
+}
+
+RULE(kda_grad)
+{
+    ir_type_id o;
+    if (!shape_kda(c, &o, why)) return false;
+    NEED(c->src[5] == o, "kda_grad: the gradient differs from the result");
+    *out = type_tuple(c->types, c->src, 5);
     return true;
 }
 

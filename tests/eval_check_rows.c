@@ -44,6 +44,7 @@ CHECK_UNARY(sqrt, pow(x, 0.5))
 CHECK_UNARY(rsqrt, pow(x, -0.5))
 CHECK_UNARY(recip, pow(x, -1))
 
+CHECK_UNARY(softplus, x / 2 + log(2 * cosh(x / 2)))
 CHECK_UNARY(round_bf16, bf16_bits(x))
 
 #define CHECK_BINARY(op, expr)                                                                    \

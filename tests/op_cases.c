@@ -36,6 +36,7 @@ const struct op_case op_cases[] = {
     CASE(sqrt, 2),
     CASE(rsqrt, 2),
     CASE(recip, 2),
+    CASE(softplus, 2),
     CASE(round_bf16, 2),
     CASE(add, 7),
     CASE(sub, 7),
@@ -50,6 +51,7 @@ const struct op_case op_cases[] = {
     CASE(slice, 3),
     CASE(concat, 2),
     CASE(reshape, 2),
+    CASE(repeat, 2),
     CASE(matmul, 8),
     CASE(grouped_matmul, 8),
     CASE(grouped_matmul_dw, 4),
@@ -59,6 +61,10 @@ const struct op_case op_cases[] = {
     CASE(rope, 3),
     CASE(attention, 4),
     CASE(attention_grad, 4),
+    CASE(short_conv, 3),
+    CASE(short_conv_grad, 3),
+    CASE(kda, 5),
+    CASE(kda_grad, 5),
     CASE(depth_mix, 4),
     CASE(depth_mix_grad, 5),
     CASE(depth_inter, 4),
@@ -126,6 +132,12 @@ static double element(const char *name, int64_t i, uint64_t *state)
     double x = uniform(state);
     if (begins(name, "ids.")) return floor(x * (atof(name + 4) + 1)) - 1;
     if (begins(name, "pos")) return 0.1 + 1.9 * x;
+    if (begins(name, "frac")) return x;
+    if (begins(name, "unit.")) return (3 * x - 1.5) / (1.5 * sqrt(atof(name + 5)));
+    if (begins(name, "fast")) return -50;
+    if (begins(name, "slow")) return -1e-4 * x;
+    if (begins(name, "mixed")) return i / 3 % 2 ? -50 : -1e-3 * x;
+    if (begins(name, "decay")) return -2 * x;
     if (begins(name, "big")) return 120 * x - 60;
     if (begins(name, "load")) return floor(10 * x);
     if (begins(name, "ctl")) return i == 2 && name[3] == '0' ? 0 : control[i & 3];

@@ -24,8 +24,9 @@ struct ir_bind op_case_bind(int variant);
 ir_id op_case_node(const struct ir_graph *g, const struct op_case *c);
 /* Random values for all inputs, each exactly a float32, *n of them, in the arena. The input's name
  * says the range by its beginning: "ids.V" integers -1..V-1, "pos" 0.1..2, "big" -60..60, "load"
- * 0..9, "ctl" and "hyper" as the apply program makes them ("ctl0": not finite), anything else
- * -1.5..1.5. */
+ * 0..9, "frac" 0..1, "unit.C" rows of C of a length up to 1, log decays "decay" -2..0, "slow" near
+ * 0, "fast" -50, "mixed" both; "ctl" and "hyper" as the apply program makes them ("ctl0": not
+ * finite), anything else -1.5..1.5. */
 struct ir_named *op_case_inputs(struct arena *a, const struct ir_graph *g, struct ir_bind b,
                                 uint64_t seed, size_t *n);
 #endif
