@@ -24,9 +24,11 @@ static void rope(const struct cg_emit *e)
 {
     int64_t hd = ir_int(e->g, e->n, AK_head_dim, 0), h = ir_int(e->g, e->n, AK_heads, 0);
     bool inverse = ir_int(e->g, e->n, AK_inverse, 0);
-    const struct cg_var v[] = {
-        {"HD", cg_number(e, hd)}, {"H", cg_number(e, h)}, {"SIGN", inverse ? "-" : ""}};
-    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, "rope", v, 3);
+    const struct cg_var v[] = {{"HD", cg_number(e, hd)},
+                               {"ROTARY", cg_number(e, cg_src_cols(e->g, e->n, 1, e->b))},
+                               {"H", cg_number(e, h)},
+                               {"SIGN", inverse ? "-" : ""}};
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, "rope", v, 4);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0)));
     cg_items(s, cg_src_rows(e->g, e->n, 0, e->b), 8 * h * hd);
@@ -52,11 +54,14 @@ static struct cg_step *attend(const struct cg_emit *e, bool grad)
                         .hd = (int)ir_int(e->g, e->n, AK_head_dim, 0),
                         .window = (int)ir_int(e->g, e->n, AK_window, 0),
                         .scale = (float)ir_num(e->g, e->n, AK_scale, 1)};
-    x.vd = x.hd;
+    x.vd = (int)ir_int(e->g, e->n, AK_v_dim, 0);
+    if (!x.vd) x.vd = x.hd;
     x.ldq = cg_src_ld(e->g, e->n, 0), x.ldk = cg_src_ld(e->g, e->n, 1);
     x.ldv = cg_src_ld(e->g, e->n, 2);
-    x.ldo = x.lddo = x.h * x.vd;
-    if (grad) {
+    if (!grad) {
+        x.ldo = cg_result_ld(e->g, e->n, 0);
+        x.lddo = x.h * x.vd;
+    } else {
         cg_need_dense(e->g, e->n, 4);
         x.ldo = cg_src_ld(e->g, e->n, 3), x.lddo = cg_src_ld(e->g, e->n, 5);
         x.lddq = cg_result_ld(e->g, e->n, 0), x.lddk = cg_result_ld(e->g, e->n, 1);

@@ -38,6 +38,8 @@ bool cg_strided_result(const struct ir_graph *g, ir_id n, uint32_t result)
     case OP_grouped_matmul: return true;
     case OP_attention: return result == 0; /* not the log-sum-exp */
     case OP_attention_grad: return result < 3;
+    case OP_mla_keys:
+    case OP_mla_keys_grad: return true;
     default: return false;
     }
 }

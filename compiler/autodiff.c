@@ -330,6 +330,18 @@ VJP(kda)
     for (uint32_t i = 0; i < 5; i++) add_to(c, s[i], ir_get(c->g, t, i));
 }
 
+VJP(mla_keys) /* a part that nobody read has gradient zero */
+{
+    ir_id s[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        s[i] = elem(c, n, i);
+        if (s[i] == IR_NONE) s[i] = filled(c, type_elem(c->g->types, type_of(c, n), i), 0);
+    }
+    ir_id t = like(c, OP_mla_keys_grad, n, s, 2);
+    add_to(c, src(c, n, 0), ir_get(c->g, t, 0));
+    add_to(c, src(c, n, 1), ir_get(c->g, t, 1));
+}
+
 VJP(depth_mix)
 {
     ir_id dh = elem(c, n, 0);

@@ -62,8 +62,10 @@ static double cost_attention(const struct ir_graph *g, ir_id n, struct ir_bind b
     double w = (double)ir_int(g, n, AK_window, 0), t = (double)b.T;
     double keys =
         w > 0 && w < t ? w - w * (w - 1) / (2 * t) : (t + 1) / 2; /* mean keys a query sees */
-    double one = 2 * (double)(b.B * b.T) * keys * (double)ir_cols(g, ir_src(g, n, 0)).add;
-    return ir_at(g, n)->op == OP_attention ? 2 * one : 5 * one;
+    double qk = (double)ir_cols(g, ir_src(g, n, 0)).add, hd = (double)ir_int(g, n, AK_head_dim, 1);
+    double vd = (double)ir_int(g, n, AK_v_dim, 0), pairs = 2 * (double)(b.B * b.T) * keys;
+    double pv = vd > 0 ? qk / hd * vd : qk; /* all heads */
+    return pairs * (ir_at(g, n)->op == OP_attention ? qk + pv : 3 * qk + 2 * pv);
 }
 
 static double cost_conv(const struct ir_graph *g, ir_id n, struct ir_bind b)

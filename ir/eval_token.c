@@ -48,15 +48,17 @@ void eval_rope_table(struct eval *e)
         }
 }
 
-/* Channels i and i + head_dim/2 of each head turn by the angle of their position. */
+/* Channels i and i + r/2 of the last r of each head turn by the angle of their position. */
 void eval_rope(struct eval *e)
 {
-    int64_t cols = ev_cols(e, 0), hd = ev_int(e, AK_head_dim, cols), half = hd / 2;
+    int64_t cols = ev_cols(e, 0), hd = ev_int(e, AK_head_dim, cols), turned = ev_cols(e, 1);
+    int64_t half = turned / 2;
     double way = ev_int(e, AK_inverse, 0) ? -1 : 1;
+    memcpy(ev_out(e, 0), ev_src(e, 0), (size_t)ev_count(e, 0) * sizeof(double));
     for (int64_t row = 0; row < ev_rows(e, 0); row++)
-        for (int64_t at = row * cols; at < (row + 1) * cols; at += hd)
+        for (int64_t at = row * cols + hd - turned; at < (row + 1) * cols; at += hd)
             for (int64_t i = 0; i < half; i++) {
-                const double *angle = ev_src(e, 1) + row % e->b.T * hd;
+                const double *angle = ev_src(e, 1) + row % e->b.T * turned;
                 double c = angle[i], s = way * angle[half + i];
                 double x = ev_src(e, 0)[at + i], y = ev_src(e, 0)[at + half + i];
                 ev_out(e, 0)[at + i] = x * c - y * s;
@@ -67,7 +69,7 @@ void eval_rope(struct eval *e)
 /* ---- attention ---- */
 
 struct heads {
-    int64_t rows, h, kv, hd;
+    int64_t rows, h, kv, hd, vd; /* head sizes: of q and k, of v and o */
     double scale;
     int64_t T, window;
 };
@@ -78,9 +80,11 @@ static struct heads heads_of(const struct eval *e)
                       ev_int(e, AK_heads, 0),
                       ev_int(e, AK_kv_heads, 0),
                       ev_int(e, AK_head_dim, 0),
+                      ev_int(e, AK_v_dim, 0),
                       0,
                       e->b.T,
                       ev_int(e, AK_window, 0)};
+    if (!x.vd) x.vd = x.hd;
     x.scale = ev_num(e, AK_scale, 1 / sqrt((double)x.hd));
     return x;
 }
@@ -92,15 +96,22 @@ static int64_t first_row(const struct heads *x, int64_t t)
     return x->window > 0 && t - x->window + 1 > begin ? t - x->window + 1 : begin;
 }
 
-/* Offset of head h (of the queries) in row t; of its key and value. */
+/* Head h of the queries in row t, the key head it reads: times hd or vd, an offset. */
 static int64_t at_q(const struct heads *x, int64_t t, int64_t h)
 {
-    return (t * x->h + h) * x->hd;
+    return t * x->h + h;
 }
 
 static int64_t at_kv(const struct heads *x, int64_t t, int64_t h)
 {
-    return (t * x->kv + h / (x->h / x->kv)) * x->hd;
+    return t * x->kv + h / (x->h / x->kv);
+}
+
+/* Query head h of row t times the key of row s, scaled. */
+static double score(const struct heads *x, const double *q, const double *k, int64_t t, int64_t s,
+                    int64_t h)
+{
+    return x->scale * dot(q + at_q(x, t, h) * x->hd, k + at_kv(x, s, h) * x->hd, x->hd);
 }
 
 void eval_attention(struct eval *e)
@@ -112,15 +123,15 @@ void eval_attention(struct eval *e)
         for (int64_t h = 0; h < x.h; h++) {
             double max = -INFINITY, sum = 0;
             for (int64_t s = first_row(&x, t); s <= t; s++)
-                max = fmax(max, x.scale * dot(q + at_q(&x, t, h), k + at_kv(&x, s, h), x.hd));
+                max = fmax(max, score(&x, q, k, t, s, h));
             for (int64_t s = first_row(&x, t); s <= t; s++)
-                sum += exp(x.scale * dot(q + at_q(&x, t, h), k + at_kv(&x, s, h), x.hd) - max);
+                sum += exp(score(&x, q, k, t, s, h) - max);
             double l = max + log(sum);
             lse[t * x.h + h] = l;
             for (int64_t s = first_row(&x, t); s <= t; s++) {
-                double p = exp(x.scale * dot(q + at_q(&x, t, h), k + at_kv(&x, s, h), x.hd) - l);
-                for (int64_t i = 0; i < x.hd; i++)
-                    o[at_q(&x, t, h) + i] += p * v[at_kv(&x, s, h) + i];
+                double p = exp(score(&x, q, k, t, s, h) - l);
+                for (int64_t i = 0; i < x.vd; i++)
+                    o[at_q(&x, t, h) * x.vd + i] += p * v[at_kv(&x, s, h) * x.vd + i];
             }
         }
 }
@@ -133,14 +144,14 @@ void eval_attention_grad(struct eval *e)
     double *dq = ev_out(e, 0), *dk = ev_out(e, 1), *dv = ev_out(e, 2);
     for (int64_t t = 0; t < x.rows; t++)
         for (int64_t h = 0; h < x.h; h++) {
-            int64_t a = at_q(&x, t, h);
-            double delta = dot(d + a, o + a, x.hd);
+            int64_t a = at_q(&x, t, h) * x.hd, a_o = at_q(&x, t, h) * x.vd;
+            double delta = dot(d + a_o, o + a_o, x.vd);
             for (int64_t s = first_row(&x, t); s <= t; s++) {
-                int64_t b = at_kv(&x, s, h);
-                double p = exp(x.scale * dot(q + a, k + b, x.hd) - lse[t * x.h + h]);
-                double ds = p * (dot(d + a, v + b, x.hd) - delta) * x.scale;
+                int64_t b = at_kv(&x, s, h) * x.hd, b_v = at_kv(&x, s, h) * x.vd;
+                double p = exp(score(&x, q, k, t, s, h) - lse[t * x.h + h]);
+                double ds = p * (dot(d + a_o, v + b_v, x.vd) - delta) * x.scale;
+                for (int64_t i = 0; i < x.vd; i++) dv[b_v + i] += p * d[a_o + i];
                 for (int64_t i = 0; i < x.hd; i++) {
-                    dv[b + i] += p * d[a + i];
                     dq[a + i] += ds * k[b + i];
                     dk[b + i] += ds * q[a + i];
                 }

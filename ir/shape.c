@@ -267,8 +267,12 @@ RULE(rope)
 {
     int64_t hd = int_of(c, AK_head_dim, 0), h = int_of(c, AK_heads, 0);
     NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32), "rope: operands");
-    NEED(hd > 0 && hd % 2 == 0 && is_heads(ty(c, 0)->dim[1], h, hd), "rope: heads");
-    NEED(dim_eq(ty(c, 1)->dim[0], dim_sym(SYM_T, 1)) && dim_eq(ty(c, 1)->dim[1], dim_const(hd)),
+    int64_t rotary = int_of(c, AK_rotary, 0);
+    NEED(hd > 0 && is_heads(ty(c, 0)->dim[1], h, hd), "rope: heads");
+    NEED(rotary >= 0 && rotary <= hd, "rope: turns more than a head");
+    if (!rotary) rotary = hd;
+    NEED(rotary % 2 == 0, "rope: turns pairs");
+    NEED(dim_eq(ty(c, 1)->dim[0], dim_sym(SYM_T, 1)) && dim_eq(ty(c, 1)->dim[1], dim_const(rotary)),
          "rope: table");
     *out = c->src[0];
     return true;
@@ -278,12 +282,15 @@ RULE(attention)
 {
     for (size_t i = 0; i < 3; i++) NEED(is_mat(c, i, IR_f32), "attention: operands");
     int64_t h = int_of(c, AK_heads, 0), kv = int_of(c, AK_kv_heads, 0),
-            hd = int_of(c, AK_head_dim, 0);
-    NEED(h > 0 && kv > 0 && h % kv == 0 && hd > 0, "attention: heads");
+            hd = int_of(c, AK_head_dim, 0), vd = int_of(c, AK_v_dim, 0);
+    if (!vd) vd = hd;
+    NEED(h > 0 && kv > 0 && h % kv == 0 && hd > 0 && vd > 0, "attention: heads");
+    struct ir_dim rows = ty(c, 0)->dim[0];
     NEED(is_heads(ty(c, 0)->dim[1], h, hd) && is_heads(ty(c, 1)->dim[1], kv, hd) &&
-             c->src[1] == c->src[2] && dim_eq(ty(c, 0)->dim[0], ty(c, 1)->dim[0]),
+             is_heads(ty(c, 2)->dim[1], kv, vd) && h <= INT32_MAX && vd <= INT32_MAX &&
+             dim_eq(rows, ty(c, 1)->dim[0]) && dim_eq(rows, ty(c, 2)->dim[0]),
          "attention: sizes");
-    ir_type_id e[2] = {c->src[0], mat(c, IR_f32, ty(c, 0)->dim[0], dim_const(h))};
+    ir_type_id e[2] = {mat(c, IR_f32, rows, dim_const(h * vd)), mat(c, IR_f32, rows, dim_const(h))};
     *out = type_tuple(c->types, e, 2);
     return true;
 }
@@ -332,6 +339,43 @@ RULE(kda_grad)
     if (!shape_kda(c, &o, why)) return false;
     NEED(c->src[5] == o, "kda_grad: the gradient differs from the result");
     *out = type_tuple(c->types, c->src, 5);
+    return true;
+}
+
+/* Sizes of a node of mla_keys and its gradient; false where an attribute is missing. */
+static bool mla_sizes(const struct shape_ctx *c, int64_t *h, int64_t *n, int64_t *v)
+{
+    *h = int_of(c, AK_heads, 0), *n = int_of(c, AK_head_dim, 0), *v = int_of(c, AK_v_dim, 0);
+    return *h > 0 && *h <= 1 << 20 && *n > 0 && *n <= 1 << 20 && *v > 0 && *v <= 1 << 20;
+}
+
+RULE(mla_keys)
+{
+    int64_t h, n, v;
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && mla_sizes(c, &h, &n, &v),
+         "mla_keys: operands");
+    struct ir_dim rows = ty(c, 0)->dim[0], r = ty(c, 1)->dim[1];
+    NEED(is_heads(ty(c, 0)->dim[1], h, n + v) && dim_is_const(r) && r.add <= 1 << 20 &&
+             dim_eq(rows, ty(c, 1)->dim[0]),
+         "mla_keys: sizes");
+    ir_type_id e[2] = {mat(c, IR_f32, rows, dim_const(h * (n + r.add))),
+                       mat(c, IR_f32, rows, dim_const(h * v))};
+    *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
+RULE(mla_keys_grad)
+{
+    int64_t h, n, v;
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && mla_sizes(c, &h, &n, &v),
+         "mla_keys_grad: operands");
+    struct ir_dim rows = ty(c, 0)->dim[0], cols = ty(c, 0)->dim[1];
+    NEED(dim_is_const(cols) && cols.add % h == 0 && cols.add / h > n &&
+             is_heads(ty(c, 1)->dim[1], h, v) && dim_eq(rows, ty(c, 1)->dim[0]),
+         "mla_keys_grad: sizes");
+    ir_type_id e[2] = {mat(c, IR_f32, rows, dim_const(h * (n + v))),
+                       mat(c, IR_f32, rows, dim_const(cols.add / h - n))};
+    *out = type_tuple(c->types, e, 2);
     return true;
 }
 

@@ -36,14 +36,16 @@ CHECK_OP(rope_table)
 
 CHECK_OP(rope)
 {
-    int64_t n = cols(r, 0), hd = num(r, AK_head_dim), half = hd / 2;
+    int64_t n = cols(r, 0), hd = num(r, AK_head_dim), turned = cols(r, 1), half = turned / 2;
     double theta = ir_num(r->g, ir_src(r->g, r->n, 1), AK_theta, 0);
     for (int64_t t = 0; t < r->N; t++)
         for (int64_t c = 0; c < n; c++) {
-            if (c % hd >= half) continue;
-            double angle = (double)(t % r->b.T) / pow(theta, 2 * (double)(c % hd) / (double)hd);
+            int64_t i = c % hd - (hd - turned); /* among those that turn */
+            if (i < 0) near(r, out(r, 0)[t * n + c], src(r, 0)[t * n + c]);
+            if (i < 0 || i >= half) continue;
+            double angle = (double)(t % r->b.T) / pow(theta, 2 * (double)i / (double)turned);
             double complex z = src(r, 0)[t * n + c] + I * src(r, 0)[t * n + c + half];
-            double complex w = z * cexp(I * (r->option == 2 ? -angle : angle));
+            double complex w = z * cexp(I * (num(r, AK_inverse) ? -angle : angle));
             near(r, out(r, 0)[t * n + c], creal(w));
             near(r, out(r, 0)[t * n + c + half], cimag(w));
         }
@@ -53,7 +55,7 @@ CHECK_OP(rope)
 CHECK_OP(attention)
 {
     int64_t H = num(r, AK_heads), KV = num(r, AK_kv_heads), d = num(r, AK_head_dim);
-    int64_t window = num(r, AK_window) ? num(r, AK_window) : r->N;
+    int64_t window = num(r, AK_window) ? num(r, AK_window) : r->N, e = cols(r, 2) / KV;
     double scale = ir_num(r->g, r->n, AK_scale, 0), *p = NEW(r->a, double, r->N);
     for (int64_t t = 0; t < r->N; t++)
         for (int64_t h = 0; h < H; h++) {
@@ -67,10 +69,10 @@ CHECK_OP(attention)
                 sum += p[s] = sees ? exp(scale * z) : 0;
             }
             near(r, out(r, 1)[t * H + h], log(sum));
-            for (int64_t i = 0; i < d; i++) {
+            for (int64_t i = 0; i < e; i++) {
                 double o = 0;
-                for (int64_t s = 0; s < r->N; s++) o += p[s] * src(r, 2)[(s * KV + kv) * d + i];
-                near(r, out(r, 0)[(t * H + h) * d + i], o / sum);
+                for (int64_t s = 0; s < r->N; s++) o += p[s] * src(r, 2)[(s * KV + kv) * e + i];
+                near(r, out(r, 0)[(t * H + h) * e + i], o / sum);
             }
         }
 }
@@ -79,6 +81,41 @@ CHECK_OP(attention_grad)
 {
     struct fd f = loss_of(r, (const ir_id[][2]){{ir_src(r->g, r->n, 3), ir_src(r->g, r->n, 5)}}, 1);
     for (uint32_t i = 0; i < 3; i++) slope(r, &f, i, i);
+}
+
+/* Every element by its column: head, then place in the head. */
+CHECK_OP(mla_keys)
+{
+    int64_t n = num(r, AK_head_dim), w = n + num(r, AK_v_dim), rope = cols(r, 1);
+    for (int64_t t = 0; t < r->N; t++)
+        for (int64_t c = 0; c < num(r, AK_heads) * w; c++) {
+            double x = src(r, 0)[t * cols(r, 0) + c];
+            int64_t h = c / w, i = c % w;
+            if (i < n)
+                near(r, out(r, 0)[(t * num(r, AK_heads) + h) * (n + rope) + i], x);
+            else
+                near(r, out(r, 1)[(t * num(r, AK_heads) + h) * (w - n) + i - n], x);
+        }
+    for (int64_t i = 0; i < r->N * num(r, AK_heads) * rope; i++)
+        near(r, out(r, 0)[i / rope * (n + rope) + n + i % rope],
+             src(r, 1)[i / rope / num(r, AK_heads) * rope + i % rope]);
+}
+
+CHECK_OP(mla_keys_grad)
+{
+    int64_t h = num(r, AK_heads), n = num(r, AK_head_dim), v = num(r, AK_v_dim);
+    ir_id kv = fresh(r, "kv", ir_type2(r->g, IR_f32, dim_sym(SYM_N, 1), dim_const(h * (n + v))));
+    ir_id kr =
+        fresh(r, "kr", ir_type2(r->g, IR_f32, dim_sym(SYM_N, 1), dim_const(cols(r, 0) / h - n)));
+    struct ir_attr attr[AK_COUNT];
+    size_t na = ir_attrs(r->g, r->n, attr);
+    ir_id t = ir_add(r->g, OP_mla_keys, SRCS(kv, kr), attr, na, NULL);
+    ir_id pair[2][2];
+    for (uint32_t i = 0; i < 2; i++)
+        pair[i][0] = ir_get(r->g, t, i), pair[i][1] = ir_src(r->g, r->n, i);
+    struct fd f = loss_of(r, (const ir_id(*)[2])pair, 2);
+    assert_true(fd_error(&f, "kv", out(r, 0), 3) < 1e-6);
+    assert_true(fd_error(&f, "kr", out(r, 1), 3) < 1e-6);
 }
 
 /* ---- depth ---- */

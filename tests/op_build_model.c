@@ -160,25 +160,34 @@ BUILD(rope_table)
 BUILD(rope)
 {
     struct k k = start(a, variant, STAGE_T);
-    int64_t heads = 1 + k.option % 3, hd = (k.C + 1) / 2 * 2;
-    return finish(
-        &k, ir_add(k.g, OP_rope, SRCS(mat(&k, "x", k.N, heads * hd), rope_angles(&k, hd)),
-                   ATTRS(A_INT(heads, heads), A_INT(head_dim, hd), A_INT(inverse, k.option == 2)),
-                   NULL));
+    int64_t heads = 1 + k.option % 3, turned = (k.C + 1) / 2 * 2;
+    bool part = k.option > 2; /* only the last elements of a head turn */
+    int64_t hd = part ? turned + k.C2 : turned;
+    const struct ir_attr attr[] = {A_INT(heads, heads), A_INT(head_dim, hd),
+                                   A_INT(inverse, k.option == 2 || k.option == 4),
+                                   A_INT(rotary, turned)};
+    return finish(&k,
+                  ir_add(k.g, OP_rope, SRCS(mat(&k, "x", k.N, heads * hd), rope_angles(&k, turned)),
+                         attr, part ? 4 : 3, NULL));
 }
 
 static ir_id attend(struct k *k, ir_id *q, ir_id *kk, ir_id *v, struct ir_attr *attr, size_t *n)
 {
-    static const int64_t heads[4] = {1, 4, 4, 3}, kv[4] = {1, 2, 4, 1}, window[4] = {0, 0, 3, 1};
-    int64_t o = k->option, hd = k->C;
-    const struct ir_attr all[] = {
-        A_INT(heads, heads[o]), A_INT(kv_heads, kv[o]), A_INT(head_dim, hd),
-        A_NUM(scale, o == 3 ? 0.3 : 1 / sqrt((double)hd)), A_INT(window, window[o])};
-    *n = window[o] ? 5 : 4; /* no window: no attribute */
+    static const int64_t heads[6] = {1, 4, 4, 3, 2, 4}, kv[6] = {1, 2, 4, 1, 2, 2},
+                         window[6] = {0, 0, 3, 1, 0, 5};
+    int64_t o = k->option, hd = k->C, vd = o < 4 ? hd : k->C2;
+    const struct ir_attr all[] = {A_INT(heads, heads[o]),
+                                  A_INT(kv_heads, kv[o]),
+                                  A_INT(head_dim, hd),
+                                  A_NUM(scale, o == 3 ? 0.3 : 1 / sqrt((double)hd)),
+                                  window[o] ? A_INT(window, window[o])
+                                            : A_INT(v_dim, vd), /* no window: no attribute */
+                                  A_INT(v_dim, vd)};
+    *n = 4 + (size_t)(window[o] != 0) + (o >= 4);
     memcpy(attr, all, sizeof all);
     *q = mat(k, "q", k->N, heads[o] * hd);
     *kk = mat(k, "k", k->N, kv[o] * hd);
-    *v = mat(k, "v", k->N, kv[o] * hd);
+    *v = mat(k, "v", k->N, kv[o] * vd);
     return ir_add(k->g, OP_attention, SRCS(*q, *kk, *v), attr, *n, NULL);
 }
 
@@ -186,7 +195,7 @@ BUILD(attention)
 {
     struct k k = start(a, variant, STAGE_T);
     ir_id q, kk, v;
-    struct ir_attr attr[5];
+    struct ir_attr attr[6];
     size_t n;
     return finish(&k, attend(&k, &q, &kk, &v, attr, &n));
 }
@@ -195,11 +204,40 @@ BUILD(attention_grad)
 {
     struct k k = start(a, variant, STAGE_T);
     ir_id q, kk, v;
-    struct ir_attr attr[5];
+    struct ir_attr attr[6];
     size_t n;
     ir_id t = attend(&k, &q, &kk, &v, attr, &n), o = ir_get(k.g, t, 0), lse = ir_get(k.g, t, 1);
     ir_id d = mat(&k, "do", k.N, ir_cols(k.g, o).add);
     return finish(&k, ir_add(k.g, OP_attention_grad, SRCS(q, kk, v, o, lse, d), attr, n, NULL));
+}
+
+/* Heads, k_nope, k_rope and v by option; all sizes of a case odd against each other. */
+struct latent {
+    int64_t h, n, r, v;
+};
+
+static struct latent latent(const struct k *k)
+{
+    static const int64_t h[3] = {1, 3, 2}, r[3] = {1, 6, 17};
+    return (struct latent){h[k->option], k->C, r[k->option], k->C2};
+}
+
+#define LATENT(x) ATTRS(A_INT(heads, (x).h), A_INT(head_dim, (x).n), A_INT(v_dim, (x).v))
+
+BUILD(mla_keys)
+{
+    struct k k = start(a, variant, STAGE_T);
+    struct latent x = latent(&k);
+    ir_id kv = mat(&k, "kv", k.N, x.h * (x.n + x.v)), kr = mat(&k, "kr", k.N, x.r);
+    return finish(&k, ir_add(k.g, OP_mla_keys, SRCS(kv, kr), LATENT(x), NULL));
+}
+
+BUILD(mla_keys_grad)
+{
+    struct k k = start(a, variant, STAGE_T);
+    struct latent x = latent(&k);
+    ir_id dk = mat(&k, "dk", k.N, x.h * (x.n + x.r)), dv = mat(&k, "dv", k.N, x.h * x.v);
+    return finish(&k, ir_add(k.g, OP_mla_keys_grad, SRCS(dk, dv), LATENT(x), NULL));
 }
 
 /* ---- depth ---- */

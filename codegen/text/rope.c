@@ -11,15 +11,19 @@ void @FN@(void *const *p, const int64_t *n UNUSED, int64_t lo, int64_t hi, void 
         }
 }
 //== rope
-/* Channels i and i + ${HD}/2 of each head turn by the angle of their position.
+/* Channels i and i + ${ROTARY}/2 of the last ${ROTARY} of each head turn by the angle of their position.
  * p: x, table, out.  n: T, row strides of x and out.  Item = token. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
-    enum { HALF = ${HD} / 2, TAIL = HALF % 16, FULL = HALF - TAIL };
+    enum { HALF = ${ROTARY} / 2, TAIL = HALF % 16, FULL = HALF - TAIL, STILL = ${HD} - 2 * HALF };
     for (int64_t row = lo; row < hi; row++) {
-        const float *cosine = (const float *)p[1] + row % n[0] * ${HD}, *sine = cosine + HALF;
+        const float *cosine = (const float *)p[1] + row % n[0] * (2 * HALF), *sine = cosine + HALF;
         for (int64_t h = 0; h < ${H}; h++) {
             const float *x = (const float *)p[0] + row * n[1] + h * ${HD};
             float *y = (float *)p[2] + row * n[2] + h * ${HD};
+            for (int64_t k = 0; k < STILL; k += 16)
+                st16k(y + k, ld16k(x + k, min64(16, STILL - k)), min64(16, STILL - k));
+            x += STILL;
+            y += STILL;
             int64_t i = 0;
             for (; i < FULL; i += 16) {
                 const v16 a = ld16(x + i), b = ld16(x + HALF + i), c = ld16(cosine + i);

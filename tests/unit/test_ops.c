@@ -50,6 +50,8 @@ static const struct {
     {OP_attention, 1e-5},
     {OP_attention_grad, 2e-5},
     {OP_rope, 1e-5},
+    {OP_mla_keys, 0},
+    {OP_mla_keys_grad, 1e-6},
     {OP_head_loss, 2e-5},
     {OP_head_nll, 2e-5},
 };
