@@ -1,9 +1,10 @@
-/* Products: every one is a packing of the second operand and a blocked product over it
- * (text/gemm.c, compiled once for all models). */
+/* Products: a plain one is a packing of the second operand and a blocked product over it; a stack
+ * of them, however large, is one step whose items pack for themselves (text/gemm.c, compiled once
+ * for all models). */
 #include "codegen/cpu.h"
 #include "codegen/gemm_shape.h"
 
-enum { TRANS_A = 1, ADD = 2 }; /* GEMM_TRANS_A, GEMM_ADD of text/gemm.c */
+enum { TRANS_A = 1, ADD = 2, TRANS_B = 8 }; /* GEMM_* of text/gemm.c */
 
 /* The head applies the loss kernels to its chunks. */
 #pragma GCC diagnostic ignored "-Woverlength-strings"
@@ -92,20 +93,34 @@ static int64_t dim(const struct cg_emit *e, uint32_t src, int from_last)
     return dim_value(t->dim[t->rank - 1 - from_last], e->b);
 }
 
+/* A step whose items pack their own columns. */
+static struct cg_step *own(const struct cg_emit *e, const char *symbol, const char *label,
+                           struct cg_stack_plan p, int64_t k)
+{
+    struct cg_step *s = shared(e, symbol, label);
+    s->items = p.items;
+    s->grain = p.grain;
+    s->scratch = (size_t)cg_gemm_own_scratch(k, p.nb);
+    return s;
+}
+
 static void matmul(const struct cg_emit *e)
 {
     bool ta = ir_int(e->g, e->n, AK_ta, 0), tb = ir_int(e->g, e->n, AK_tb, 0);
     int64_t m = dim(e, 0, ta ? 0 : 1), k = dim(e, 0, ta ? 1 : 0), n = dim(e, 1, tb ? 1 : 0);
     int64_t lda = cg_src_ld(e->g, e->n, 0), ldb = cg_src_ld(e->g, e->n, 1);
     int64_t ldc = cg_result_ld(e->g, e->n, 0);
-    bool stack = ir_ty(e->g, e->n)->rank == 3;
-    int64_t batch = stack ? dim(e, 0, 2) : 1;
-    int64_t each = (packed(e, k, n) + 15) & ~(int64_t)15, at = room(e, each * batch);
-    for (int64_t i = 0; i < batch; i++)
-        pack(e, moved(W_(at), i * each), moved(S_(1), i * k * n), k, n, ldb, tb);
-    for (int64_t i = 0; i < batch; i++)
-        product(e, moved(R_(0), i * m * n), moved(S_(0), i * m * k), moved(W_(at), i * each), m, n,
-                k, lda, ldc, ta ? TRANS_A : 0);
+    if (ir_ty(e->g, e->n)->rank == 3) {
+        struct cg_stack_plan p = cg_gemm_stack_plan(dim(e, 0, 2), m, n, k);
+        struct cg_step *s = own(e, "k_gemm_stack", "gemm stack", p, k);
+        cg_refs(e->a, s, CG_REFS(R_(0), S_(0), S_(1)));
+        cg_nums(e->a, s,
+                CG_NUMS(m, n, k, lda, ldc, ldb, (ta ? TRANS_A : 0) | (tb ? TRANS_B : 0), p.nb));
+        return;
+    }
+    int64_t at = room(e, packed(e, k, n));
+    pack(e, W_(at), S_(1), k, n, ldb, tb);
+    product(e, R_(0), S_(0), W_(at), m, n, k, lda, ldc, ta ? TRANS_A : 0);
 }
 
 static void grouped(const struct cg_emit *e)
@@ -113,16 +128,12 @@ static void grouped(const struct cg_emit *e)
     bool tb = ir_int(e->g, e->n, AK_tb, 1);
     int64_t rows = dim(e, 0, 1), k = dim(e, 0, 0), experts = dim(e, 1, 2),
             n = dim(e, 1, tb ? 1 : 0);
-    int64_t each = packed(e, k, n), at = room(e, each * experts);
-    for (int64_t i = 0; i < experts; i++)
-        pack(e, moved(W_(at), i * each), moved(S_(1), i * k * n), k, n, tb ? k : n, tb);
-    struct cg_gemm_plan p = cg_gemm_grouped_plan(rows, n, k, experts);
-    struct cg_step *s = shared(e, "k_gemm_grouped", "grouped");
-    cg_refs(e->a, s, CG_REFS(R_(0), S_(0), W_(at), S_(2), S_(2)));
+    struct cg_stack_plan p = cg_gemm_stack_plan(experts, (rows + experts - 1) / experts, n, k);
+    struct cg_step *s = own(e, "k_gemm_grouped", "grouped", p, k);
+    cg_refs(e->a, s, CG_REFS(R_(0), S_(0), S_(1), S_(2), S_(2)));
     cg_nums(e->a, s,
-            CG_NUMS(rows, n, k, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0), 0, p.mb,
-                    p.nb, experts));
-    s->items = p.items;
+            CG_NUMS(n, k, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0), tb ? k : n,
+                    tb ? TRANS_B : 0, p.nb));
 }
 
 static void grouped_dw(const struct cg_emit *e)

@@ -4,6 +4,8 @@
 enum { MR = 6, NR = 64, MC = 96, KC = 1152, KEYS = 64 };
 /* Enough items for a few threads to balance; below MIN_NS an item is not worth its hand-over. */
 enum { WANT_ITEMS = 16, MIN_NS = 10000 };
+/* What an item packs for itself should stay in a cache. */
+enum { OWN_FLOATS = 1 << 20 };
 
 static int64_t div_up(int64_t a, int64_t b)
 {
@@ -68,11 +70,21 @@ int64_t cg_gemm_items(int64_t m, int64_t n, int64_t k)
     return cg_gemm_plan(m, n, k).items;
 }
 
-struct cg_gemm_plan cg_gemm_grouped_plan(int64_t rows, int64_t n, int64_t k, int64_t experts)
+struct cg_stack_plan cg_gemm_stack_plan(int64_t products, int64_t m, int64_t n, int64_t k)
 {
-    struct cg_gemm_plan p = cg_gemm_plan(div_up(rows, at_least(experts, 1)), n, k);
-    p.items = (div_up(rows, p.mb) + experts) * div_up(n, p.nb);
+    int64_t most = OWN_FLOATS / at_least(k, 1) / NR * NR;
+    struct cg_stack_plan p = {.nb = even(n, most < NR ? NR : most > 256 ? 256 : most, NR)};
+    while (p.nb > NR && products * div_up(n, p.nb) < WANT_ITEMS &&
+           item_ns(m, p.nb, k) >= 2 * MIN_NS)
+        p.nb = round_up(p.nb / 2, NR);
+    p.items = products * div_up(n, p.nb);
+    p.grain = at_least(2 * MIN_NS / at_least(item_ns(m, p.nb, k), 1), 1);
     return p;
+}
+
+int64_t cg_gemm_own_scratch(int64_t k, int64_t nb)
+{
+    return cg_gemm_scratch() + nb * k * 4;
 }
 
 struct cg_gemm_plan cg_gemm_grouped_dw_plan(int64_t rows, int64_t m, int64_t n, int64_t experts)

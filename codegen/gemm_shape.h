@@ -22,11 +22,17 @@ int64_t cg_pack_cols_items(int64_t k, int64_t n);
 struct cg_gemm_plan cg_gemm_plan(int64_t m, int64_t n, int64_t k);
 /* plan.items alone. */
 int64_t cg_gemm_items(int64_t m, int64_t n, int64_t k);
-/* The cut of k_gemm_grouped: at most `rows` rows over `experts` groups; items is an upper bound. */
-struct cg_gemm_plan cg_gemm_grouped_plan(int64_t rows, int64_t n, int64_t k, int64_t experts);
+/* The cut of k_gemm_stack and k_gemm_grouped: items = products times column blocks of `nb`, at
+ * least `grain` of them to a thread at a time. m: rows of one product, of an expert on average. */
+struct cg_stack_plan {
+    int64_t nb, items, grain;
+};
+struct cg_stack_plan cg_gemm_stack_plan(int64_t products, int64_t m, int64_t n, int64_t k);
+/* Bytes of scratch per thread for items that pack `nb` columns themselves. */
+int64_t cg_gemm_own_scratch(int64_t k, int64_t nb);
 /* The cut of k_gemm_grouped_dw: per expert C_e[m,n]. */
 struct cg_gemm_plan cg_gemm_grouped_dw_plan(int64_t rows, int64_t m, int64_t n, int64_t experts);
-/* Bytes of scratch per thread for every kernel of gemm.c. */
+/* Bytes of scratch per thread for every other kernel of gemm.c. */
 int64_t cg_gemm_scratch(void);
 
 /* Attention (attention.c): h query heads over kv key heads, head sizes hd (q, k) and vd (v, o). */

@@ -1,9 +1,9 @@
 /* Float32 matrix products for all shapes (needs prelude.c, tile.c). Compiled once for all models.
  *
  * C[M,N] = A B or C += A B. A is read in place, row-major or transposed; B is packed in panels
- * (tile.c). Every C element adds its products in the order k = 0 .. K-1, whatever the blocks, the
+ * (tile.c), by a step of its own or, in stacks, by each item for its columns. Every C element adds its products in the order k = 0 .. K-1, whatever the blocks, the
  * shape and the form; with GEMM_ADD it starts from the old C. Block sizes come from cg_gemm_plan. */
-enum { GEMM_TRANS_A = 1, GEMM_ADD = 2, GEMM_GATHER = 4 };
+enum { GEMM_TRANS_A = 1, GEMM_ADD = 2, GEMM_GATHER = 4, GEMM_TRANS_B = 8 };
 enum { GEMM_KC = 1152, GEMM_MC = 96 }; /* a block of A and two of B (64 columns) stay in 1 MiB */
 
 struct gemm {
@@ -20,12 +20,15 @@ struct gemm {
 /* Copies rows m0 .. m0+rows of A, kn words of k from k0 on, to scratch: transposed A to panels
  * [rows / 16][kn][16], else to [rows][kn]. */
 typedef void gemm_pack(const struct gemm *g, float *dst, int64_t m0, int64_t rows, int64_t k0, int64_t kn);
+/* Panels of B, `bp` floats apart: `cols` columns from `depth` rows of src, or from `cols` rows. */
+typedef void gemm_panels(float *dst, int64_t bp, const float *src, int64_t ld, int64_t cols, int64_t depth);
 
 struct gemm_kind {
     tile_fn *const (*tiles)[TILE_MR];
     int64_t per;       /* k in a 32-bit word of A and B: 1, or 2 for bf16 pairs */
     gemm_pack *pack_a; /* NULL: A is read in place */
     gemm_pack *pack_trans_a;
+    gemm_panels *pack_b, *pack_trans_b;
 };
 
 INLINE const float *gemm_row(const struct gemm *g, int64_t m) {
@@ -42,7 +45,12 @@ static void gemm_pack_trans_a(const struct gemm *g, float *dst, int64_t m0, int6
         panels_from_cols(dst + k * 16, kn * 16, src + k * g->lda, g->lda, rows, part);
     }
 }
-static const struct gemm_kind gemm_f32 = {tile, 1, 0, gemm_pack_trans_a};
+static void gemm_pack_trans_b(float *dst, int64_t bp, const float *src, int64_t ld, int64_t cols,
+                              int64_t depth) {
+    for (int64_t n = 0; n < cols; n += 16)
+        panel_from_rows(dst + n / 16 * bp, src + n * ld, ld, min64(16, cols - n), depth);
+}
+static const struct gemm_kind gemm_f32 = {tile, 1, 0, gemm_pack_trans_a, panels_from_cols, gemm_pack_trans_b};
 
 /* One k range of C[m0..m1, n0..n1]; `pa` is the packed block of A or NULL. */
 static void gemm_slab(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, int64_t k0,
@@ -129,34 +137,59 @@ void k_pack_cols(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSE
     }
 }
 
+/* All rows of columns n0 .. n1-1 of one product of a stack; B is packed here, after the block of A. */
+static void gemm_own(struct gemm g, const float *b, int64_t ldb, int64_t rows, int64_t n0, int64_t n1,
+                     float *scratch) {
+    float *own = scratch + GEMM_MC * GEMM_KC;
+    for (int64_t k = 0; k < g.depth; k += 256) {
+        float *to = own + k / g.kind->per * 16;
+        const int64_t kn = min64(256, g.depth - k);
+        if (g.flags & GEMM_TRANS_B)
+            g.kind->pack_trans_b(to, g.bp, b + n0 * ldb + k, ldb, n1 - n0, kn);
+        else
+            g.kind->pack_b(to, g.bp, b + k * ldb + n0, ldb, n1 - n0, kn);
+    }
+    g.b = g.after = own;
+    g.c += n0;
+    gemm_block(&g, 0, rows, 0, n1 - n0, scratch);
+}
+
+static void gemm_stack(const struct gemm_kind *kind, void *const *p, const int64_t *n, int64_t lo,
+                       int64_t hi, void *scratch) {
+    const int64_t M = n[0], N = n[1], K = div_up(n[2], kind->per), NB = n[7], nb = div_up(N, NB);
+    struct gemm g = {.kind = kind, .lda = n[3], .ldc = n[4], .bp = K * 16, .k = K, .depth = n[2], .flags = n[6]};
+    for (int64_t it = lo; it < hi; it++) {
+        const int64_t i = it / nb, n0 = it % nb * NB;
+        g.a = (const float *)p[1] + i * M * n[2];
+        g.c = (float *)p[0] + i * M * N;
+        gemm_own(g, (const float *)p[2] + i * N * n[2], n[5], M, n0, min64(n0 + NB, N), scratch);
+    }
+}
+/* A stack of products C_i[M,N] = A_i B_i, matrices end to end. p = C, A, B (not packed; [N,K] with
+ * GEMM_TRANS_B); n = M, N, K, lda, ldc, ldb, flags, NB; items = matrices x column blocks. */
+void k_gemm_stack(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
+    gemm_stack(&gemm_f32, p, n, lo, hi, scratch);
+}
+
 static void gemm_grouped(const struct gemm_kind *kind, void *const *p, const int64_t *n, int64_t lo,
                          int64_t hi, void *scratch) {
-    const int64_t N = n[1], K = div_up(n[2], kind->per), MB = n[6], NB = n[7], E = n[8], nb = div_up(N, NB);
-    const int32_t *off = p[3];
-    struct gemm g = {.kind = kind, .a = p[1], .c = p[0], .lda = n[3], .ldc = n[4], .bp = K * 16,
-                     .k = K, .depth = n[2], .flags = n[5] & ~(int64_t)GEMM_TRANS_A,
-                     .index = n[5] & GEMM_GATHER ? p[4] : 0};
+    const int64_t N = n[0], K = div_up(n[1], kind->per), lda = n[2], NB = n[6], nb = div_up(N, NB);
+    const int32_t *off = p[3], *index = n[5] & GEMM_GATHER ? p[4] : 0;
+    struct gemm g = {.kind = kind, .lda = lda, .ldc = n[3], .bp = K * 16, .k = K, .depth = n[1], .flags = n[5]};
     for (int64_t it = lo; it < hi; it++) {
-        int64_t tile = it / nb, e = 0;
-        for (; e < E; e++) {
-            const int64_t tiles = div_up(off[e + 1] - off[e], MB);
-            if (tile < tiles) break;
-            tile -= tiles;
-        }
-        if (e == E) continue;
-        const int64_t m0 = off[e] + tile * MB, n0 = it % nb * NB;
-        g.b = (const float *)p[2] + e * div_up(N, 16) * 16 * K;
-        g.after = n0 + NB < N                ? g.b + (n0 + NB) * K
-                  : m0 + MB < off[e + 1] ? g.b
-                                         : g.b + div_up(N, 16) * 16 * K;
-        gemm_block(&g, m0, min64(m0 + MB, off[e + 1]), n0, min64(n0 + NB, N), scratch);
+        const int64_t e = it / nb, n0 = it % nb * NB, rows = off[e + 1] - off[e];
+        if (rows <= 0) continue;
+        g.a = (const float *)p[1] + (index ? 0 : off[e] * lda);
+        g.index = index ? index + off[e] : 0;
+        g.c = (float *)p[0] + off[e] * g.ldc;
+        gemm_own(g, (const float *)p[2] + e * N * n[1], n[4], rows, n0, min64(n0 + NB, N), scratch);
     }
 }
 
-/* Rows grouped by expert: C[r,:] = A[r,:] B_e for offsets[e] <= r < offsets[e+1]; packed B_e follow
- * one another. p = C, A, packed B, offsets int32 [E+1], index int32 [rows] (GEMM_GATHER: row r of A
- * is A + index[r] * lda); n = rows (bound), N, K, lda, ldc, flags, MB, NB, E;
- * items = (ceil(rows / MB) + E) x column blocks, those beyond the actual row tiles return at once. */
+/* Rows grouped by expert: C[r,:] = A[r,:] B_e for offsets[e] <= r < offsets[e+1]. p = C, A, B of all
+ * experts end to end (not packed; an expert without rows is not read), offsets int32 [E+1], index
+ * int32 [rows] (GEMM_GATHER: row r of A is A + index[r] * lda); n = N, K, lda, ldc, ldb, flags, NB;
+ * items = E x column blocks. */
 void k_gemm_grouped(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     gemm_grouped(&gemm_f32, p, n, lo, hi, scratch);
 }

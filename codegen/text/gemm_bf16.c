@@ -50,10 +50,23 @@ static void gemm_pack_trans_a_bf16(const struct gemm *g, float *dst, int64_t m0,
     pairs_from_cols(dst, kn * 16, g->a + 2 * k0 * g->lda + m0, g->lda, rows,
                     min64(2 * kn, g->depth - 2 * k0));
 }
-static const struct gemm_kind gemm_bf16 = {tile_bf16, 2, gemm_pack_a_bf16, gemm_pack_trans_a_bf16};
+static void pairs_from_rows(float *dst, int64_t bp, const float *src, int64_t ld, int64_t cols, int64_t depth) {
+    for (int64_t n = 0; n < cols; n += 16)
+        for (int64_t k = 0; k < depth; k += 16) {
+            float part[256];
+            const int64_t w = min64(16, depth - k);
+            panel_from_rows(part, src + n * ld + k, ld, min64(16, cols - n), w);
+            pairs_from_cols(dst + n / 16 * bp + k * 8, 0, part, 16, 16, w);
+        }
+}
+static const struct gemm_kind gemm_bf16 = {tile_bf16,       2, gemm_pack_a_bf16, gemm_pack_trans_a_bf16,
+                                           pairs_from_cols, pairs_from_rows};
 
 void k_gemm_bf16(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     gemm_plain(&gemm_bf16, p, n, lo, hi, scratch);
+}
+void k_gemm_stack_bf16(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
+    gemm_stack(&gemm_bf16, p, n, lo, hi, scratch);
 }
 void k_gemm_grouped_bf16(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     gemm_grouped(&gemm_bf16, p, n, lo, hi, scratch);
@@ -71,13 +84,9 @@ void k_pack_rows_bf16(void *const *p, const int64_t *n, int64_t lo, int64_t hi, 
 void k_pack_cols_bf16(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSED void *scratch) {
     const int64_t K = n[0], N = n[1], ldw = n[2], kb = div_up(K, 256), bp = div_up(K, 2) * 16;
     for (int64_t it = lo; it < hi; it++) {
-        const int64_t n0 = it / kb * 16, k0 = it % kb * 256, k1 = min64(k0 + 256, K);
-        for (int64_t k = k0; k < k1; k += 16) {
-            float part[256];
-            const int64_t w = min64(16, k1 - k);
-            panel_from_rows(part, (const float *)p[1] + n0 * ldw + k, ldw, min64(16, N - n0), w);
-            pairs_from_cols((float *)p[0] + n0 / 16 * bp + k * 8, 0, part, 16, 16, w);
-        }
+        const int64_t n0 = it / kb * 16, k0 = it % kb * 256;
+        pairs_from_rows((float *)p[0] + n0 / 16 * bp + k0 * 8, bp, (const float *)p[1] + n0 * ldw + k0, ldw,
+                        min64(16, N - n0), min64(256, K - k0));
     }
 }
 #endif

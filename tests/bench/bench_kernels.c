@@ -175,17 +175,14 @@ static void bench_gemm(void *so, int64_t M, int64_t N, int64_t K)
 static void bench_grouped(void *so, int64_t E, int64_t rows, int64_t N, int64_t K)
 {
     float *a = buffer(rows * K), *c = buffer(rows * N), *dw = buffer(E * N * K);
-    float *w = buffer(E * cg_gemm_packed(K, N)), *x = buffer(cg_gemm_packed(rows, K));
+    float *w = buffer(E * K * N), *x = buffer(cg_gemm_packed(rows, K));
     int32_t *off = malloc((size_t)(E + 1) * sizeof *off);
     for (int64_t e = 0; e <= E; e++) off[e] = (int32_t)(rows * e * (e + E) / (2 * E * E));
-    struct cg_gemm_plan f = cg_gemm_grouped_plan(rows, N, K, E);
+    struct cg_stack_plan f = cg_gemm_stack_plan(E, rows / E, N, K);
     struct cg_gemm_plan g = cg_gemm_grouped_dw_plan(rows, N, K, E);
     double flops = 2.0 * (double)rows * (double)N * (double)K;
-    struct job fwd = {kernel_of(so, "k_gemm_grouped"),
-                      {c, a, w, off},
-                      {rows, N, K, K, N, 0, f.mb, f.nb, E},
-                      f.items,
-                      flops};
+    struct job fwd = {
+        kernel_of(so, "k_gemm_grouped"), {c, a, w, off}, {N, K, K, N, K, 8, f.nb}, f.items, flops};
     struct job pack = {
         kernel_of(so, "k_pack_rows"), {x, a}, {rows, K, K}, cg_pack_rows_items(rows, K), 0};
     struct job bwd = {kernel_of(so, "k_gemm_grouped_dw"),

@@ -186,22 +186,62 @@ static void bf16_grouped(void)
     static const int32_t off[E + 1] = {0, 7, 7, 33};
     int32_t index[ROWS];
     for (int i = 0; i < ROWS; i++) index[i] = (i * 31 + 7) % ROWS;
-    int64_t one = cg_gemm_packed_bf16(K, N);
-    float *a = numbers(ROWS * K, 1), *w = numbers(E * N * K, 2), *packed = numbers(E * one, 3);
+    float *a = numbers(ROWS * K, 1), *w = numbers(E * N * K, 2);
+    float *packed = numbers(cg_gemm_packed_bf16(K, N), 3);
     float *c = numbers(ROWS * N, 4), *row = numbers(N, 5);
-    for (int e = 0; e < E; e++)
-        run(0, "k_pack_cols_bf16", (void *[]){packed + e * one, w + e * N * K},
-            (int64_t[]){K, N, K}, cg_pack_cols_items(K, N));
-    struct cg_gemm_plan plan = cg_gemm_grouped_plan(ROWS, N, K, E);
-    run(0, "k_gemm_grouped_bf16", (void *[]){c, a, packed, (void *)off, index},
-        (int64_t[]){ROWS, N, K, K, N, 4, plan.mb, plan.nb, E}, plan.items);
-    for (int e = 0; e < E; e++)
+    struct cg_stack_plan plan = cg_gemm_stack_plan(E, ROWS / E, N, K);
+    run(0, "k_gemm_grouped_bf16", (void *[]){c, a, w, (void *)off, index},
+        (int64_t[]){N, K, K, N, K, 4 | 8, plan.nb}, plan.items);
+    for (int e = 0; e < E; e++) {
+        run(0, "k_pack_cols_bf16", (void *[]){packed, w + e * N * K}, (int64_t[]){K, N, K},
+            cg_pack_cols_items(K, N));
         for (int r = off[e]; r < off[e + 1]; r++) {
-            run(0, "k_gemm_bf16", (void *[]){row, a + index[r] * K, packed + e * one},
+            run(0, "k_gemm_bf16", (void *[]){row, a + index[r] * K, packed},
                 (int64_t[]){1, N, K, K, N, 0, 6, 64}, (N + 63) / 64);
             assert_memory_equal(row, c + r * N, N * 4);
         }
+    }
     free(a), free(w), free(packed), free(c), free(row);
+}
+
+/* A product of a stack has the bits of the plain one. */
+static void stack_case(int l, const char *kind, int64_t M, int64_t N, int64_t K, int flags)
+{
+    enum { E = 3 };
+    char name[3][40];
+    const char *const form[] = {"k_gemm_stack%s", "k_gemm%s",
+                                flags & 8 ? "k_pack_cols%s" : "k_pack_rows%s"};
+    for (int i = 0; i < 3; i++) snprintf(name[i], sizeof name[i], form[i], kind);
+    int64_t lda = flags & 1 ? M : K, ldb = flags & 8 ? K : N;
+    float *a = numbers(E * M * K, 1), *b = numbers(E * K * N, 2), *c = numbers(E * M * N, 3);
+    float *one = numbers(M * N, 4), *packed = numbers(cg_gemm_packed(K, N), 5);
+    struct cg_stack_plan s = cg_gemm_stack_plan(E, M, N, K);
+    struct cg_gemm_plan p = cg_gemm_plan(M, N, K);
+    assert_true(cg_gemm_own_scratch(K, s.nb) <= 4 << 20);
+    run(l, name[0], (void *[]){c, a, b}, (int64_t[]){M, N, K, lda, N, ldb, flags, s.nb}, s.items);
+    for (int i = 0; i < E; i++) {
+        run(l, name[2], (void *[]){packed, b + i * K * N}, (int64_t[]){K, N, ldb},
+            flags & 8 ? cg_pack_cols_items(K, N) : cg_pack_rows_items(K, N));
+        run(l, name[1], (void *[]){one, a + i * M * K, packed},
+            (int64_t[]){M, N, K, lda, N, flags & 1, p.mb, p.nb}, p.items);
+        assert_memory_equal(one, c + i * M * N, (size_t)(M * N * 4));
+    }
+    free(a), free(b), free(c), free(one), free(packed);
+}
+
+static void test_stack(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][3] = {
+        {1, 1, 1}, {1, 70, 33}, {7, 65, 517}, {145, 300, 31}, {40, 64, 1200}};
+    static const int flags[] = {0, 1, 8, 9};
+    bool bf = kernel_of(lib[0], "k_gemm_stack_bf16") != NULL;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int f = 0; f < 4; f++) {
+            for (int l = 0; l < LIBS; l++)
+                stack_case(l, "", sizes[i][0], sizes[i][1], sizes[i][2], flags[f]);
+            if (bf) stack_case(0, "_bf16", sizes[i][0], sizes[i][1], sizes[i][2], flags[f]);
+        }
 }
 
 static void test_bf16(void **state)
@@ -228,7 +268,7 @@ static void test_grouped(void **state)
     int32_t index[ROWS];
     for (int i = 0; i < ROWS; i++) index[i] = (i * 31 + 7) % TOKENS;
     float *a = numbers(TOKENS * K, 1), *w = numbers(E * N * K, 2), *dy = numbers(ROWS * N, 3);
-    float *packed = numbers(E * cg_gemm_packed(K, N), 4), *x = numbers(ROWS * K, 5);
+    float *x = numbers(ROWS * K, 5);
     float *c[LIBS], *dw[LIBS], *xp = numbers(cg_gemm_packed(ROWS, K), 6);
     double *want = calloc(ROWS * N, sizeof *want), *want_dw = calloc(E * N * K, sizeof *want_dw);
     for (int e = 0; e < E; e++) {
@@ -237,16 +277,13 @@ static void test_grouped(void **state)
         ref_gemm(want_dw + e * N * K, dy + off[e] * N, 1, N, x + off[e] * K, K, 1, N, K,
                  off[e + 1] - off[e], K);
     }
-    struct cg_gemm_plan fwd = cg_gemm_grouped_plan(ROWS, N, K, E);
+    struct cg_stack_plan fwd = cg_gemm_stack_plan(E, ROWS / E, N, K);
     struct cg_gemm_plan bwd = cg_gemm_grouped_dw_plan(ROWS, N, K, E);
     for (int l = 0; l < LIBS; l++) {
         c[l] = numbers(ROWS * N, 7);
         dw[l] = numbers(E * N * K, 8);
-        for (int e = 0; e < E; e++)
-            run(l, "k_pack_cols", (void *[]){packed + e * cg_gemm_packed(K, N), w + e * N * K},
-                (int64_t[]){K, N, K}, cg_pack_cols_items(K, N));
-        run(l, "k_gemm_grouped", (void *[]){c[l], a, packed, (void *)off, index},
-            (int64_t[]){ROWS, N, K, K, N, 4, fwd.mb, fwd.nb, E}, fwd.items);
+        run(l, "k_gemm_grouped", (void *[]){c[l], a, w, (void *)off, index},
+            (int64_t[]){N, K, K, N, K, 4 | 8, fwd.nb}, fwd.items);
         close_to(c[l], want, off[E] * N, 1e-5, "grouped");
         run(l, "k_pack_rows", (void *[]){xp, x}, (int64_t[]){ROWS, K, K},
             cg_pack_rows_items(ROWS, K));
@@ -256,7 +293,7 @@ static void test_grouped(void **state)
     }
     assert_memory_equal(c[0], c[1], ROWS * N * 4);
     assert_memory_equal(dw[0], dw[1], E * N * K * 4);
-    free(a), free(w), free(dy), free(packed), free(x), free(xp), free(want), free(want_dw);
+    free(a), free(w), free(dy), free(x), free(xp), free(want), free(want_dw);
     for (int l = 0; l < LIBS; l++) free(c[l]), free(dw[l]);
 }
 
@@ -507,11 +544,11 @@ static void test_template_bugs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_template),  cmocka_unit_test(test_template_bugs),
-        cmocka_unit_test(test_math),      cmocka_unit_test(test_math_special),
-        cmocka_unit_test(test_lanes),     cmocka_unit_test(test_gemm),
-        cmocka_unit_test(test_grouped),   cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_template), cmocka_unit_test(test_template_bugs),
+        cmocka_unit_test(test_math),     cmocka_unit_test(test_math_special),
+        cmocka_unit_test(test_lanes),    cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_grouped),  cmocka_unit_test(test_stack),
+        cmocka_unit_test(test_bf16),     cmocka_unit_test(test_attention),
     };
     return cmocka_run_group_tests_name("cpu_kernels", tests, setup, teardown);
 }
