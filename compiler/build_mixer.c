@@ -57,6 +57,9 @@ static ir_id attention(struct builder *b, const struct mixer *m, ir_id x, const 
 
 ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p)
 {
-    if (m->type != MIXER_attention) BUG("mixer %s is not built here", m->name);
-    return attention(b, m, x, p);
+    switch (m->type) {
+    case MIXER_attention: return attention(b, m, x, p);
+    case MIXER_kda: return b_kda(b, m, x, p);
+    default: BUG("mixer %s is not built here", m->name);
+    }
 }

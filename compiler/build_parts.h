@@ -32,5 +32,6 @@ ir_id b_norm(struct builder *b, ir_id x, const char *gain);
 ir_id b_activation(struct builder *b, enum activation act, ir_id x, ir_id up);
 /* Sublayers on a normalised input x [N,D]; p is "model.layers.N". */
 ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p);
+ir_id b_kda(struct builder *b, const struct mixer *m, ir_id x, const char *p);
 ir_id b_ffn(struct builder *b, const struct ffn *f, ir_id x, const char *p);
 #endif

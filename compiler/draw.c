@@ -32,6 +32,7 @@ const char *mixer_text(struct arena *a, const struct mixer *x)
         if (x->num_kv_heads != x->num_heads) sb_printf(&s, ", %lld kv", (long long)x->num_kv_heads);
         if (x->window) sb_printf(&s, ", window %lld", (long long)x->window);
     }
+    if (x->type == MIXER_kda && x->gate == GATE_bounded) sb_printf(&s, ", bounded gate");
     return sb_take(&s, a).p;
 }
 

@@ -1,4 +1,5 @@
 #include "compiler/params.h"
+#include <math.h>
 
 static const struct init_rule ones = {INIT_constant, 1, 0}, zeros = {INIT_constant, 0, 0};
 
@@ -79,6 +80,43 @@ static void attention(struct table *t, const char *p, const struct mixer *x)
     matrix(t, d, q, F("%s.self_attn.o_proj.weight", p));
 }
 
+/* Stored [channels, 1, taps], as a depthwise convolution of PyTorch. */
+static void conv(struct table *t, int64_t channels, int64_t taps, const char *name)
+{
+    double most = 1 / sqrt((double)taps);
+    struct param *p = single(t, PARAM_vector, (struct init_rule){INIT_uniform, -most, most},
+                             channels, taps, name);
+    p->part[0] = (struct param_part){.tensor = name, .dim = {channels, 1, taps}, .rank = 3};
+}
+
+static void kda(struct table *t, const char *layer, const struct mixer *x)
+{
+    static const struct init_rule a_log = {INIT_log_uniform, 1, 16},
+                                  dt_bias = {INIT_dt_bias, 1e-3, 0.1};
+    int64_t d = t->m->hidden_size, k = x->head_dim, w = x->num_heads * k, n = 0, rows[6];
+    static const char *const one[] = {"q", "k", "v"};
+    bool low_rank = x->output_gate_rank == GATE_low_rank;
+    const char *name[6], *p = F("%s.self_attn", layer);
+    for (; n < 3; n++) rows[n] = w, name[n] = F("%s.%s_proj.weight", p, one[n]);
+    rows[n] = k, name[n++] = F("%s.f_a_proj.weight", p);
+    if (low_rank) rows[n] = k, name[n++] = F("%s.g_a_proj.weight", p);
+    rows[n] = x->num_heads, name[n++] = F("%s.b_proj.weight", p);
+    merged(t, F("%s.in_proj.weight", p), d, (size_t)n, rows, name);
+    for (int i = 0; i < 3; i++) conv(t, w, x->conv_size, F("%s.%s_conv1d.weight", p, one[i]));
+    single(t, PARAM_vector, x->gate == GATE_softplus ? a_log : zeros, x->num_heads, 0,
+           F("%s.A_log", p))
+        ->part[0]
+        .per_head = true;
+    single(t, PARAM_vector, dt_bias, w, 0, F("%s.dt_bias", p));
+    matrix(t, w, k, F("%s.f_b_proj.weight", p));
+    if (low_rank)
+        matrix(t, w, k, F("%s.g_b_proj.weight", p));
+    else
+        matrix(t, w, d, F("%s.g_proj.weight", p));
+    vector(t, k, F("%s.o_norm.weight", p));
+    matrix(t, d, w, F("%s.o_proj.weight", p));
+}
+
 static void mlp(struct table *t, const char *p, int64_t width)
 {
     const char *const name[] = {F("%s.gate_proj.weight", p), F("%s.up_proj.weight", p)};
@@ -148,8 +186,11 @@ static void layer(struct table *t, size_t i)
              F("%s.self_attention_res_norm.weight", p));
     vector(t, m->hidden_size, F("%s.input_layernorm.weight", p));
     const struct mixer *x = &m->mixer[l->mixer];
-    if (x->type != MIXER_attention) BUG("mixer type %d has no parameters here", x->type);
-    attention(t, p, x);
+    switch (x->type) {
+    case MIXER_attention: attention(t, p, x); break;
+    case MIXER_kda: kda(t, p, x); break;
+    default: BUG("mixer type %d has no parameters here", x->type);
+    }
     if (m->residual == RESIDUAL_attnres)
         site(t, F("%s.mlp_res_proj.weight", p), F("%s.mlp_res_norm.weight", p));
     vector(t, m->hidden_size, F("%s.post_attention_layernorm.weight", p));

@@ -122,7 +122,7 @@ static bool check_layer(struct checking *k, const struct node *item)
         diag_hint(c->d, "Remove the key, or set model.residual to attnres.");
     if (mixer < 0 || ffn < 0) return false;
     const struct mixer *used = &k->m->mixer[mixer];
-    if (used->type != MIXER_attention && !k->refused[mixer]) {
+    if (used->type == MIXER_mla && !k->refused[mixer]) {
         k->refused[mixer] = true; /* the first layer that uses it stands for all */
         spec_err(c, D_spec_mixer_later, spec_where(item, "mixer"), used->name,
                  spec_enum_name("mixer_type", (int)used->type));
