@@ -1,11 +1,13 @@
 /* Hugging Face interchange: tensors as the releases store them, config.json to a spec and back. */
 #include "base/io.h"
+#include "compiler/hf_config.h"
 #include "compiler/weights.h"
 #include "runtime/mxfp4.h"
 #include "scratch.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <glob.h>
 #include <cmocka.h>
 
 static struct arena *a;
@@ -228,6 +230,40 @@ static void accounting(void **state)
     assert_non_null(strstr(all, "w2.weight' is not one"));
 }
 
+/* ---- config.json ---- */
+
+/* Diagnostics and spec of every tests/hf/NAME.json are NAME.want; UPDATE=1 rewrites them. */
+static void configs(void **state)
+{
+    (void)state;
+    glob_t g;
+    bool ok = true;
+    assert_int_equal(glob("tests/hf/*.json", 0, NULL, &g), 0);
+    assert_true(g.gl_pathc > 30);
+    for (size_t i = 0; i < g.gl_pathc; i++) {
+        const char *path = g.gl_pathv[i];
+        const char *want = str_fmt(a, "%.*s.want", (int)strlen(path) - 5, path);
+        struct str text, old = {0}, spec = {0};
+        assert_int_equal(io_read(a, path, 1 << 20, &text), 0);
+        struct hf_config *c = hf_config_read(a, d, path, text);
+        assert_true((c == NULL) == (diag_errors(d) > 0));
+        if (c) {
+            c->model.tokenizer.type = TOK_none;
+            spec = hf_spec_text(a, c, "imported");
+        }
+        struct str got = str_of(str_fmt(a, "%s%.*s", said(), (int)spec.n, spec.n ? spec.p : ""));
+        if (!io_read(a, want, 1 << 20, &old) && str_eq(old, got)) continue;
+        if (getenv("UPDATE")) {
+            assert_int_equal(io_write_atomic(want, got.p, got.n), 0);
+            continue;
+        }
+        fprintf(stderr, "%s differs (UPDATE=1 rewrites it); now:\n%s\n", want, got.p);
+        ok = false;
+    }
+    globfree(&g);
+    assert_true(ok);
+}
+
 static int open_all(void **state)
 {
     (void)state;
@@ -247,10 +283,9 @@ static int close_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(mxfp4_codes),
-        cmocka_unit_test(a_log_shapes),
-        cmocka_unit_test(mxfp4_tensors),
-        cmocka_unit_test(accounting),
+        cmocka_unit_test(mxfp4_codes),   cmocka_unit_test(a_log_shapes),
+        cmocka_unit_test(mxfp4_tensors), cmocka_unit_test(accounting),
+        cmocka_unit_test(configs),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
