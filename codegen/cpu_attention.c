@@ -13,10 +13,15 @@ static void rope_table(const struct cg_emit *e)
     const struct cg_var v[] = {
         {"HD", cg_number(e, hd)},
         {"THETA", str_fmt(e->a, "%.17g", ir_num(e->g, e->n, AK_theta, 10000))}};
-    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, "rope_table", v, 2);
-    cg_refs(e->a, s, CG_REFS(R_(0)));
+    bool cached = ir_at(e->g, e->n)->nsrc > 0;
+    const char *name = cached ? "rope_table_at" : "rope_table";
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, name, v, 2);
+    if (cached)
+        cg_refs(e->a, s, CG_REFS(R_(0), S_(0)));
+    else
+        cg_refs(e->a, s, CG_REFS(R_(0)));
     cg_nums(e->a, s, CG_NUMS(e->b.T));
-    s->items = e->b.T;
+    s->items = dim_value(ir_rows(e->g, e->n), e->b);
     s->grain = cg_grain(hd * 200); /* a sine takes as long as 100 bytes */
 }
 
@@ -30,7 +35,9 @@ static void rope(const struct cg_emit *e)
                                {"SIGN", inverse ? "-" : ""}};
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, rope_text, "rope", v, 4);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0)));
-    cg_nums(e->a, s, CG_NUMS(e->b.T, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0)));
+    cg_nums(e->a, s,
+            CG_NUMS(cg_src_rows(e->g, e->n, 1, e->b), cg_src_ld(e->g, e->n, 0),
+                    cg_result_ld(e->g, e->n, 0)));
     cg_items(s, cg_src_rows(e->g, e->n, 0, e->b), 8 * h * hd);
 }
 

@@ -18,6 +18,7 @@ int cg_in_place(const struct ir_graph *g, ir_id n, uint32_t result)
     case OP_adamw: return result == 0 ? 0 : (int)result + 1;
     case OP_momentum: return result == 1 ? 1 : -1;
     case OP_muon_step:
+    case OP_cache_write:
     case OP_balance: return 0;
     case OP_depth_mix_grad: return accumulator(g, n, result, 6);
     case OP_depth_inter_grad:

@@ -35,14 +35,16 @@ void eval_embed_grad(struct eval *e)
                 ev_src(e, 0)[t * width + c];
 }
 
-/* Row t: cosines, then sines, of t * theta^(-2i/head_dim). */
+/* A row: cosines, then sines, of position * theta^(-2i/head_dim). */
 void eval_rope_table(struct eval *e)
 {
     int64_t hd = ir_cols(e->g, e->n).add, half = hd / 2;
     double theta = ev_num(e, AK_theta, 10000);
-    for (int64_t t = 0; t < e->b.T; t++)
+    bool cached = ir_at(e->g, e->n)->nsrc > 0;
+    for (int64_t t = 0; t < dim_value(ir_rows(e->g, e->n), e->b); t++)
         for (int64_t i = 0; i < half; i++) {
-            double angle = (double)t * pow(theta, -2.0 * (double)i / (double)hd);
+            double position = cached ? ev_src(e, 0)[t / e->b.T] + (double)(t % e->b.T) : (double)t;
+            double angle = position * pow(theta, -2.0 * (double)i / (double)hd);
             ev_out(e, 0)[t * hd + i] = cos(angle);
             ev_out(e, 0)[t * hd + half + i] = sin(angle);
         }
@@ -58,7 +60,7 @@ void eval_rope(struct eval *e)
     for (int64_t row = 0; row < ev_rows(e, 0); row++)
         for (int64_t at = row * cols + hd - turned; at < (row + 1) * cols; at += hd)
             for (int64_t i = 0; i < half; i++) {
-                const double *angle = ev_src(e, 1) + row % e->b.T * turned;
+                const double *angle = ev_src(e, 1) + row % ev_rows(e, 1) * turned;
                 double c = angle[i], s = way * angle[half + i];
                 double x = ev_src(e, 0)[at + i], y = ev_src(e, 0)[at + half + i];
                 ev_out(e, 0)[at + i] = x * c - y * s;

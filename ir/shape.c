@@ -263,6 +263,18 @@ static bool is_heads(struct ir_dim d, int64_t h, int64_t hd)
     return dim_is_const(d) && hd > 0 && d.add % hd == 0 && d.add / hd == h;
 }
 
+RULE(rope_table)
+{
+    NEED(c->given != UINT32_MAX, "the result type must be stated");
+    const struct ir_type *t = type_get(c->types, c->given);
+    NEED(c->nsrc <= 1 && (c->nsrc == 0 || is_vec(c, 0, IR_i32)), "rope_table: operands");
+    NEED(t->rank == 2 && t->dtype == IR_f32 && dim_is_const(t->dim[1]) && t->dim[1].add % 2 == 0 &&
+             dim_eq(t->dim[0], dim_sym(c->nsrc ? SYM_N : SYM_T, 1)),
+         "rope_table: result");
+    *out = c->given;
+    return true;
+}
+
 RULE(rope)
 {
     int64_t hd = int_of(c, AK_head_dim, 0), h = int_of(c, AK_heads, 0);
@@ -272,7 +284,9 @@ RULE(rope)
     NEED(rotary >= 0 && rotary <= hd, "rope: turns more than a head");
     if (!rotary) rotary = hd;
     NEED(rotary % 2 == 0, "rope: turns pairs");
-    NEED(dim_eq(ty(c, 1)->dim[0], dim_sym(SYM_T, 1)) && dim_eq(ty(c, 1)->dim[1], dim_const(rotary)),
+    struct ir_dim rows = ty(c, 1)->dim[0];
+    NEED((dim_eq(rows, dim_sym(SYM_T, 1)) || dim_eq(rows, ty(c, 0)->dim[0])) &&
+             dim_eq(ty(c, 1)->dim[1], dim_const(rotary)),
          "rope: table");
     *out = c->src[0];
     return true;
@@ -376,6 +390,52 @@ RULE(mla_keys_grad)
     ir_type_id e[2] = {mat(c, IR_f32, rows, dim_const(h * (n + v))),
                        mat(c, IR_f32, rows, dim_const(cols.add / h - n))};
     *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
+RULE(last_rows)
+{
+    NEED(is_mat(c, 0, IR_f32) && dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)), "last_rows: operand");
+    *out = mat(c, IR_f32, dim_sym(SYM_B, 1), ty(c, 0)->dim[1]);
+    return true;
+}
+
+/* Operands i and i + 1 are slots and past. */
+static bool are_sequences(const struct shape_ctx *c, size_t i)
+{
+    return is_vec(c, i, IR_i32) && c->src[i] == c->src[i + 1] &&
+           dim_eq(ty(c, i)->dim[0], dim_sym(SYM_B, 1));
+}
+
+/* Is operand i a cache: `each` rows for every slot? */
+static bool is_cache(const struct shape_ctx *c, size_t i, int64_t each)
+{
+    if (!is_mat(c, i, IR_f32)) return false;
+    struct ir_dim rows = ty(c, i)->dim[0];
+    return each > 0 && dim_is_const(rows) && rows.add % each == 0;
+}
+
+RULE(cache_write)
+{
+    NEED(is_cache(c, 0, int_of(c, AK_context, 0)), "cache_write: cache");
+    NEED(is_mat(c, 1, IR_f32) && dim_eq(ty(c, 1)->dim[0], dim_sym(SYM_N, 1)) &&
+             dim_eq(ty(c, 1)->dim[1], ty(c, 0)->dim[1]) && are_sequences(c, 2),
+         "cache_write: operands");
+    *out = c->src[0];
+    return true;
+}
+
+RULE(attention_cached)
+{
+    int64_t h = int_of(c, AK_heads, 0), kv = int_of(c, AK_kv_heads, 0),
+            hd = int_of(c, AK_head_dim, 0), each = int_of(c, AK_context, 0);
+    NEED(h > 0 && kv > 0 && h % kv == 0 && hd > 0, "attention_cached: heads");
+    NEED(is_mat(c, 0, IR_f32) && dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) &&
+             is_heads(ty(c, 0)->dim[1], h, hd) && are_sequences(c, 3),
+         "attention_cached: operands");
+    NEED(is_cache(c, 1, each) && c->src[1] == c->src[2] && is_heads(ty(c, 1)->dim[1], kv, hd),
+         "attention_cached: caches");
+    *out = c->src[0];
     return true;
 }
 

@@ -36,6 +36,7 @@ static int replaces(const struct ir_graph *g, ir_id n, uint32_t index)
     case OP_adamw: return index == 0 ? 0 : (int)index + 1;
     case OP_momentum: return index == 1 ? 1 : -1;
     case OP_muon_step:
+    case OP_cache_write:
     case OP_balance: return 0;
     default: return -1;
     }

@@ -26,9 +26,10 @@ CHECK_OP(rope_table)
 {
     int64_t hd = ir_cols(r->g, r->n).add, half = hd / 2;
     double theta = ir_num(r->g, r->n, AK_theta, 0);
-    for (int64_t t = 0; t < r->b.T; t++)
+    for (int64_t t = 0; t < (r->option == 2 ? r->N : r->b.T); t++)
         for (int64_t c = 0; c < half; c++) {
-            double complex w = cexp(I * (double)t / pow(theta, 2 * (double)c / (double)hd));
+            double at = r->option == 2 ? (double)(t % r->b.T) + src(r, 0)[t / r->b.T] : (double)t;
+            double complex w = cexp(I * at / pow(theta, 2 * (double)c / (double)hd));
             near(r, out(r, 0)[t * hd + c], creal(w));
             near(r, out(r, 0)[t * hd + half + c], cimag(w));
         }
@@ -43,7 +44,10 @@ CHECK_OP(rope)
             int64_t i = c % hd - (hd - turned); /* among those that turn */
             if (i < 0) near(r, out(r, 0)[t * n + c], src(r, 0)[t * n + c]);
             if (i < 0 || i >= half) continue;
-            double angle = (double)(t % r->b.T) / pow(theta, 2 * (double)i / (double)turned);
+            int64_t at = t % r->b.T;
+            if (ir_at(r->g, ir_src(r->g, r->n, 1))->nsrc) /* after 23 b tokens, 17 more for odd b */
+                at += 23 * (t / r->b.T) + 17 * (t / r->b.T % 2);
+            double angle = (double)at / pow(theta, 2 * (double)i / (double)turned);
             double complex z = src(r, 0)[t * n + c] + I * src(r, 0)[t * n + c + half];
             double complex w = z * cexp(I * (num(r, AK_inverse) ? -angle : angle));
             near(r, out(r, 0)[t * n + c], creal(w));
@@ -116,6 +120,56 @@ CHECK_OP(mla_keys_grad)
     struct fd f = loss_of(r, (const ir_id(*)[2])pair, 2);
     assert_true(fd_error(&f, "kv", out(r, 0), 3) < 1e-6);
     assert_true(fd_error(&f, "kr", out(r, 1), 3) < 1e-6);
+}
+
+/* ---- caches ---- */
+
+CHECK_OP(last_rows)
+{
+    for (int64_t b = 0; b < r->b.B; b++)
+        near_all(r, out(r, 0) + b * cols(r, 0), src(r, 0) + (b * r->b.T + r->b.T - 1) * cols(r, 0),
+                 cols(r, 0));
+}
+
+CHECK_OP(cache_write)
+{
+    int64_t n = cols(r, 0), each = num(r, AK_context);
+    for (int64_t row = 0; row < rows(r, 0); row++) {
+        const double *want = src(r, 0) + row * n;
+        for (int64_t t = 0; t < r->N; t++) {
+            int64_t at = (int64_t)src(r, 3)[t / r->b.T] + t % r->b.T;
+            bool mine = (int64_t)src(r, 2)[t / r->b.T] == row / each && at % each == row % each;
+            if (mine) want = src(r, 1) + t * n;
+        }
+        near_all(r, out(r, 0) + row * n, want, n);
+    }
+}
+
+/* Softmax over all rows of a slot with a mask: a row holds the newest position that it can. */
+CHECK_OP(attention_cached)
+{
+    int64_t H = num(r, AK_heads), KV = num(r, AK_kv_heads), d = num(r, AK_head_dim);
+    int64_t each = num(r, AK_context), window = num(r, AK_window) ? num(r, AK_window) : each;
+    double scale = ir_num(r->g, r->n, AK_scale, 0), *p = NEW(r->a, double, each);
+    for (int64_t t = 0; t < r->N; t++)
+        for (int64_t h = 0; h < H; h++) {
+            int64_t kv = h * KV / H, b = t / r->b.T, slot = (int64_t)src(r, 3)[b] * each;
+            int64_t end = (int64_t)src(r, 4)[b] + r->b.T, at = end - r->b.T + t % r->b.T;
+            double sum = 0;
+            for (int64_t s = 0; s < each; s++) {
+                int64_t i = end - 1 - ((end - 1 - s) % each + each) % each;
+                double z = 0;
+                for (int64_t c = 0; c < d; c++)
+                    z += src(r, 0)[(t * H + h) * d + c] * src(r, 1)[((slot + s) * KV + kv) * d + c];
+                sum += p[s] = i >= 0 && i <= at && at - i < window ? exp(scale * z) : 0;
+            }
+            for (int64_t c = 0; c < d; c++) {
+                double o = 0;
+                for (int64_t s = 0; s < each; s++)
+                    o += p[s] * src(r, 2)[((slot + s) * KV + kv) * d + c];
+                near(r, out(r, 0)[(t * H + h) * d + c], o / sum);
+            }
+        }
 }
 
 /* ---- depth ---- */

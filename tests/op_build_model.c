@@ -144,8 +144,24 @@ BUILD(embed_grad)
                                    SRCS(mat(&k, "dy", k.N, k.C), ids(&k, k.C2)), NO_ATTRS, NULL));
 }
 
+/* Tokens before those of a call: past of the sequences (0 of the first) times `times`. */
+static ir_id past(struct k *k, int times)
+{
+    return input(k, str_fmt(k->g->arena, "past%d", times),
+                 ir_type1(k->g, IR_i32, dim_sym(SYM_B, 1)));
+}
+
+static ir_id slots(struct k *k)
+{
+    return input(k, "slots", ir_type1(k->g, IR_i32, dim_sym(SYM_B, 1)));
+}
+
+/* Options 2 and 5: after past tokens; else by position in the sequence. */
 static ir_id rope_angles(struct k *k, int64_t hd)
 {
+    if (k->option == 2 || k->option == 5)
+        return ir_add_typed(k->g, OP_rope_table, ir_type2(k->g, IR_f32, k->N, dim_const(hd)),
+                            SRCS(past(k, 1)), ATTRS(A_NUM(theta, 500000)), NULL);
     return ir_add_typed(k->g, OP_rope_table,
                         ir_type2(k->g, IR_f32, dim_sym(SYM_T, 1), dim_const(hd)), NO_SRCS,
                         ATTRS(A_NUM(theta, k->option == 1 ? 500000 : 10000)), NULL);
@@ -238,6 +254,46 @@ BUILD(mla_keys_grad)
     struct latent x = latent(&k);
     ir_id dk = mat(&k, "dk", k.N, x.h * (x.n + x.r)), dv = mat(&k, "dv", k.N, x.h * x.v);
     return finish(&k, ir_add(k.g, OP_mla_keys_grad, SRCS(dk, dv), LATENT(x), NULL));
+}
+
+/* ---- caches ---- */
+
+enum { SLOTS = 7, CONTEXT = 256 };
+
+BUILD(last_rows)
+{
+    struct k k = start(a, variant, STAGE_T);
+    return finish(&k, ir_add(k.g, OP_last_rows, SRCS(mat(&k, "x", k.N, k.C)), NO_ATTRS, NULL));
+}
+
+/* Option 1: far behind the end of the first round. */
+BUILD(cache_write)
+{
+    struct k k = start(a, variant, STAGE_T);
+    ir_id cache = mat(&k, "cache", dim_const(SLOTS * CONTEXT), k.C), x = mat(&k, "x", k.N, k.C);
+    return finish(&k, ir_add(k.g, OP_cache_write,
+                             SRCS(cache, x, slots(&k), past(&k, k.option ? 100 : 1)),
+                             ATTRS(A_INT(context, CONTEXT)), NULL));
+}
+
+/* Options with a window are far behind the end of the first round. */
+BUILD(attention_cached)
+{
+    static const int64_t heads[5] = {1, 4, 4, 3, 7}, kv[5] = {1, 2, 4, 1, 1},
+                         window[5] = {0, 0, 3, 1, 0};
+    struct k k = start(a, variant, STAGE_T);
+    int64_t o = k.option, hd = k.C < 24 ? k.C : 24;
+    ir_id cache[2];
+    for (int i = 0; i < 2; i++)
+        cache[i] = mat(&k, i ? "v" : "k", dim_const(SLOTS * CONTEXT), kv[o] * hd);
+    return finish(&k, ir_add(k.g, OP_attention_cached,
+                             SRCS(mat(&k, "q", k.N, heads[o] * hd), cache[0], cache[1], slots(&k),
+                                  past(&k, window[o] ? 100 : 1)),
+                             ATTRS(A_INT(heads, heads[o]), A_INT(kv_heads, kv[o]),
+                                   A_INT(head_dim, hd), A_INT(window, window[o]),
+                                   A_NUM(scale, o == 3 ? 0.3 : 1 / sqrt((double)hd)),
+                                   A_INT(context, CONTEXT)),
+                             NULL));
 }
 
 /* ---- depth ---- */

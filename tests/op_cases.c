@@ -57,16 +57,19 @@ const struct op_case op_cases[] = {
     CASE(grouped_matmul_dw, 4),
     CASE(embed, 1),
     CASE(embed_grad, 1),
-    CASE(rope_table, 2),
+    CASE(rope_table, 3),
     CASE(short_conv, 3),
     CASE(short_conv_grad, 3),
     CASE(kda, 5),
     CASE(kda_grad, 5),
-    CASE(rope, 5),
+    CASE(rope, 6),
     CASE(attention, 6),
     CASE(attention_grad, 6),
     CASE(mla_keys, 3),
     CASE(mla_keys_grad, 3),
+    CASE(last_rows, 1),
+    CASE(cache_write, 2),
+    CASE(attention_cached, 5),
     CASE(depth_mix, 4),
     CASE(depth_mix_grad, 5),
     CASE(depth_inter, 4),
@@ -133,6 +136,8 @@ static double element(const char *name, int64_t i, uint64_t *state)
     static const double control[4] = {1.5, 0.625, 1, 0}, hyper[4] = {0.01, 0.271, 0.142625, 0};
     double x = uniform(state);
     if (begins(name, "ids.")) return floor(x * (atof(name + 4) + 1)) - 1;
+    if (begins(name, "slots")) return (double)((3 * i + 2) % 7); /* 7 slots, at most 5 sequences */
+    if (begins(name, "past")) return (double)((23 * i + 17 * (i % 2)) * atoi(name + 4));
     if (begins(name, "pos")) return 0.1 + 1.9 * x;
     if (begins(name, "frac")) return x;
     if (begins(name, "unit.")) return (3 * x - 1.5) / (1.5 * sqrt(atof(name + 5)));

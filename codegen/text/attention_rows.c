@@ -27,9 +27,10 @@ INLINE v16 attn_exp2(v16 x, float c, float top) {
 }
 
 /* One online-softmax step for mr rows of scores s[mr][64] / scale, 16 nv columns: top and sum advance,
- * acc (rows of vp floats) is rescaled, s becomes probabilities relative to the new top. */
-UNUSED static void attn_softmax(float *s, float *top, float *sum, float *acc, int64_t vp, float scale,
-                                int64_t mr, int64_t nv, int64_t diag, int64_t window) {
+ * acc (rows of vp floats) is rescaled, s becomes probabilities relative to the new top. Row m's own
+ * key is column diag[m]. */
+UNUSED static void attn_softmax_at(float *s, float *top, float *sum, float *acc, int64_t vp, float scale,
+                                   int64_t mr, int64_t nv, const int64_t *diag, int64_t window) {
     const float log2e = 1.44269504088896341f;
     float was[16] = {0}, now[16] = {0}, factor[16];
     int64_t changed = 0;
@@ -37,8 +38,8 @@ UNUSED static void attn_softmax(float *s, float *top, float *sum, float *acc, in
         v16 best = splat16(-INFF);
         for (int64_t j = 0; j < nv; j++) {
             v16 x = ld16(s + m * 64 + 16 * j);
-            if (16 * j + 15 > diag + m || (window && 16 * j <= diag + m - window)) {
-                x = sel16(attn_hidden(16 * j, diag + m, window), splat16(-INFF), x);
+            if (16 * j + 15 > diag[m] || (window && 16 * j <= diag[m] - window)) {
+                x = sel16(attn_hidden(16 * j, diag[m], window), splat16(-INFF), x);
                 st16(s + m * 64 + 16 * j, x);
             }
             best = max16(x, best);
@@ -65,6 +66,14 @@ UNUSED static void attn_softmax(float *s, float *top, float *sum, float *acc, in
         }
         st16(sum + 16 * m, total);
     }
+}
+
+/* The same for rows one after the other. */
+UNUSED static void attn_softmax(float *s, float *top, float *sum, float *acc, int64_t vp, float scale,
+                                int64_t mr, int64_t nv, int64_t diag, int64_t window) {
+    int64_t at[TILE_MR];
+    for (int64_t m = 0; m < mr; m++) at[m] = diag + m;
+    attn_softmax_at(s, top, sum, acc, vp, scale, mr, nv, at, window);
 }
 
 /* For one row: s = scores / scale -> probabilities, ds = do v -> scale p (do v - delta). */
@@ -105,4 +114,13 @@ UNUSED static void attn_tokens(float *c, int64_t ld, const float *x, const float
             for (int64_t m = 0; m < mr; m++) t.a[m] = x + r0 * 64 + m0 + m;
             tile_run(&t, mr);
         }
+}
+
+/* One row of a rotary table: cosines, then sines, of position * theta^(-2i/hd). */
+UNUSED static void rope_angles(float *row, int64_t position, int64_t hd, double theta) {
+    for (int64_t i = 0; i < hd / 2; i++) {
+        const double angle = (double)position * __builtin_pow(theta, -2.0 * (double)i / (double)hd);
+        row[i] = (float)__builtin_cos(angle);
+        row[hd / 2 + i] = (float)__builtin_sin(angle);
+    }
 }

@@ -2,17 +2,18 @@
 //== rope_table
 /* p: table [T,${HD}].  n: T.  Item = position. */
 void @FN@(void *const *p, const int64_t *n UNUSED, int64_t lo, int64_t hi, void *scratch UNUSED) {
-    enum { HALF = ${HD} / 2 };
-    for (int64_t t = lo; t < hi; t++)
-        for (int64_t i = 0; i < HALF; i++) {
-            const double angle = (double)t * __builtin_pow(${THETA}, -2.0 * (double)i / ${HD});
-            ((float *)p[0])[t * ${HD} + i] = (float)__builtin_cos(angle);
-            ((float *)p[0])[t * ${HD} + HALF + i] = (float)__builtin_sin(angle);
-        }
+    for (int64_t t = lo; t < hi; t++) rope_angles((float *)p[0] + t * ${HD}, t, ${HD}, ${THETA});
+}
+//== rope_table_at
+/* p: table [B*T,${HD}], past i32[B].  n: T.  Item = token: row b*T+t is of position past[b] + t. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
+    const int32_t *past = p[1];
+    for (int64_t r = lo; r < hi; r++)
+        rope_angles((float *)p[0] + r * ${HD}, past[r / n[0]] + r % n[0], ${HD}, ${THETA});
 }
 //== rope
 /* Channels i and i + ${ROTARY}/2 of the last ${ROTARY} of each head turn by the angle of their position.
- * p: x, table, out.  n: T, row strides of x and out.  Item = token. */
+ * p: x, table, out.  n: rows of the table, row strides of x and out.  Item = token. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
     enum { HALF = ${ROTARY} / 2, TAIL = HALF % 16, FULL = HALF - TAIL, STILL = ${HD} - 2 * HALF };
     for (int64_t row = lo; row < hi; row++) {

@@ -52,6 +52,10 @@ static const struct {
     {OP_rope, 1e-5},
     {OP_mla_keys, 0},
     {OP_mla_keys_grad, 1e-6},
+    {OP_rope_table, 1e-5},
+    {OP_last_rows, 0},
+    {OP_cache_write, 0},
+    {OP_attention_cached, 1e-5},
     {OP_head_loss, 2e-5},
     {OP_head_nll, 2e-5},
 };

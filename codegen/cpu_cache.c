@@ -1,0 +1,61 @@
+/* Caches of incremental programs on the CPU. */
+#include "codegen/cpu.h"
+#include "codegen/gemm_shape.h"
+
+#pragma GCC diagnostic ignored "-Woverlength-strings"
+static const char text[] =
+#include "text/cache.c.inc"
+    ;
+
+static void last_rows(const struct cg_emit *e)
+{
+    int64_t c = cg_src_cols(e->g, e->n, 0, e->b);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "last_rows", NULL, 0);
+    cg_refs(e->a, s, CG_REFS(S_(0), R_(0)));
+    cg_nums(e->a, s, CG_NUMS(e->b.T, cg_src_ld(e->g, e->n, 0), c));
+    cg_items(s, e->b.B, 8 * c);
+}
+
+static void cache_write(const struct cg_emit *e)
+{
+    int64_t c = cg_src_cols(e->g, e->n, 1, e->b), context = ir_int(e->g, e->n, AK_context, 0);
+    cg_need_dense(e->g, e->n, 0);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "cache_write", NULL, 0);
+    cg_refs(e->a, s, CG_REFS(R_(0), S_(1), S_(2), S_(3)));
+    cg_nums(e->a, s, CG_NUMS(e->b.T, context, c, cg_src_ld(e->g, e->n, 1)));
+    cg_items(s, e->b.B * e->b.T, 8 * c);
+}
+
+static void attention_cached(const struct cg_emit *e)
+{
+    int64_t h = ir_int(e->g, e->n, AK_heads, 0), kv = ir_int(e->g, e->n, AK_kv_heads, 0);
+    int64_t hd = ir_int(e->g, e->n, AK_head_dim, 0);
+    double scale = (double)(float)ir_num(e->g, e->n, AK_scale, 1);
+    const struct cg_var v[] = {{"H", cg_number(e, h)},
+                               {"KV", cg_number(e, kv)},
+                               {"HD", cg_number(e, hd)},
+                               {"WINDOW", cg_number(e, ir_int(e->g, e->n, AK_window, 0))},
+                               {"QB", cg_number(e, cg_attn_query_rows(h, kv))},
+                               {"SCALE", str_fmt(e->a, "%.9e", scale)}};
+    cg_need_dense(e->g, e->n, 1);
+    cg_need_dense(e->g, e->n, 2);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "attention_cached", v, 6);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(3), S_(4), R_(0)));
+    cg_nums(e->a, s,
+            CG_NUMS(e->b.T, ir_int(e->g, e->n, AK_context, 0), cg_src_ld(e->g, e->n, 0), h * hd));
+    s->items = cg_attn_fwd_items(e->b.B, e->b.T, h, kv);
+    s->scratch = (size_t)cg_attn_fwd_scratch(h, kv, hd, hd);
+}
+
+void cg_cpu_cache(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
+                  const struct cg_target *t, struct cg_lowering *out)
+{
+    const struct cg_emit e = {a, g, n, b, out};
+    (void)t;
+    switch (ir_at(g, n)->op) {
+    case OP_last_rows: last_rows(&e); break;
+    case OP_cache_write: cache_write(&e); break;
+    case OP_attention_cached: attention_cached(&e); break;
+    default: BUG("not a cache operation: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
+    }
+}
