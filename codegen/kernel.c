@@ -20,6 +20,8 @@ int cg_in_place(const struct ir_graph *g, ir_id n, uint32_t result)
     case OP_muon_step:
     case OP_cache_write:
     case OP_balance: return 0;
+    case OP_conv_cached: return result == 1 ? 2 : -1;
+    case OP_kda_cached: return result == 1 ? 5 : -1;
     case OP_depth_mix_grad: return accumulator(g, n, result, 6);
     case OP_depth_inter_grad:
         return accumulator(g, n, result, 2 + 4 * (uint32_t)ir_int(g, n, AK_queries, 0));

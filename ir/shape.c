@@ -439,6 +439,32 @@ RULE(attention_cached)
     return true;
 }
 
+RULE(conv_cached)
+{
+    ir_type_id y;
+    if (!shape_short_conv(c, &y, why)) return false;
+    int64_t rows = ty(c, 1)->dim[1].add - 1;
+    NEED(is_cache(c, 2, rows) && dim_eq(ty(c, 2)->dim[1], ty(c, 0)->dim[1]) &&
+             dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 3),
+         "conv_cached: operands");
+    ir_type_id e[2] = {y, c->src[2]};
+    *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
+RULE(kda_cached)
+{
+    ir_type_id o;
+    if (!shape_kda(c, &o, why)) return false;
+    int64_t h = int_of(c, AK_heads, 0);
+    NEED(is_cache(c, 5, ty(c, 0)->dim[1].add) && ty(c, 5)->dim[1].add == ty(c, 2)->dim[1].add / h &&
+             dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 6),
+         "kda_cached: operands");
+    ir_type_id e[2] = {o, c->src[5]};
+    *out = type_tuple(c->types, e, 2);
+    return true;
+}
+
 RULE(depth_mix)
 {
     int64_t n = int_of(c, AK_sources, 0);

@@ -77,3 +77,75 @@ CHECK_OP(kda_grad)
     struct fd f = loss_of(r, (const ir_id[][2]){{o, ir_src(r->g, r->n, 5)}}, 1);
     for (uint32_t i = 0; i < 5; i++) slope(r, &f, i, i);
 }
+
+/* Inputs of a sequence, those in the state first, then one sum a token. */
+CHECK_OP(conv_cached)
+{
+    int64_t C = cols(r, 0), J = cols(r, 1), T = r->b.T;
+    double *x = NEW(r->a, double, J - 1 + T);
+    for (int64_t b = 0; b < r->b.B; b++)
+        for (int64_t c = 0; c < C; c++) {
+            int64_t first = (int64_t)src(r, 3)[b] * (J - 1), past = (int64_t)src(r, 4)[b];
+            for (int64_t i = 0; i < J - 1; i++)
+                x[i] = past + i >= J - 1 ? src(r, 2)[(first + i) * C + c] : 0;
+            for (int64_t t = 0; t < T; t++) x[J - 1 + t] = src(r, 0)[(b * T + t) * C + c];
+            for (int64_t t = 0; t < T; t++) {
+                double z = 0;
+                for (int64_t j = 0; j < J; j++) z += src(r, 1)[c * J + j] * x[t + j];
+                near(r, out(r, 0)[(b * T + t) * C + c], z * (1 + tanh(z / 2)) / 2);
+            }
+            for (int64_t i = 0; i < J - 1; i++) near(r, out(r, 1)[(first + i) * C + c], x[T + i]);
+        }
+}
+
+/* Row t of operand `of`, through the decays of rows first .. t, times column c of a state. */
+static double through(const struct ran *r, uint32_t of, const double *S, int64_t h, int64_t t,
+                      int64_t first, int64_t c)
+{
+    int64_t width = cols(r, 0), H = num(r, AK_heads), K = width / H, V = cols(r, 2) / H;
+    double sum = 0;
+    for (int64_t i = 0; i < K; i++) {
+        double g = 0;
+        for (int64_t s = first; s <= t; s++) g += src(r, 3)[s * width + h * K + i];
+        sum += src(r, of)[t * width + h * K + i] * exp(g) * S[i * V + c];
+    }
+    return sum;
+}
+
+/* One sequence and head of the attention form with a state before it; u as above, of this
+ * sequence. */
+static void kda_after(const struct ran *r, int64_t b, int64_t h, const double *S, double *u)
+{
+    int64_t T = r->b.T, H = num(r, AK_heads), K = cols(r, 0) / H, V = cols(r, 2) / H;
+    double scale = ir_num(r->g, r->n, AK_scale, 0);
+    for (int64_t c = 0; c < V; c++) {
+        for (int64_t t = b * T; t < (b + 1) * T; t++) {
+            double beta = src(r, 4)[t * H + h], o = scale * through(r, 0, S, h, t, b * T, c);
+            double e = src(r, 2)[(t * H + h) * V + c] - through(r, 1, S, h, t, b * T, c);
+            for (int64_t s = b * T; s < t; s++) e -= decayed(r, 1, 1, h, t, s) * u[s];
+            u[t] = beta * e;
+            for (int64_t s = b * T; s <= t; s++) o += scale * decayed(r, 0, 1, h, t, s) * u[s];
+            near(r, out(r, 0)[(t * H + h) * V + c], o);
+        }
+        for (int64_t i = 0; i < K; i++) {
+            double g = 0, want = 0;
+            for (int64_t t = (b + 1) * T; t-- > b * T;) {
+                want += src(r, 1)[(t * H + h) * K + i] * exp(g) * u[t];
+                g += src(r, 3)[(t * H + h) * K + i];
+            }
+            int64_t row = ((int64_t)src(r, 6)[b] * H + h) * K + i;
+            near(r, out(r, 1)[row * V + c], want + exp(g) * S[i * V + c]);
+        }
+    }
+}
+
+CHECK_OP(kda_cached)
+{
+    int64_t H = num(r, AK_heads), size = cols(r, 0) / H * (cols(r, 2) / H);
+    double *zero = NEW(r->a, double, size), *u = NEW(r->a, double, r->N);
+    for (int64_t b = 0; b < r->b.B; b++)
+        for (int64_t h = 0; h < H; h++) {
+            const double *S = src(r, 5) + ((int64_t)src(r, 6)[b] * H + h) * size;
+            kda_after(r, b, h, src(r, 7)[b] > 0 ? S : zero, u);
+        }
+}

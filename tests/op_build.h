@@ -39,6 +39,20 @@ static inline ir_id scalar(struct k *k, const char *name)
     return input(k, name, 0);
 }
 
+enum { SLOTS = 7 }; /* of caches */
+
+/* Tokens before those of a call: past of the sequences (0 of the first) times `times`. */
+static inline ir_id past(struct k *k, int times)
+{
+    return input(k, str_fmt(k->g->arena, "past%d", times),
+                 ir_type1(k->g, IR_i32, dim_sym(SYM_B, 1)));
+}
+
+static inline ir_id slots(struct k *k)
+{
+    return input(k, "slots", ir_type1(k->g, IR_i32, dim_sym(SYM_B, 1)));
+}
+
 static inline struct ir_graph *finish(struct k *k, ir_id n)
 {
     const struct ir_type *t = ir_ty(k->g, n);

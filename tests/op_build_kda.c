@@ -65,3 +65,26 @@ BUILD(kda_grad)
                   ir_add(k.g, OP_kda_grad, s, 6,
                          ATTRS(A_INT(heads, heads), A_NUM(scale, 1 / sqrt((double)k.C))), NULL));
 }
+
+/* Four taps, and more than many sequences are long. */
+BUILD(conv_cached)
+{
+    struct k k = start(a, variant, STAGE_T);
+    int64_t J = k.option ? 7 : 4;
+    ir_id x = mat(&k, "x", k.N, k.C), w = mat(&k, "w", dim_const(k.C), J);
+    ir_id state = mat(&k, "state", dim_const(SLOTS * (J - 1)), k.C);
+    return finish(
+        &k, ir_add(k.g, OP_conv_cached, SRCS(x, w, state, slots(&k), past(&k, 1)), NO_ATTRS, NULL));
+}
+
+BUILD(kda_cached)
+{
+    struct k k = start(a, variant, STAGE_T);
+    ir_id s[8];
+    int64_t heads = kda_operands(&k, s);
+    s[5] = mat(&k, "state", dim_const(SLOTS * heads * k.C), k.C2);
+    s[6] = slots(&k), s[7] = past(&k, 1);
+    return finish(&k,
+                  ir_add(k.g, OP_kda_cached, s, 8,
+                         ATTRS(A_INT(heads, heads), A_NUM(scale, 1 / sqrt((double)k.C))), NULL));
+}

@@ -144,18 +144,6 @@ BUILD(embed_grad)
                                    SRCS(mat(&k, "dy", k.N, k.C), ids(&k, k.C2)), NO_ATTRS, NULL));
 }
 
-/* Tokens before those of a call: past of the sequences (0 of the first) times `times`. */
-static ir_id past(struct k *k, int times)
-{
-    return input(k, str_fmt(k->g->arena, "past%d", times),
-                 ir_type1(k->g, IR_i32, dim_sym(SYM_B, 1)));
-}
-
-static ir_id slots(struct k *k)
-{
-    return input(k, "slots", ir_type1(k->g, IR_i32, dim_sym(SYM_B, 1)));
-}
-
 /* Options 2 and 5: after past tokens; else by position in the sequence. */
 static ir_id rope_angles(struct k *k, int64_t hd)
 {
@@ -258,7 +246,7 @@ BUILD(mla_keys_grad)
 
 /* ---- caches ---- */
 
-enum { SLOTS = 7, CONTEXT = 256 };
+enum { CONTEXT = 256 };
 
 BUILD(last_rows)
 {
