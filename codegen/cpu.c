@@ -31,6 +31,7 @@ static cg_emit_fn *emitter(const struct ir_graph *g, ir_id n)
     case OP_cross_entropy_grad:
     case OP_count_valid:
     case OP_sum:
+    case OP_colmax:
     case OP_concat:
     case OP_reshape: return cg_cpu_token;
     case OP_moe_route:
@@ -45,6 +46,7 @@ static cg_emit_fn *emitter(const struct ir_graph *g, ir_id n)
     case OP_momentum:
     case OP_muon_step:
     case OP_grad_norm:
+    case OP_qk_clip:
     case OP_balance: return cg_cpu_optim;
     default: return NULL;
     }

@@ -113,6 +113,23 @@ static void balance(struct arena *a, const struct ir_graph *g, ir_id n, struct i
     s->items = 1;
 }
 
+static void qk_clip(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
+                    struct cg_lowering *out)
+{
+    const char *part = ir_word(g, n, AK_part, "q");
+    int64_t heads = ir_int(g, n, AK_heads, 1), kv = ir_int(g, n, AK_kv_heads, 1);
+    const struct cg_var v[] = {constant(a, "TAU", ir_num(g, n, AK_value, 0)),
+                               {"KEYS", *part == 'k' ? "1" : "0"},
+                               {"ROPE", *part == 'r' ? "1" : "0"}};
+    struct cg_step *s = cg_add_section(a, g, n, out, text, "qk_clip", v, 3);
+    int64_t cols = cg_src_cols(g, n, 0, b), head = ir_int(g, n, AK_head_dim, 1);
+    cg_refs(a, s, CG_REFS(S_(0), S_(1), S_(2)));
+    cg_nums(a, s,
+            CG_NUMS(cols, cg_src_ld(g, n, 0), ir_int(g, n, AK_index, 0), head,
+                    ir_int(g, n, AK_from, 0), ir_int(g, n, AK_to, 0), heads / kv));
+    cg_items(s, *part == 'k' ? kv : heads, 8 * head * cols);
+}
+
 void cg_cpu_optim(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                   const struct cg_target *t, struct cg_lowering *out)
 {
@@ -122,6 +139,7 @@ void cg_cpu_optim(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_
     case OP_momentum: momentum(a, g, n, b, out); break;
     case OP_muon_step: muon_step(a, g, n, b, out); break;
     case OP_grad_norm: grad_norm(a, g, n, b, out); break;
+    case OP_qk_clip: qk_clip(a, g, n, b, out); break;
     case OP_balance: balance(a, g, n, b, out); break;
     default: BUG("not of the apply program: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
     }

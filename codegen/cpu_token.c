@@ -62,6 +62,15 @@ static void count_valid(const struct cg_emit *e)
     s->items = 1;
 }
 
+static void colmax(const struct cg_emit *e)
+{
+    struct cg_step *s = add(e, "colmax", NULL, 0);
+    int64_t rows = cg_src_rows(e->g, e->n, 0, e->b);
+    cg_refs(e->a, s, CG_REFS(S_(0), R_(0)));
+    cg_nums(e->a, s, CG_NUMS(rows, cg_src_ld(e->g, e->n, 0)));
+    cg_items(s, cg_src_cols(e->g, e->n, 0, e->b), 8 * rows);
+}
+
 static void sum(const struct cg_emit *e)
 {
     const uint32_t first = 0;
@@ -142,6 +151,7 @@ void cg_cpu_token(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_
     case OP_cross_entropy_grad: cross_entropy_grad(&e); break;
     case OP_count_valid: count_valid(&e); break;
     case OP_sum: sum(&e); break;
+    case OP_colmax: colmax(&e); break;
     case OP_concat: concat(&e); break;
     case OP_reshape: reshape(&e); break;
     default: BUG("not a token operation: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);

@@ -19,6 +19,7 @@ int cg_in_place(const struct ir_graph *g, ir_id n, uint32_t result)
     case OP_momentum: return result == 1 ? 1 : -1;
     case OP_muon_step:
     case OP_cache_write:
+    case OP_qk_clip:
     case OP_balance: return 0;
     case OP_conv_cached: return result == 1 ? 2 : -1;
     case OP_kda_cached: return result == 1 ? 5 : -1;

@@ -64,6 +64,27 @@ void eval_grad_norm(struct eval *e)
     ctl[1] = clip > 0 && ctl[2] != 0 ? fmin(1, clip / (ctl[0] + 1e-6)) : 1;
 }
 
+void eval_qk_clip(struct eval *e)
+{
+    const double *top = ev_src(e, 1);
+    const char *part = ir_word(e->g, e->n, AK_part, "q");
+    int64_t heads = ev_int(e, AK_heads, 1), kv = ev_int(e, AK_kv_heads, 1), group = heads / kv;
+    int64_t stride = ev_int(e, AK_head_dim, 1), from = ev_int(e, AK_from, 0);
+    int64_t to = ev_int(e, AK_to, 0), first = ev_int(e, AK_index, 0), cols = ev_cols(e, 0);
+    double tau = ev_num(e, AK_value, 0);
+    keep(e, 0, 0);
+    if (ev_src(e, 2)[2] == 0) return;
+    for (int64_t h = 0; h < (*part == 'k' ? kv : heads); h++) {
+        int64_t g = *part == 'k' ? h : h / group;
+        double least = 1, mine = *part == 'k' ? 1 : fmin(1, tau / fmax(top[h], tau));
+        for (int64_t i = g * group; i < (g + 1) * group; i++)
+            least = fmin(least, tau / fmax(top[i], tau));
+        double f = *part == 'k' ? sqrt(least) : *part == 'q' ? mine / sqrt(least) : mine;
+        int64_t row = first + h * stride;
+        for (int64_t i = (row + from) * cols; i < (row + to) * cols; i++) ev_out(e, 0)[i] *= f;
+    }
+}
+
 void eval_balance(struct eval *e)
 {
     const double *load = ev_src(e, 1);

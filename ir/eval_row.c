@@ -90,6 +90,16 @@ void eval_colsum(struct eval *e)
         for (int64_t c = 0; c < cols; c++) ev_out(e, 0)[c] += ev_src(e, 0)[r * cols + c];
 }
 
+void eval_colmax(struct eval *e)
+{
+    int64_t rows = ev_rows(e, 0), cols = ev_cols(e, 0);
+    for (int64_t c = 0; c < cols; c++) {
+        ev_out(e, 0)[c] = -INFINITY;
+        for (int64_t r = 0; r < rows; r++)
+            ev_out(e, 0)[c] = fmax(ev_out(e, 0)[c], ev_src(e, 0)[r * cols + c]);
+    }
+}
+
 void eval_sum(struct eval *e)
 {
     for (int64_t i = 0; i < ev_count(e, 0); i++) ev_out(e, 0)[0] += ev_src(e, 0)[i];

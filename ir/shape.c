@@ -658,6 +658,14 @@ RULE(grad_norm)
     return true;
 }
 
+RULE(qk_clip)
+{
+    NEED(ty(c, 0)->rank == 2, "qk_clip: a matrix");
+    NEED(ty(c, 1)->rank == 1 && ty(c, 2)->rank == 1, "qk_clip: largest logits and ctl");
+    *out = c->src[0];
+    return true;
+}
+
 RULE(balance)
 {
     NEED(c->src[0] == c->src[1], "balance: one load per expert");

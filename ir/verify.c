@@ -37,6 +37,7 @@ static int replaces(const struct ir_graph *g, ir_id n, uint32_t index)
     case OP_momentum: return index == 1 ? 1 : -1;
     case OP_muon_step:
     case OP_cache_write:
+    case OP_qk_clip:
     case OP_balance: return 0;
     case OP_conv_cached: return index == 1 ? 2 : -1;
     case OP_kda_cached: return index == 1 ? 5 : -1;

@@ -175,6 +175,26 @@ CHECK_OP(grad_norm)
     }
 }
 
+/* Every product of a query row and its key row shrinks by c_h, and nothing else changes. */
+CHECK_OP(qk_clip)
+{
+    int64_t n = cols(r, 0);
+    for (int64_t i = 0; i < 20 * n; i++) {
+        int64_t row = i / n - 5, h = row / 3, at = row % 3;
+        bool clipped = r->option < 3 && row >= 0 && h < (r->option == 1 ? 2 : 4) &&
+                       (r->option == 2 ? at == 2 : at < 2);
+        double want = src(r, 0)[i];
+        if (clipped) {
+            const double *top = src(r, 1);
+            int64_t g = r->option == 1 ? h : h / 2;
+            double c = 0.7 / fmax(0.7, top[h]);
+            double least = 0.7 / fmax(0.7, fmax(top[2 * g], top[2 * g + 1]));
+            want *= r->option == 0 ? c / sqrt(least) : r->option == 1 ? sqrt(least) : c;
+        }
+        near(r, out(r, 0)[i], want);
+    }
+}
+
 CHECK_OP(balance)
 {
     int64_t n = src_count(r, 0);

@@ -111,6 +111,16 @@ CHECK_OP(colsum)
     }
 }
 
+CHECK_OP(colmax)
+{
+    int64_t n = cols(r, 0);
+    for (int64_t c = 0; c < n; c++) {
+        double want = src(r, 0)[c];
+        for (int64_t i = 0; i < rows(r, 0); i++) want = fmax(want, src(r, 0)[i * n + c]);
+        assert_true(out(r, 0)[c] == want);
+    }
+}
+
 CHECK_OP(sum)
 {
     double want = 0;

@@ -491,6 +491,21 @@ BUILD(grad_norm)
                              ATTRS(A_NUM(clip, k.option ? 0.5 : 0)), NULL));
 }
 
+/* Two groups of two query heads of three rows, of which the first two or the last one count. */
+BUILD(qk_clip)
+{
+    struct k k = start(a, variant, STAGE_T);
+    static const char *const part[] = {"q", "k", "rope", "q"};
+    ir_id p = mat(&k, "p", dim_const(20), k.C), top = vec(&k, "pos", 4);
+    bool rope = k.option == 2;
+    return finish(&k,
+                  ir_add(k.g, OP_qk_clip, SRCS(p, top, ctl(&k)),
+                         ATTRS(A_INT(index, 5), A_INT(from, rope ? 2 : 0), A_INT(to, rope ? 3 : 2),
+                               A_NUM(value, 0.7), A_INT(heads, 4), A_INT(kv_heads, 2),
+                               A_INT(head_dim, 3), A_STR(part, part[k.option])),
+                         NULL));
+}
+
 BUILD(balance)
 {
     struct k k = start(a, variant, STAGE_T);

@@ -110,6 +110,26 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo UNUSED, int64_t hi UNUSED
     ctl[2] = finite ? 1.0f : 0.0f;
     ctl[3] = 0;
 }
+//== qk_clip
+/* p: weight, largest logits, ctl.  n: columns, row stride, first row, rows of a head, from, to,
+ * query heads of a group.  Item = one of the heads that the weight has. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
+    const float *top = p[1], *ctl = p[2];
+    if (ctl[2] == 0) return;
+    for (int64_t h = lo; h < hi; h++) {
+        const int64_t g = ${KEYS} ? h : h / n[6];
+        float least = ${TAU}, f = 1;
+        for (int64_t i = g * n[6]; i < (g + 1) * n[6]; i++) least = top[i] > least ? top[i] : least;
+        least = ${TAU} / least;
+        if (!${KEYS} && top[h] > ${TAU}) f = ${TAU} / top[h];
+        f = ${KEYS} ? __builtin_sqrtf(least) : ${ROPE} ? f : f / __builtin_sqrtf(least);
+        if (f == 1.0f) continue;
+        for (int64_t r = n[2] + h * n[3] + n[4]; r < n[2] + h * n[3] + n[5]; r++) {
+            float *w = (float *)p[0] + r * n[1];
+            for (int64_t i = 0; i < n[0]; i++) w[i] *= f;
+        }
+    }
+}
 //== balance
 /* p: bias, load, ctl.  n: experts.  One item. Loads are whole numbers: exact comparisons. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo UNUSED, int64_t hi UNUSED,

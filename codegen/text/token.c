@@ -86,6 +86,16 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo UNUSED, int64_t hi UNUSED
     for (int64_t t = 0; t < n[0]; t++) count += target[t] >= 0;
     *(float *)p[1] = (float)(count > 1 ? count : 1);
 }
+//== colmax
+/* p: x, out.  n: rows, row stride.  Item = column; few columns, so a row is a cache line. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
+    const float *x = p[0];
+    for (int64_t c = lo; c < hi; c++) {
+        float top = x[c];
+        for (int64_t r = 1; r < n[0]; r++) top = x[r * n[1] + c] > top ? x[r * n[1] + c] : top;
+        ((float *)p[1])[c] = top;
+    }
+}
 //== sum
 /* Sums of pieces.  p: x, partial f64.  n: columns, row stride, pieces of a row.  Item = piece. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {

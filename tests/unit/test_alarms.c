@@ -5,8 +5,9 @@
 #include <stdarg.h>
 #include <cmocka.h>
 
-static struct param_part part[2] = {{"w.a", {2, 2}, 2, 0}, {"w.b", {2, 2}, 2, 4}};
-static struct param_part gain = {"g", {4}, 1, 0};
+static struct param_part part[2] = {{.tensor = "w.a", .dim = {2, 2}, .rank = 2},
+                                    {.tensor = "w.b", .dim = {2, 2}, .rank = 2, .offset = 4}};
+static struct param_part gain = {.tensor = "g", .dim = {4}, .rank = 1};
 static struct param table[2] = {
     {.name = "w", .kind = PARAM_matrix, .count = 8, .part = part, .num_parts = 2},
     {.name = "g", .kind = PARAM_vector, .count = 4, .part = &gain, .num_parts = 1}};
