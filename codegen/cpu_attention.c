@@ -95,7 +95,7 @@ void cg_cpu_attention(struct arena *a, const struct ir_graph *g, ir_id n, struct
     case OP_rope_table: rope_table(&e); break;
     case OP_rope: rope(&e); break;
     case OP_attention:
-        cg_refs(a, attend(&e, false), CG_REFS(S_(0), S_(1), S_(2), R_(0), R_(1)));
+        cg_refs(a, attend(&e, false), CG_REFS(S_(0), S_(1), S_(2), R_(0), R_(1), R_(2)));
         break;
     case OP_attention_grad:
         cg_refs(a, attend(&e, true),

@@ -120,7 +120,7 @@ void eval_attention(struct eval *e)
 {
     struct heads x = heads_of(e);
     const double *q = ev_src(e, 0), *k = ev_src(e, 1), *v = ev_src(e, 2);
-    double *o = ev_out(e, 0), *lse = ev_out(e, 1);
+    double *o = ev_out(e, 0), *lse = ev_out(e, 1), *top = ev_out(e, 2);
     for (int64_t t = 0; t < x.rows; t++)
         for (int64_t h = 0; h < x.h; h++) {
             double max = -INFINITY, sum = 0;
@@ -130,6 +130,7 @@ void eval_attention(struct eval *e)
                 sum += exp(score(&x, q, k, t, s, h) - max);
             double l = max + log(sum);
             lse[t * x.h + h] = l;
+            top[t * x.h + h] = max;
             for (int64_t s = first_row(&x, t); s <= t; s++) {
                 double p = exp(score(&x, q, k, t, s, h) - l);
                 for (int64_t i = 0; i < x.vd; i++)

@@ -304,8 +304,9 @@ RULE(attention)
              is_heads(ty(c, 2)->dim[1], kv, vd) && h <= INT32_MAX && vd <= INT32_MAX &&
              dim_eq(rows, ty(c, 1)->dim[0]) && dim_eq(rows, ty(c, 2)->dim[0]),
          "attention: sizes");
-    ir_type_id e[2] = {mat(c, IR_f32, rows, dim_const(h * vd)), mat(c, IR_f32, rows, dim_const(h))};
-    *out = type_tuple(c->types, e, 2);
+    ir_type_id each = mat(c, IR_f32, rows, dim_const(h));
+    ir_type_id e[3] = {mat(c, IR_f32, rows, dim_const(h * vd)), each, each};
+    *out = type_tuple(c->types, e, 3);
     return true;
 }
 

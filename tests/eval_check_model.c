@@ -64,15 +64,17 @@ CHECK_OP(attention)
     for (int64_t t = 0; t < r->N; t++)
         for (int64_t h = 0; h < H; h++) {
             int64_t kv = h * KV / H;
-            double sum = 0;
+            double sum = 0, most = -INFINITY;
             for (int64_t s = 0; s < r->N; s++) {
                 bool sees = s <= t && s / r->b.T == t / r->b.T && t - s < window;
                 double z = 0;
                 for (int64_t i = 0; i < d; i++)
                     z += src(r, 0)[(t * H + h) * d + i] * src(r, 1)[(s * KV + kv) * d + i];
                 sum += p[s] = sees ? exp(scale * z) : 0;
+                if (sees) most = fmax(most, scale * z);
             }
             near(r, out(r, 1)[t * H + h], log(sum));
+            near(r, out(r, 2)[t * H + h], most);
             for (int64_t i = 0; i < e; i++) {
                 double o = 0;
                 for (int64_t s = 0; s < r->N; s++) o += p[s] * src(r, 2)[(s * KV + kv) * e + i];

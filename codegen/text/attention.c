@@ -4,7 +4,7 @@
  * Key tiles of 64 lie on absolute positions, so a row's bits depend on no later token, on no other
  * sequence and on no cut into items. */
 
-/* Forward. p = q, k, v, o, lse [B*T, ${H}]; n = B, T; items = B x ${KV} x ceil(T / ${QB}). */
+/* Forward. p = q, k, v, o, lse [B*T, ${H}], largest score [B*T, ${H}]; n = B, T; items = B x ${KV} x ceil(T / ${QB}). */
 void ${FN}_fwd(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     enum { H = ${H}, KV = ${KV}, G = H / KV, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, QB = ${QB}, KB = 64 };
     enum { LDQ = ${LDQ}, LDK = ${LDK}, LDV = ${LDV}, LDO = ${LDO}, VP = (VD + 15) / 16 * 16 };
@@ -23,7 +23,7 @@ void ${FN}_fwd(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *s
         const float *k = (const float *)p[1] + row0 * LDK + kv * HD;
         const float *v = (const float *)p[2] + row0 * LDV + kv * VD;
         float *o = (float *)p[3] + row0 * LDO + kv * G * VD;
-        float *lse = (float *)p[4] + row0 * H + kv * G;
+        float *lse = (float *)p[4] + row0 * H + kv * G, *most = (float *)p[5] + row0 * H + kv * G;
         for (int64_t r = 0; r < G * QB; r++) {
             if (q0 + r % QB >= q1) continue;
             for (int64_t d = 0; d < VP; d += 16) st16(acc + r * VP + d, splat16(0.0f));
@@ -59,6 +59,7 @@ void ${FN}_fwd(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *s
             if (i >= q1) continue;
             const float total = hsum16(ld16(sum + r * 16)), part = 1.0f / total;
             lse[i * H + g] = top[r] + log1(total);
+            most[i * H + g] = top[r];
             /* + 0: no trace of the sign of zero, which masked keys may change */
             for (int64_t d = 0; d < VD; d += 16)
                 st16k(o + i * LDO + g * VD + d, ld16(acc + r * VP + d) * part + 0.0f, min64(16, VD - d));

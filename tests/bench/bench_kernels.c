@@ -209,12 +209,13 @@ static void bench_attention(int64_t B, int64_t T, int h, int kv, int hd)
     cg_attn_text(&text, &a);
     void *so = kernel_build(&text, "native");
     sb_free(&text);
-    float *qkv = buffer(n * ld), *o = buffer(n * h * hd), *lse = buffer(n * h);
+    float *qkv = buffer(n * ld), *o = buffer(n * h * hd), *lse = buffer(n * h),
+          *most = buffer(n * h);
     float *dout = buffer(n * h * hd), *dqkv = buffer(n * ld);
     double flops = (double)(B * h) * (double)T * (double)(T + 1) * hd * 2; /* of the causal half */
     int64_t k = h * hd, v = (h + kv) * hd;
     struct job fwd = {kernel_of(so, "att_fwd"),
-                      {qkv, qkv + k, qkv + v, o, lse},
+                      {qkv, qkv + k, qkv + v, o, lse, most},
                       {B, T},
                       cg_attn_fwd_items(B, T, h, kv),
                       flops};
@@ -227,7 +228,7 @@ static void bench_attention(int64_t B, int64_t T, int h, int kv, int hd)
     snprintf(name, sizeof name, "attention B%d T%d H%d/%d HD%d", (int)B, (int)T, h, kv, hd);
     report(name, &fwd, 1);
     report("  backward", &bwd, 1);
-    free(qkv), free(o), free(lse), free(dout), free(dqkv);
+    free(qkv), free(o), free(lse), free(most), free(dout), free(dqkv);
 }
 
 int main(int argc, char **argv)
