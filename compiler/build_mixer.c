@@ -2,15 +2,16 @@
 #include "compiler/build_parts.h"
 #include <math.h>
 
-static ir_id rope(struct builder *b, const struct mixer *m, ir_id x, int64_t heads)
+ir_id b_rope(struct builder *b, const struct mixer *m, ir_id x, int64_t heads, int64_t head_dim,
+             int64_t rotary)
 {
     if (!m->rope) return x;
-    ir_type_id t = ir_type2(b->g, IR_f32, dim_sym(SYM_T, 1), dim_const(m->head_dim));
+    ir_type_id t = ir_type2(b->g, IR_f32, dim_sym(SYM_T, 1), dim_const(rotary));
     ir_id table =
         ir_add_typed(b->g, OP_rope_table, t, NO_SRCS, ATTRS(A_NUM(theta, m->theta)), "rope_table");
-    return ir_add(b->g, OP_rope, SRCS(x, table),
-                  ATTRS(A_INT(heads, heads), A_INT(head_dim, m->head_dim), A_INT(inverse, 0)),
-                  NULL);
+    const struct ir_attr attr[] = {A_INT(heads, heads), A_INT(head_dim, head_dim),
+                                   A_INT(inverse, 0), A_INT(rotary, rotary)};
+    return ir_add(b->g, OP_rope, SRCS(x, table), attr, rotary == head_dim ? 3 : 4, NULL);
 }
 
 /* RMSNorm of every head by itself: the heads of all tokens as rows. */
@@ -43,8 +44,8 @@ static ir_id attention(struct builder *b, const struct mixer *m, ir_id x, const 
         y[1] = ir_slice(b->g, qkv, 1, q, q + kv);
         y[2] = ir_slice(b->g, qkv, 1, q + kv, q + 2 * kv);
     }
-    y[0] = rope(b, m, y[0], m->num_heads);
-    y[1] = rope(b, m, y[1], m->num_kv_heads);
+    y[0] = b_rope(b, m, y[0], m->num_heads, m->head_dim, m->head_dim);
+    y[1] = b_rope(b, m, y[1], m->num_kv_heads, m->head_dim, m->head_dim);
     for (int i = 0; i < 3; i++) y[i] = b_round(b, y[i]);
     ir_id t = ir_add(b->g, OP_attention, y, 3,
                      ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
@@ -60,6 +61,7 @@ ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p)
     switch (m->type) {
     case MIXER_attention: return attention(b, m, x, p);
     case MIXER_kda: return b_kda(b, m, x, p);
-    default: BUG("mixer %s is not built here", m->name);
+    case MIXER_mla: return b_mla(b, m, x, p);
     }
+    BUG("mixer %s has no type", m->name);
 }

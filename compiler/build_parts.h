@@ -29,8 +29,13 @@ ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name);
 /* RMSNorm over the columns with the model eps; b_norm follows model.norm.type. */
 ir_id b_rmsnorm(struct builder *b, ir_id x, const char *gain);
 ir_id b_norm(struct builder *b, ir_id x, const char *gain);
+/* The last `rotary` elements of every head turned by its row's position, where the mixer has rope.
+ */
+ir_id b_rope(struct builder *b, const struct mixer *m, ir_id x, int64_t heads, int64_t head_dim,
+             int64_t rotary);
 ir_id b_activation(struct builder *b, enum activation act, ir_id x, ir_id up);
 /* Sublayers on a normalised input x [N,D]; p is "model.layers.N". */
+ir_id b_mla(struct builder *b, const struct mixer *m, ir_id x, const char *p);
 ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p);
 ir_id b_kda(struct builder *b, const struct mixer *m, ir_id x, const char *p);
 ir_id b_ffn(struct builder *b, const struct ffn *f, ir_id x, const char *p);

@@ -33,6 +33,7 @@ const char *mixer_text(struct arena *a, const struct mixer *x)
         if (x->window) sb_printf(&s, ", window %lld", (long long)x->window);
     }
     if (x->type == MIXER_kda && x->gate == GATE_bounded) sb_printf(&s, ", bounded gate");
+    if (x->type == MIXER_mla) sb_printf(&s, ", latent %lld", (long long)x->kv_lora_rank);
     return sb_take(&s, a).p;
 }
 

@@ -117,6 +117,26 @@ static void kda(struct table *t, const char *layer, const struct mixer *x)
     matrix(t, d, w, F("%s.o_proj.weight", p));
 }
 
+/* All that read the input are one parameter. */
+static void mla(struct table *t, const char *p, const struct mixer *x)
+{
+    int64_t d = t->m->hidden_size, h = x->num_heads, lora = x->q_lora_rank;
+    int64_t q = h * (x->qk_nope_head_dim + x->qk_rope_head_dim), o = h * x->v_head_dim;
+    const char *const name[] = {
+        lora ? F("%s.self_attn.q_a_proj.weight", p) : F("%s.self_attn.q_proj.weight", p),
+        F("%s.self_attn.kv_a_proj_with_mqa.weight", p), F("%s.self_attn.g_proj.weight", p)};
+    const int64_t rows[] = {lora ? lora : q, x->kv_lora_rank + x->qk_rope_head_dim, o};
+    merged(t, F("%s.self_attn.in_proj.weight", p), d, x->output_gate ? 3 : 2, rows, name);
+    if (lora) {
+        vector(t, lora, F("%s.self_attn.q_a_layernorm.weight", p));
+        matrix(t, q, lora, F("%s.self_attn.q_b_proj.weight", p));
+    }
+    vector(t, x->kv_lora_rank, F("%s.self_attn.kv_a_layernorm.weight", p));
+    matrix(t, h * (x->qk_nope_head_dim + x->v_head_dim), x->kv_lora_rank,
+           F("%s.self_attn.kv_b_proj.weight", p));
+    matrix(t, d, o, F("%s.self_attn.o_proj.weight", p));
+}
+
 static void mlp(struct table *t, const char *p, int64_t width)
 {
     const char *const name[] = {F("%s.gate_proj.weight", p), F("%s.up_proj.weight", p)};
@@ -189,7 +209,7 @@ static void layer(struct table *t, size_t i)
     switch (x->type) {
     case MIXER_attention: attention(t, p, x); break;
     case MIXER_kda: kda(t, p, x); break;
-    default: BUG("mixer type %d has no parameters here", x->type);
+    case MIXER_mla: mla(t, p, x); break;
     }
     if (m->residual == RESIDUAL_attnres)
         site(t, F("%s.mlp_res_proj.weight", p), F("%s.mlp_res_norm.weight", p));

@@ -9,7 +9,6 @@ struct checking {
     struct model *m;
     struct map mixer, ffn; /* name -> 1 + index */
     VEC(struct layer) layer;
-    bool *refused;     /* by mixer: reported as not supported */
     bool layers_whole; /* the list was expanded to its end */
 };
 
@@ -79,7 +78,6 @@ static void check_named(struct checking *k, const struct node *model)
     m->num_ffns = ffns && ffns->kind == NODE_map ? ffns->n : 0;
     m->mixer = NEW(c->a, struct mixer, m->num_mixers);
     m->ffn = NEW(c->a, struct ffn, m->num_ffns);
-    k->refused = NEW(c->a, bool, m->num_mixers);
     for (size_t i = 0; i < m->num_mixers; i++) {
         *map_str(&k->mixer, mixers->entry[i].key) = (uint32_t)i + 1;
         if (check_name(c, &mixers->entry[i])) check_mixer(c, m, &mixers->entry[i], &m->mixer[i]);
@@ -121,12 +119,6 @@ static bool check_layer(struct checking *k, const struct node *item)
         spec_err(c, D_spec_sites_unused, sites->key_at))
         diag_hint(c->d, "Remove the key, or set model.residual to attnres.");
     if (mixer < 0 || ffn < 0) return false;
-    const struct mixer *used = &k->m->mixer[mixer];
-    if (used->type == MIXER_mla && !k->refused[mixer]) {
-        k->refused[mixer] = true; /* the first layer that uses it stands for all */
-        spec_err(c, D_spec_mixer_later, spec_where(item, "mixer"), used->name,
-                 spec_enum_name("mixer_type", (int)used->type));
-    }
     l.mixer = (uint32_t)mixer;
     l.ffn = (uint32_t)ffn;
     l.attnres_mixer = k->m->residual == RESIDUAL_attnres && x.sites[0];
