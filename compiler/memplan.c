@@ -3,6 +3,8 @@
 #include "compiler/memplan.h"
 #include "codegen/kernel.h"
 #include "compiler/memplan_place.h"
+#include <search.h>
+#include <stdlib.h>
 
 #define NOBUF UINT32_MAX
 /* Large places in scratch are an odd number of cache lines longer: values of one size, one after
@@ -415,17 +417,60 @@ const struct layout_item *layout_find(const struct layout *l, const char *name)
     return at ? &l->item.p[*at - 1] : NULL;
 }
 
+/* ---- check ---- */
+
+static int in_time(const void *pa, const void *pb)
+{
+    const struct mem_buffer *a = *(struct mem_buffer *const *)pa,
+                            *b = *(struct mem_buffer *const *)pb;
+    return (a->first > b->first) - (a->first < b->first);
+}
+
+static int by_end(const void *pa, const void *pb)
+{
+    const struct mem_buffer *a = *(struct mem_buffer *const *)pa,
+                            *b = *(struct mem_buffer *const *)pb;
+    return (a->last > b->last) - (a->last < b->last);
+}
+
+/* By place; what overlaps is the same. */
+static int by_place(const void *pa, const void *pb)
+{
+    const struct mem_buffer *a = pa, *b = pb;
+    if (a->at.arena != b->at.arena) return a->at.arena < b->at.arena ? -1 : 1;
+    if (a->at.offset + a->bytes <= b->at.offset) return -1;
+    return b->at.offset + b->bytes <= a->at.offset;
+}
+
+static void keep(void *p)
+{
+    (void)p;
+}
+
+/* Time runs forward over a tree of what is alive, ordered by place. */
 const char *memplan_check(const struct memplan *p, struct arena *a)
 {
+    const struct mem_buffer **first = NEW(a, const struct mem_buffer *, p->buf.n),
+                            **last = NEW(a, const struct mem_buffer *, p->buf.n);
+    size_t n = 0, dead = 0;
     for (size_t i = 0; i < p->buf.n; i++)
-        for (size_t k = 0; k < i; k++) {
-            const struct mem_buffer *x = &p->buf.p[i], *y = &p->buf.p[k];
-            if (x->at.arena != y->at.arena || x->first > y->last || y->first > x->last) continue;
-            if (x->at.offset < y->at.offset + y->bytes && y->at.offset < x->at.offset + x->bytes)
-                return str_fmt(a, "%s: %s and %s overlap", p->g->program, x->name, y->name);
-            if (x->at.offset % ALIGN) return str_fmt(a, "%s is not aligned", x->name);
-        }
-    return NULL;
+        if (p->buf.p[i].bytes) first[n] = last[n] = &p->buf.p[i], n++;
+    qsort(first, n, sizeof *first, in_time);
+    qsort(last, n, sizeof *last, by_end);
+    void *alive = NULL;
+    const char *why = NULL;
+    for (size_t i = 0; i < n && !why; i++) {
+        const struct mem_buffer *x = first[i], **y;
+        for (; last[dead]->last < x->first; dead++) tdelete(last[dead], &alive, by_place);
+        y = tsearch(x, &alive, by_place);
+        CHECK(y);
+        if (*y != x)
+            why = str_fmt(a, "%s: %s and %s overlap", p->g->program, x->name, (*y)->name);
+        else if (x->at.offset % ALIGN)
+            why = str_fmt(a, "%s is not aligned", x->name);
+    }
+    tdestroy(alive, keep);
+    return why;
 }
 
 void memplan_print(const struct memplan *p, struct sb *out)
