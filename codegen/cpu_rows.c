@@ -222,19 +222,49 @@ static void analyse(struct rows_gen *e)
     find_needs(e);
 }
 
+struct cg_memo {
+    struct rows_gen *gen; /* by region; r is NULL where it was not met yet */
+    struct cg_step *kernel;
+};
+
+struct cg_memo *cg_memo_open(struct arena *a, const struct ir_graph *g)
+{
+    struct cg_memo *m = NEW(a, struct cg_memo, 1);
+    m->gen = NEW(a, struct rows_gen, g->region.n);
+    m->kernel = NEW(a, struct cg_step, g->region.n);
+    return m;
+}
+
+/* What the region is, and a step for its kernel. */
+static struct cg_step *region_step(struct arena *a, const struct ir_graph *g, int64_t region,
+                                   struct cg_lowering *out, struct rows_gen *e)
+{
+    struct cg_memo *m = out->memo;
+    if (m && m->gen[region].r) {
+        *e = m->gen[region];
+        vec_push(a, &out->step, m->kernel[region]);
+        return &vec_last(&out->step);
+    }
+    *e = (struct rows_gen){.a = a, .r = g->region.p[region]};
+    analyse(e);
+    struct cg_step *s = cg_add(a, out, "rows", rows_text(e), "");
+    if (m) m->gen[region] = *e, m->kernel[region] = *s;
+    return s;
+}
+
 void cg_cpu_rows(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                  const struct cg_target *t, struct cg_lowering *out)
 {
     (void)t;
-    struct rows_gen e = {.a = a, .r = g->region.p[ir_int(g, n, AK_region, -1)]};
-    analyse(&e);
+    struct rows_gen e;
+    struct cg_step *s = region_step(a, g, ir_int(g, n, AK_region, -1), out, &e);
     int64_t rows = dim_value(e.rows, b), chunks = (rows + ROWS_CHUNK - 1) / ROWS_CHUNK, offset = 0;
     if (chunks < 1) chunks = 1;
     size_t args = rows_args(&e), results = e.r->out.n;
     CHECK(args == ir_at(g, n)->nsrc);
     const char *name = *ir_name(g, n) ? ir_name(g, n) : "rows";
     const char *label = str_fmt(a, "%s [%lld,%lld]", name, (long long)rows, (long long)e.cols);
-    struct cg_step *s = cg_add(a, out, "rows", rows_text(&e), label);
+    s->label = label;
     struct cg_ref *ref = NEW(a, struct cg_ref, args + results);
     for (size_t i = 0; i < args; i++) ref[i] = S_(i);
     int64_t *part = NEW(a, int64_t, results);

@@ -52,10 +52,11 @@ bool cg_strided_result(const struct ir_graph *g, ir_id n, uint32_t result)
 static ir_id value_of(const struct ir_graph *g, ir_id n, uint32_t result)
 {
     if (ir_ty(g, n)->dtype != IR_tuple) return n;
-    for (ir_id m = n + 1; m < g->node.n; m++)
-        if (ir_at(g, m)->op == OP_get && ir_src(g, m, 0) == n &&
-            ir_int(g, m, AK_index, 0) == (int64_t)result)
-            return m;
+    const struct ir_readers *r = ir_readers(g);
+    for (uint32_t u = r->first[n]; u < r->first[n + 1]; u++) {
+        ir_id m = r->reader[u];
+        if (ir_at(g, m)->op == OP_get && ir_int(g, m, AK_index, 0) == (int64_t)result) return m;
+    }
     return IR_NONE;
 }
 
@@ -63,14 +64,12 @@ ir_id cg_concat_of(const struct ir_graph *g, ir_id n, uint32_t result)
 {
     ir_id v = value_of(g, n, result), at = IR_NONE;
     if (v == IR_NONE || !cg_strided_result(g, n, result) || ir_ty(g, v)->rank != 2) return IR_NONE;
-    for (size_t i = 0; i < g->out.n; i++)
-        if (g->out.p[i].id == v) return IR_NONE;
-    for (ir_id m = v + 1; m < g->node.n; m++)
-        for (uint32_t k = 0; k < ir_at(g, m)->nsrc; k++) {
-            if (ir_src(g, m, k) != v) continue;
-            if (at != IR_NONE || ir_at(g, m)->op != OP_concat) return IR_NONE;
-            at = m;
-        }
+    const struct ir_readers *r = ir_readers(g);
+    if (r->output[v]) return IR_NONE;
+    for (uint32_t u = r->first[v]; u < r->first[v + 1]; u++) {
+        if (at != IR_NONE || ir_at(g, r->reader[u])->op != OP_concat) return IR_NONE;
+        at = r->reader[u];
+    }
     return at;
 }
 

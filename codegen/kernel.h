@@ -28,7 +28,11 @@ struct cg_step {
     size_t scratch;       /* bytes of per-thread scratch */
 };
 
+struct cg_memo; /* texts of the regions of one graph that were lowered already */
+struct cg_memo *cg_memo_open(struct arena *a, const struct ir_graph *g);
+
 struct cg_lowering {
+    struct cg_memo *memo; /* NULL: every text is made anew */
     VEC(struct cg_step) step;
     size_t workspace; /* bytes that live only during this node's steps */
 };

@@ -29,7 +29,7 @@
 
 struct fuse {
     struct pass_ctx *c;
-    struct arena *scratch;
+    struct arena *scratch, *temp; /* temp: regions under construction */
     const struct ir_graph *in;
     struct ir_graph *out;
     struct fuse_plan *plan;
@@ -65,7 +65,7 @@ static ir_id region_arg(struct fuse *f, struct region *r, ir_id n)
     struct ir_view v = ir_view(f->in, n);
     if (ir_ty(f->in, n)->rank >= 2 && v.ld != ir_cols(f->in, n).add)
         attr[count++] = A_INT(ld, v.ld);
-    vec_push(f->scratch, &r->operand, n);
+    vec_push(f->temp, &r->operand, n);
     return ir_add_typed(r->g, OP_arg, ir_at(f->in, n)->type, NO_SRCS, attr, count, NULL);
 }
 
@@ -93,15 +93,44 @@ static ir_id region_value(struct fuse *f, struct region *r, ir_id n)
     return id;
 }
 
+/* What distinguishes regions: operations, types, attributes, operands, results. */
+static void region_key(const struct ir_graph *r, struct sb *key)
+{
+    for (ir_id n = 0; n < r->node.n; n++) {
+        const struct ir_node *x = ir_at(r, n);
+        struct str attr = r->attrs.p[x->attr];
+        uint32_t head[4] = {x->op, x->type, (uint32_t)attr.n, x->nsrc};
+        sb_add(key, (const char *)head, sizeof head);
+        sb_add(key, attr.p, attr.n);
+        sb_add(key, (const char *)ir_srcs(r, n), x->nsrc * sizeof(ir_id));
+    }
+    for (size_t i = 0; i < r->out.n; i++) {
+        int64_t out[2] = {r->out.p[i].id, r->out.p[i].ld};
+        sb_add(key, (const char *)out, sizeof out);
+    }
+}
+
+/* A copy in the arena of the output graph. */
+static struct ir_graph *copy_region(struct fuse *f, const struct ir_graph *r)
+{
+    struct ir_graph *g = graph_open(f->out->arena, r->program, r->stage, r->types, r->names);
+    for (ir_id n = 0; n < r->node.n; n++) CHECK(ir_copy(g, r, n, ir_srcs(r, n)) == n);
+    for (size_t i = 0; i < r->out.n; i++) {
+        ir_output(g, intern_text(r->names, r->out.p[i].name), r->out.p[i].id);
+        vec_last(&g->out).ld = r->out.p[i].ld;
+    }
+    return g;
+}
+
 /* The index of the region, equal ones once. */
 static int64_t keep_region(struct fuse *f, struct region *r)
 {
-    struct sb s = {0};
-    graph_print(r->g, NULL, &s);
-    uint32_t *at = map_str(&f->regions, (struct str){s.p, s.n});
-    sb_free(&s);
+    struct sb key = {0};
+    region_key(r->g, &key);
+    uint32_t *at = map_str(&f->regions, (struct str){key.p, key.n});
+    sb_free(&key);
     if (!*at) {
-        vec_push(f->out->arena, &f->out->region, r->g);
+        vec_push(f->out->arena, &f->out->region, copy_region(f, r->g));
         *at = (uint32_t)f->out->region.n;
     }
     return *at - 1;
@@ -210,13 +239,15 @@ static void need_group(struct fuse *f, ir_id group)
     uint32_t from = f->first[group], to = f->first[group + 1];
     if (from == to || f->now[f->member[from]] != IR_NONE) return;
     struct region r = {.group = group};
-    r.g = graph_open(f->out->arena, "rows", STAGE_K, f->out->types, f->out->names);
+    struct arena_mark mark = arena_mark(f->temp);
+    r.g = graph_open(f->temp, "rows", STAGE_K, f->out->types, f->out->names);
     for (uint32_t i = from; i < to; i++) {
         ir_id n = f->member[i];
         ir_output(r.g, str_fmt(f->scratch, "r%u", i - from), region_value(f, &r, n));
         vec_last(&r.g->out).ld = f->plan->ld[n];
     }
     place_rows(f, &r, keep_region(f, &r));
+    arena_release(f->temp, mark);
 }
 
 /* Puts node n into the new graph, after what it needs. */
@@ -260,7 +291,7 @@ struct ir_graph *pass_fuse_rows(struct pass_ctx *c, const struct ir_graph *g)
 {
     struct arena *scratch = arena_open("fuse-rows");
     size_t n = g->node.n;
-    struct fuse f = {.c = c, .scratch = scratch, .in = g};
+    struct fuse f = {.c = c, .scratch = scratch, .temp = arena_open("regions"), .in = g};
     f.out = graph_open(c->arena, g->program, STAGE_K, g->types, g->names);
     f.out->next_instance = g->next_instance;
     f.plan = fuse_plan(scratch, g, c->unfused);
@@ -283,6 +314,7 @@ struct ir_graph *pass_fuse_rows(struct pass_ctx *c, const struct ir_graph *g)
     if (c->report)
         sb_printf(c->report, "%zu distinct row kernels, %zu values written\n", f.out->region.n,
                   f.stored);
+    arena_close(f.temp);
     arena_close(scratch);
     return f.out;
 }

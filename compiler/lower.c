@@ -205,9 +205,11 @@ struct lowered *lower(struct arena *a, const struct ir_graph *g, struct ir_bind 
     c.node = NEW(a, struct cg_lowering, g->node.n);
     map_init(&c.symbols, a);
     size_t *workspace = NEW(a, size_t, g->node.n);
+    struct cg_memo *memo = cg_memo_open(a, g);
     bug_context(tell_node, &c);
     for (ir_id n = 0; n < g->node.n; n++) {
         c.at = n;
+        c.node[n].memo = memo;
         if (ir_at(g, n)->op == OP_const) continue;
         cg_lower_node(a, g, n, b, t, &c.node[n]);
         workspace[n] = c.node[n].workspace;

@@ -29,6 +29,7 @@ struct ir_graph *graph_open(struct arena *a, const char *program, enum ir_stage 
     g->program = str_dup(a, str_of(program));
     map_init(&g->cse, a);
     map_init(&g->attr_map, a);
+    map_init(&g->out_names, a);
     vec_push(a, &g->attrs, ((struct str){"", 0}));
     vec_push(a, &g->spans, ((struct span){0, 0, 0}));
     return g;
@@ -37,8 +38,21 @@ struct ir_graph *graph_open(struct arena *a, const char *program, enum ir_stage 
 /* ---- attribute lists: encoded as key byte + 8 value bytes (numbers) or key, 4-byte length, text
  * ---- */
 
+static uint32_t attrs_id(struct ir_graph *g, struct str s)
+{
+    if (!s.n) return 0;
+    uint32_t *at = map_str(&g->attr_map, s);
+    if (!*at) {
+        *at = (uint32_t)g->attrs.n;
+        vec_push(g->arena, &g->attrs, ((struct str){str_dup(g->arena, s), s.n}));
+        return (uint32_t)g->attrs.n - 1;
+    }
+    return *at;
+}
+
 static uint32_t attrs_encode(struct ir_graph *g, const struct ir_attr *attr, size_t n)
 {
+    if (!n) return 0;
     struct sb s = {0};
     for (int k = 0; k < AK_COUNT; k++) /* canonical: in the order of attr.def */
         for (size_t i = 0; i < n; i++) {
@@ -54,51 +68,40 @@ static uint32_t attrs_encode(struct ir_graph *g, const struct ir_attr *attr, siz
                 sb_add(&s, (const char *)&attr[i].f, 8);
             }
         }
-    if (!s.n) return 0;
-    uint32_t *at = map_str(&g->attr_map, (struct str){s.p, s.n});
-    if (!*at) {
-        *at = (uint32_t)g->attrs.n;
-        uint32_t id = *at;
-        vec_push(g->arena, &g->attrs, sb_take(&s, g->arena));
-        return id;
-    }
+    uint32_t id = attrs_id(g, (struct str){s.p, s.n});
     sb_free(&s);
-    return *at;
+    return id;
 }
 
-static size_t attrs_decode(struct str s, struct ir_attr *out)
+/* The attribute at s.p + at; returns where the next one begins. */
+static size_t attr_decode(struct str s, size_t at, struct ir_attr *x)
 {
-    size_t n = 0;
-    for (size_t at = 0; at < s.n;) {
-        struct ir_attr x = {.key = (enum ir_attr_key)s.p[at++]};
-        if (keys[x.key].kind == 's') {
-            uint32_t len;
-            memcpy(&len, s.p + at, 4);
-            x.s = s.p + at + 4;
-            at += 5 + (size_t)len;
-        } else {
-            memcpy(keys[x.key].kind == 'i' ? (void *)&x.i : (void *)&x.f, s.p + at, 8);
-            at += 8;
-        }
-        out[n++] = x;
+    *x = (struct ir_attr){.key = (enum ir_attr_key)s.p[at++]};
+    if (keys[x->key].kind == 's') {
+        uint32_t len;
+        memcpy(&len, s.p + at, 4);
+        x->s = s.p + at + 4;
+        return at + 5 + (size_t)len;
     }
-    return n;
+    memcpy(keys[x->key].kind == 'i' ? (void *)&x->i : (void *)&x->f, s.p + at, 8);
+    return at + 8;
 }
 
 size_t ir_attrs(const struct ir_graph *g, ir_id n, struct ir_attr *out)
 {
-    return attrs_decode(g->attrs.p[ir_at(g, n)->attr], out);
+    struct str s = g->attrs.p[ir_at(g, n)->attr];
+    size_t count = 0;
+    for (size_t at = 0; at < s.n;) at = attr_decode(s, at, &out[count++]);
+    return count;
 }
 
 static bool find_attr(const struct ir_graph *g, ir_id n, enum ir_attr_key k, struct ir_attr *out)
 {
-    struct ir_attr all[AK_COUNT];
-    size_t count = ir_attrs(g, n, all);
-    for (size_t i = 0; i < count; i++)
-        if (all[i].key == k) {
-            *out = all[i];
-            return true;
-        }
+    struct str s = g->attrs.p[ir_at(g, n)->attr];
+    for (size_t at = 0; at < s.n;) {
+        at = attr_decode(s, at, out);
+        if (out->key == k) return true;
+    }
     return false;
 }
 
@@ -124,12 +127,13 @@ const char *ir_word(const struct ir_graph *g, ir_id n, enum ir_attr_key k, const
 
 static ir_id insert(struct ir_graph *g, const struct ir_node *x, const ir_id *src)
 {
-    struct sb key = {0};
-    uint32_t head[5] = {x->op, x->type, x->attr, x->instance, x->nsrc};
-    sb_add(&key, (const char *)head, sizeof head);
-    sb_add(&key, (const char *)src, x->nsrc * sizeof *src);
-    uint32_t *at = map_str(&g->cse, (struct str){key.p, key.n});
-    sb_free(&key);
+    enum { HEAD = 5, FEW = 32 };
+    uint32_t few[HEAD + FEW], *key = few;
+    if (x->nsrc > FEW) key = NEW(g->arena, uint32_t, HEAD + (size_t)x->nsrc);
+    memcpy(key, (uint32_t[HEAD]){x->op, x->type, x->attr, x->instance, x->nsrc}, HEAD * 4);
+    if (x->nsrc) memcpy(key + HEAD, src, x->nsrc * sizeof *src);
+    uint32_t *at =
+        map_str(&g->cse, (struct str){(const char *)key, (HEAD + (size_t)x->nsrc) * sizeof *key});
     if (*at) return *at - 1;
     ir_id id = (ir_id)g->node.n;
     *at = id + 1;
@@ -233,14 +237,12 @@ ir_id ir_copy(struct ir_graph *g, const struct ir_graph *from, ir_id n, const ir
 {
     const struct ir_node *o = ir_at(from, n);
     CHECK(g->types == from->types && g->names == from->names);
-    struct ir_attr attr[AK_COUNT];
-    size_t nattr = ir_attrs(from, n, attr);
     ir_id two[2];
     src = in_order((enum ir_op)o->op, src, two);
     ir_id folded = fold(g, (enum ir_op)o->op, src, o->type);
     if (folded != IR_NONE) return folded;
     struct ir_node x = *o;
-    x.attr = attrs_encode(g, attr, nattr);
+    x.attr = attrs_id(g, from->attrs.p[o->attr]);
     x.span = span_id(g, from->spans.p[o->span]);
     if (x.instance > g->next_instance) g->next_instance = x.instance;
     return insert(g, &x, src);
@@ -249,7 +251,9 @@ ir_id ir_copy(struct ir_graph *g, const struct ir_graph *from, ir_id n, const ir
 void ir_output(struct ir_graph *g, const char *name, ir_id id)
 {
     struct ir_output o = {intern_add(g->names, str_of(name)), id, 0};
-    for (size_t i = 0; i < g->out.n; i++) CHECK(g->out.p[i].name != o.name);
+    uint32_t *have = map_num(&g->out_names, o.name);
+    CHECK(!*have);
+    *have = 1;
     vec_push(g->arena, &g->out, o);
 }
 
@@ -351,6 +355,25 @@ uint32_t *ir_uses(const struct ir_graph *g, struct arena *a)
         for (uint32_t i = 0; i < g->node.p[n].nsrc; i++) u[ir_src(g, n, i)]++;
     for (size_t i = 0; i < g->out.n; i++) u[g->out.p[i].id]++;
     return u;
+}
+
+const struct ir_readers *ir_readers(const struct ir_graph *g)
+{
+    struct ir_readers *r = g->readers;
+    if (r && r->nodes == g->node.n && r->outs == g->out.n) return r;
+    r = NEW(g->arena, struct ir_readers, 1);
+    r->nodes = g->node.n, r->outs = g->out.n;
+    r->first = NEW(g->arena, uint32_t, r->nodes + 2);
+    r->reader = NEW(g->arena, ir_id, g->edge.n);
+    r->output = NEW(g->arena, bool, r->nodes);
+    for (size_t i = 0; i < g->edge.n; i++) r->first[g->edge.p[i] + 2]++;
+    for (size_t i = 2; i < r->nodes + 2; i++) r->first[i] += r->first[i - 1];
+    for (ir_id n = 0; n < r->nodes; n++) /* moves every first[n + 1] to where it belongs */
+        for (uint32_t i = 0; i < ir_at(g, n)->nsrc; i++)
+            r->reader[r->first[ir_src(g, n, i) + 1]++] = n;
+    for (size_t i = 0; i < r->outs; i++) r->output[g->out.p[i].id] = true;
+    ((struct ir_graph *)g)->readers = r; /* what is kept is no change of the graph */
+    return r;
 }
 
 struct ir_view ir_view(const struct ir_graph *g, ir_id n)

@@ -71,7 +71,8 @@ struct ir_graph {
     VEC(struct ir_output) out;
     VEC(struct ir_graph *) region; /* sub-graphs of `rows` nodes; share types and names */
     VEC(struct str) attrs;         /* interned encoded lists */
-    struct map cse, attr_map;
+    struct map cse, attr_map, out_names;
+    struct ir_readers *readers; /* of the graph so far; see ir_readers */
     struct span cur_span; /* given to new nodes; set by the builder and by passes that replace */
     uint32_t next_instance;
 };
@@ -153,6 +154,17 @@ void ir_set_name(struct ir_graph *g, ir_id n, const char *name);
 struct span ir_span(const struct ir_graph *g, ir_id n);
 /* Number of readers of each node (outputs count as one), in the arena. */
 uint32_t *ir_uses(const struct ir_graph *g, struct arena *a);
+
+/* Who reads what: node n is read by reader[first[n] .. first[n + 1]), ascending, once an operand.
+ */
+struct ir_readers {
+    uint32_t *first;
+    ir_id *reader;
+    bool *output; /* the node is an output */
+    size_t nodes, outs;
+};
+/* Computed on the first call after a change of the graph; lives as long as it. */
+const struct ir_readers *ir_readers(const struct ir_graph *g);
 
 /* What a view (get of a row value, slice, concat's piece, reshape) stands for: the node that owns
  * the memory (`get` of a tuple producer included: root is the get node), the element offset in it

@@ -32,14 +32,18 @@ char *str_dup(struct arena *a, struct str s)
 
 char *str_fmt(struct arena *a, const char *fmt, ...)
 {
+    char small[256]; /* most texts are short: formatted once */
     va_list ap, ap2;
     va_start(ap, fmt);
     va_copy(ap2, ap);
-    int n = vsnprintf(NULL, 0, fmt, ap);
+    int n = vsnprintf(small, sizeof small, fmt, ap);
     va_end(ap);
     CHECK(n >= 0);
     char *p = arena_alloc(a, (size_t)n + 1, 1, STRATA_SITE);
-    vsnprintf(p, (size_t)n + 1, fmt, ap2);
+    if ((size_t)n < sizeof small)
+        memcpy(p, small, (size_t)n);
+    else
+        vsnprintf(p, (size_t)n + 1, fmt, ap2);
     va_end(ap2);
     return p;
 }
@@ -102,11 +106,15 @@ void sb_vprintf(struct sb *s, const char *fmt, va_list ap)
 {
     va_list ap2;
     va_copy(ap2, ap);
-    int n = vsnprintf(NULL, 0, fmt, ap2);
+    sb_room(s, 64);
+    size_t room = s->cap - s->n;
+    int n = vsnprintf(s->p + s->n, room, fmt, ap2);
     va_end(ap2);
     CHECK(n >= 0);
-    sb_room(s, (size_t)n);
-    vsnprintf(s->p + s->n, (size_t)n + 1, fmt, ap);
+    if ((size_t)n >= room) {
+        sb_room(s, (size_t)n);
+        vsnprintf(s->p + s->n, (size_t)n + 1, fmt, ap);
+    }
     s->n += (size_t)n;
 }
 

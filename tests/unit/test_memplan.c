@@ -238,24 +238,56 @@ static void pieces_lie_in_their_concat(void **state)
     arena_close(a);
 }
 
-static void packing_is_tight(void **state)
+/* Random blocks; of `nested` ones the lives lie in each other, as in training. */
+static void pack_blocks(int n, int nested, uint32_t end, double most)
 {
-    (void)state;
     struct arena *a = arena_open("test");
-    enum { N = 400 };
-    struct mem_block b[N];
-    random_seed = 5;
-    for (int i = 0; i < N; i++) {
-        b[i] = (struct mem_block){64u * (1 + random_below(50)), random_below(1000), 0, 0};
+    struct mem_block *b = NEW(a, struct mem_block, n);
+    for (int i = 0; i < n; i++) {
+        b[i] = (struct mem_block){64u * (1 + random_below(50)), random_below(end), 0, 0};
         b[i].last = b[i].first + random_below(60);
+        if (i >= nested) continue;
+        b[i].first = random_below(end / 2);
+        b[i].last = end - b[i].first;
     }
-    uint64_t got = memplan_place(a, b, N), live = memplan_live(a, b, N);
-    assert_true((double)got < 1.1 * (double)live);
-    for (int i = 0; i < N; i++)
+    uint64_t got = memplan_place(a, b, (size_t)n), live = memplan_live(a, b, (size_t)n);
+    assert_true((double)got < most * (double)live);
+    for (int i = 0; i < n; i++)
         for (int k = 0; k < i; k++)
             assert_true(b[i].first > b[k].last || b[k].first > b[i].last ||
                         b[i].offset >= b[k].offset + b[k].bytes ||
                         b[k].offset >= b[i].offset + b[i].bytes);
+    arena_close(a);
+}
+
+static void packing_is_tight(void **state)
+{
+    (void)state;
+    random_seed = 5;
+    pack_blocks(400, 0, 1000, 1.1);
+    pack_blocks(400, 200, 1000, 1.1);
+    pack_blocks(4000, 0, 10000, 1.25); /* more than are packed in several orders */
+    pack_blocks(4000, 2000, 10000, 1.05);
+}
+
+static void overlaps_are_found(void **state)
+{
+    (void)state;
+    struct arena *a = arena_open("test");
+    struct ir_graph *g = graph_open(a, "p", STAGE_K, NULL, NULL);
+    struct memplan p = {.g = g};
+    struct mem_buffer one = {"one", {SA_scratch, 0}, 128, 2, 5, false};
+    struct mem_buffer two = {"two", {SA_scratch, 64}, 64, 5, 9, false};
+    vec_push(a, &p.buf, one);
+    vec_push(a, &p.buf, two);
+    assert_string_equal(memplan_check(&p, a), "p: two and one overlap");
+    p.buf.p[0].last = 4;
+    assert_null(memplan_check(&p, a));
+    p.buf.p[0].last = 9;
+    p.buf.p[1].at.arena = SA_slot;
+    assert_null(memplan_check(&p, a));
+    p.buf.p[1].at.offset = 32;
+    assert_string_equal(memplan_check(&p, a), "two is not aligned");
     arena_close(a);
 }
 
@@ -267,6 +299,7 @@ int main(void)
         cmocka_unit_test(programs_share_names),
         cmocka_unit_test(pieces_lie_in_their_concat),
         cmocka_unit_test(packing_is_tight),
+        cmocka_unit_test(overlaps_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
