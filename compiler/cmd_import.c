@@ -144,7 +144,7 @@ static void check_weights(struct import *i, const struct model *m)
     cli_check(c, tensorfile_open(i->dir, &f, &c->err));
     if (!weights_match(c->arena, ps, f, i->dir, c->diag)) stop_at_errors(i);
     cli_diagnostics(c);
-    fprintf(stderr, "%s: %zu tensors fit the spec, %s parameters\n", i->dir, tensorfile_count(f),
+    fprintf(stderr, "%s: %zu tensors accounted for, %s parameters\n", i->dir, tensorfile_count(f),
             cli_count(c->arena, params_total(ps)));
     tensorfile_close(f);
 }

@@ -205,10 +205,15 @@ static void read_layer_types(struct reading *r, int64_t window, int64_t from, bo
     for (int64_t i = 0; i < r->layers; i++) {
         const char *word = json_string_value(json_array_get(types, (size_t)i));
         windowed[i] = word && !strcmp(word, "sliding_attention");
-        if (word && (windowed[i] ? window > 0 : !strcmp(word, "full_attention"))) continue;
-        hf_refuse(o, "layer_types",
-                  word && windowed[i] ? "a layer has a window, but no size of it is set"
-                                      : "layers are full_attention or sliding_attention here");
+        const char *why = NULL;
+        if (!word || (!windowed[i] && strcmp(word, "full_attention") != 0))
+            why = "layers are full_attention or sliding_attention here";
+        else if (windowed[i] && !window)
+            why = "a layer has a window, but no size of it is set";
+        else if (r->family != HF_qwen3 && windowed[i] != (window > 0))
+            why = "all layers of the family are alike";
+        if (!why) continue;
+        hf_refuse(o, "layer_types", why);
         return;
     }
 }

@@ -3,7 +3,6 @@
 #ifndef STRATA_COMPILER_HF_CONFIG_H
 #define STRATA_COMPILER_HF_CONFIG_H
 #include "compiler/model.h"
-#include <jansson.h>
 
 struct hf_config {
     const char *type;   /* model_type, for comments */
@@ -20,7 +19,11 @@ struct hf_config *hf_config_read(struct arena *a, struct diag *d, const char *pa
 /* The spec as YAML text with comments, named `name`; the tokenizer is that of c->model. */
 struct str hf_spec_text(struct arena *a, const struct hf_config *c, const char *name);
 
-/* The config.json of a model, a new reference; NULL after errors, which name the key of the spec
- * that no family can express. `dtype` is "float32" or "bfloat16". */
-json_t *hf_config_write(struct arena *a, struct diag *d, const struct model *m, const char *dtype);
+/* The config.json of a model as text, in the arena; NULL after errors, which name the key of the
+ * spec that no family can express. What it has no place for and no model computes with is a note.
+ * `dtype` is "float32" or "bfloat16". */
+const char *hf_config_write(struct arena *a, struct diag *d, const struct model *m,
+                            const char *dtype);
+/* The shortest decimal that reads as the same double. */
+const char *hf_number_text(struct arena *a, double x);
 #endif

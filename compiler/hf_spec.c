@@ -5,8 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* The shortest text that reads as the same double. */
-static const char *number(struct arena *a, double x)
+const char *hf_number_text(struct arena *a, double x)
 {
     if (x == floor(x) && fabs(x) < 1e15) return str_fmt(a, "%.0f", x);
     for (int digits = 1; digits < 17; digits++) {
@@ -23,7 +22,7 @@ static void print_mixer(struct sb *s, struct arena *a, const struct mixer *x)
     switch (x->type) {
     case MIXER_attention:
         sb_printf(s, "num_kv_heads: %lld, head_dim: %lld, rope: {theta: %s}",
-                  (long long)x->num_kv_heads, (long long)x->head_dim, number(a, x->theta));
+                  (long long)x->num_kv_heads, (long long)x->head_dim, hf_number_text(a, x->theta));
         if (x->qk_norm) sb_str(s, ", qk_norm: true");
         if (x->window) sb_printf(s, ", window: %lld", (long long)x->window);
         break;
@@ -40,7 +39,8 @@ static void print_mixer(struct sb *s, struct arena *a, const struct mixer *x)
         sb_printf(s, "head_dim: %lld, conv_size: %lld,\n          ", (long long)x->head_dim,
                   (long long)x->conv_size);
         if (x->gate == GATE_bounded)
-            sb_printf(s, "gate: {type: bounded, lower_bound: %s}, ", number(a, x->lower_bound));
+            sb_printf(s, "gate: {type: bounded, lower_bound: %s}, ",
+                      hf_number_text(a, x->lower_bound));
         else
             sb_str(s, "gate: softplus, ");
         sb_printf(s, "output_gate: %s", spec_enum_name("gate_rank", (int)x->output_gate_rank));
@@ -66,7 +66,7 @@ static void print_ffn(struct sb *s, struct arena *a, const struct ffn *f)
             "router: {score: %s, renormalize: %s, scale: %s,\n          balance: {type: bias, "
             "rate: %s}}",
             spec_enum_name("router_score", (int)f->score), f->renormalize ? "true" : "false",
-            number(a, f->scale), number(a, f->balance_rate));
+            hf_number_text(a, f->scale), hf_number_text(a, f->balance_rate));
     }
     sb_str(s, "}\n");
 }
@@ -157,14 +157,14 @@ struct str hf_spec_text(struct arena *a, const struct hf_config *c, const char *
     sb_printf(&s, "model:\n  vocab_size: %lld\n  hidden_size: %lld\n  tie_embeddings: %s\n",
               (long long)m->vocab_size, (long long)m->hidden_size,
               m->tie_embeddings ? "true" : "false");
-    sb_printf(&s, "  norm: {type: rmsnorm, eps: %s}\n", number(a, m->norm_eps));
-    sb_printf(&s, "  init: {std: %s, embedding_std: %s}\n", number(a, m->init_std),
-              number(a, m->init_embedding_std));
+    sb_printf(&s, "  norm: {type: rmsnorm, eps: %s}\n", hf_number_text(a, m->norm_eps));
+    sb_printf(&s, "  init: {std: %s, embedding_std: %s}\n", hf_number_text(a, m->init_std),
+              hf_number_text(a, m->init_embedding_std));
     if (c->block_size)
         sb_printf(&s,
                   "  residual:\n    type: attnres\n    block_size: %lld    # sublayers; "
                   "attn_res_block_size counts layers, of two each\n    eps: %s\n",
-                  (long long)c->block_size, number(a, m->key_eps));
+                  (long long)c->block_size, hf_number_text(a, m->key_eps));
     else
         sb_str(&s, "  residual: standard\n");
     sb_str(&s, "  mixers:\n");

@@ -57,6 +57,16 @@ enum rt_status tf_read_f32(const struct tf_tensor *t, size_t first, size_t n, fl
     }
 }
 
+void tf_to_bf16(const float *in, size_t n, uint16_t *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, &in[i], 4);
+        bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+        out[i] = (uint16_t)(nan ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+    }
+}
+
 /* Bytes of a tensor to be written; shapes come from our own code. */
 static size_t tensor_bytes(const struct tf_tensor *t)
 {

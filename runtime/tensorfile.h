@@ -61,6 +61,8 @@ const char *tensorfile_metadata(const struct tensorfile *f, const char *key);
  * range must lie inside the tensor. */
 enum rt_status tf_read_f32(const struct tf_tensor *t, size_t first, size_t n, float *out,
                            struct rt_error *err);
+/* The same n numbers as BF16, rounded to nearest, ties to even; NaN stays NaN. */
+void tf_to_bf16(const float *in, size_t n, uint16_t *out);
 /* Bytes of one element; the name the format uses ("BF16"). */
 size_t tf_dtype_size(enum tf_dtype d);
 const char *tf_dtype_name(enum tf_dtype d);

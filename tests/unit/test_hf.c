@@ -264,6 +264,162 @@ static void configs(void **state)
     assert_true(ok);
 }
 
+/* ---- spec to config.json and back ---- */
+
+static const char *const attention_spec =
+    "strata: 1\nname: t\nmodel:\n  vocab_size: 40\n  hidden_size: 24\n"
+    "  norm: {type: rmsnorm, eps: 3.0e-5}\n  init: {std: 0.03, embedding_std: 0.03}\n"
+    "  mixers:\n"
+    "    full: {type: attention, num_heads: 3, num_kv_heads: 1, head_dim: 6, rope: {theta: "
+    "5.0e5}}\n"
+    "    other: {type: attention, num_heads: 3, num_kv_heads: 1, head_dim: 6, rope: {theta: "
+    "5.0e5}}\n"
+    "  ffns:\n    dense: {type: mlp, intermediate_size: 20}\n"
+    "  layers: [{mixer: full, ffn: dense}, {mixer: full, ffn: dense}]\n";
+static const char *const kimi_spec =
+    "strata: 1\nname: t\nmodel:\n  vocab_size: 40\n  hidden_size: 24\n"
+    "  residual: standard\n"
+    "  mixers:\n"
+    "    kda: {type: kda, num_heads: 3, head_dim: 4, conv_size: 3}\n"
+    "    mla: {type: mla, num_heads: 2, kv_lora_rank: 8, qk_nope_head_dim: 6, qk_rope_head_dim: "
+    "2,\n"
+    "          v_head_dim: 5}\n"
+    "  ffns:\n    dense: {type: mlp, intermediate_size: 20}\n"
+    "    moe: {type: moe, num_experts: 4, experts_per_token: 2, intermediate_size: 8,\n"
+    "          router: {balance: bias, scale: 2.446}}\n"
+    "  layers: [{mixer: kda, ffn: dense}, {mixer: kda, ffn: moe}, {mixer: mla, ffn: moe}]\n";
+
+static struct model *parse(const char *text, const char *const *set, size_t n)
+{
+    const struct spec_options opt = {set, n};
+    struct model *m = spec_parse(a, d, "t.yaml", str_of(text), &opt);
+    if (!m) fail_msg("%s", said());
+    return m;
+}
+
+static void round_trip(const char *text, const char *const *set, size_t n)
+{
+    struct model *m = parse(text, set, n);
+    const char *json = hf_config_write(a, d, m, "float32");
+    if (!json) fail_msg("%s", said());
+    struct hf_config *c = hf_config_read(a, d, "config.json", str_of(json));
+    if (!c || strchr(said(), ':')) fail_msg("%s", said());
+    c->model.tokenizer.type = TOK_none;
+    struct model *again = parse(hf_spec_text(a, c, "t").p, NULL, 0);
+    const char *difference = spec_difference(a, again, m);
+    if (difference) fail_msg("%s after %s", difference, json);
+}
+#define ROUND_TRIP(text, ...)                            \
+    round_trip(text, (const char *const[]){__VA_ARGS__}, \
+               sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *))
+
+static void round_trips(void **state)
+{
+    (void)state;
+    const char *one = "model.mixers={full: {type: attention, num_heads: 3, head_dim: 6, rope: {}}}";
+    ROUND_TRIP(attention_spec, one);
+    ROUND_TRIP(attention_spec, one, "model.tie_embeddings=true", "model.norm.eps=1e-12");
+    ROUND_TRIP(attention_spec,
+               "model.mixers={full: {type: attention, num_heads: 4, qk_norm: true, rope: {}}}");
+    ROUND_TRIP(attention_spec,
+               "model.mixers={window: {type: attention, num_heads: 4, window: 7, rope: "
+               "{theta: 1234.5678901234567}}}",
+               "model.layers=[{repeat: 3, layers: [{mixer: window, ffn: dense}]}]");
+    ROUND_TRIP(
+        attention_spec,
+        "model.mixers={window: {type: attention, num_heads: 4, qk_norm: true, window: 7, rope: "
+        "{}}, full: {type: attention, num_heads: 4, qk_norm: true, rope: {}}}",
+        "model.layers=[{mixer: window, ffn: dense}, {mixer: full, ffn: dense}, {mixer: window, "
+        "ffn: dense}]");
+}
+
+/* What K3 adds to Kimi Linear. */
+#define K3                                                                       \
+    "model.mixers.kda.gate={type: bounded, lower_bound: -4.5}",                  \
+        "model.mixers.kda.output_gate=full", "model.ffns.moe.latent_size=12",    \
+        "model.ffns.moe.num_shared_experts=2", "model.ffns.moe.activation=situ", \
+        "model.ffns.dense.activation=situ"
+
+static void kimi_round_trips(void **state)
+{
+    (void)state;
+    const char *all_kda = "model.mixers={kda: {type: kda, num_heads: 3, head_dim: 4}}";
+    const char *layers = "model.layers=[{mixer: kda, ffn: dense}, {mixer: kda, ffn: moe}]";
+    ROUND_TRIP(kimi_spec, all_kda, layers);
+    ROUND_TRIP(kimi_spec, all_kda, layers, K3);
+    ROUND_TRIP(kimi_spec, all_kda, "model.ffns={dense: {type: mlp, intermediate_size: 20}}",
+               "model.layers=[{mixer: kda, ffn: dense}]");
+    ROUND_TRIP(kimi_spec, all_kda, layers,
+               "model.residual={type: attnres, block_size: 2, eps: 1e-6}",
+               "model.ffns.moe.router={score: softmax, renormalize: false, balance: bias}");
+    ROUND_TRIP(kimi_spec, all_kda, layers, "model.residual={type: attnres, blocks: 1}");
+    ROUND_TRIP(kimi_spec, "model.tie_embeddings=true");
+    ROUND_TRIP(kimi_spec, K3, "model.mixers.mla.output_gate=true", "model.mixers.mla.q_lora_rank=7",
+               "model.residual={type: attnres, block_size: 4}");
+    ROUND_TRIP(
+        kimi_spec,
+        "model.mixers={mla: {type: mla, num_heads: 2, kv_lora_rank: 8, qk_nope_head_dim: 6, "
+        "qk_rope_head_dim: 2, v_head_dim: 5}}",
+        "model.ffns={moe: {type: moe, num_experts: 4, experts_per_token: 1, intermediate_size: "
+        "8, router: {renormalize: false, balance: bias}}, dense: {type: mlp, "
+        "intermediate_size: 20}}",
+        "model.layers=[{repeat: 2, layers: [{mixer: mla, ffn: moe}, {mixer: mla, ffn: dense}]}]");
+}
+
+static void refuse(const char *text, const char *set, const char *what)
+{
+    struct model *m = parse(text, &set, 1);
+    const char *json = hf_config_write(a, d, m, "float32");
+    const char *got = said();
+    if (json || !strstr(got, what)) fail_msg("%s: '%s' does not say '%s'", set, got, what);
+}
+
+static void refusals(void **state)
+{
+    (void)state;
+    refuse(attention_spec, "model.norm.type=layernorm", "model.norm.type is layernorm");
+    refuse(attention_spec, "model.mixers.full.rope=none", "model.mixers.full.rope is none");
+    refuse(attention_spec, "model.ffns.dense.activation=situ",
+           "model.ffns.dense.activation is situ");
+    refuse(attention_spec, "model.residual={type: attnres, blocks: 2}",
+           "model.mixers.full.type is attention");
+    refuse(attention_spec,
+           "model.ffns.dense={type: moe, num_experts: 2, experts_per_token: 1, "
+           "intermediate_size: 4}",
+           "model.mixers.full.type is attention");
+    const char *const unlike[] = {
+        "model.layers=[{mixer: full, ffn: dense}, {mixer: other, ffn: dense}]",
+        "model.mixers.other.head_dim=8"};
+    assert_null(hf_config_write(a, d, parse(attention_spec, unlike, 2), "float32"));
+    expect_said("model.mixers.other is unlike model.mixers.full");
+    const char *const window[] = {unlike[0], "model.mixers.other.window=8"};
+    assert_null(hf_config_write(a, d, parse(attention_spec, window, 2), "float32"));
+    expect_said("window is not that of every layer");
+    const char *const notes[] = {"model.init.embedding_std=0.5", "tokenizer=bytes",
+                                 "model.vocab_size=300"};
+    assert_non_null(hf_config_write(a, d, parse(attention_spec, notes, 3), "float32"));
+    expect_said("no place for model.init.embedding_std");
+    refuse(kimi_spec, "model.mixers.mla.rope={theta: 100}", "model.mixers.mla.rope is rotating");
+    refuse(kimi_spec, "model.ffns.moe.router.balance=none",
+           "model.ffns.moe.router.balance is none");
+    refuse(kimi_spec, "model.ffns.moe.experts_per_token=1", "router.renormalize is true");
+    refuse(kimi_spec, "model.ffns.moe.activation=situ", "model.ffns.dense.activation is swiglu");
+    refuse(kimi_spec, "model.residual={type: attnres, block_size: 3, eps: 1e-6}", "other blocks");
+    refuse(kimi_spec, "model.residual={type: attnres, boundaries: [2, 3], eps: 1e-6}",
+           "other blocks");
+    refuse(kimi_spec, "model.residual={type: attnres, block_size: 2, eps: 1e-5}", "eps is 1e-05");
+    refuse(kimi_spec, "model.residual={type: attnres, block_size: 2, output: false}",
+           "output is false");
+    refuse(
+        kimi_spec,
+        "model.layers=[{mixer: kda, ffn: moe}, {mixer: mla, ffn: moe}, {mixer: kda, ffn: dense}]",
+        "model.layers is dense and moe in another order");
+    const char *const off[] = {"model.residual={type: attnres, block_size: 2}",
+                               "model.layers=[{mixer: kda, ffn: moe, attnres: false}]"};
+    assert_null(hf_config_write(a, d, parse(kimi_spec, off, 2), "float32"));
+    expect_said("model.layers.attnres is off in layer 0");
+}
+
 static int open_all(void **state)
 {
     (void)state;
@@ -283,9 +439,10 @@ static int close_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(mxfp4_codes),   cmocka_unit_test(a_log_shapes),
-        cmocka_unit_test(mxfp4_tensors), cmocka_unit_test(accounting),
-        cmocka_unit_test(configs),
+        cmocka_unit_test(mxfp4_codes),      cmocka_unit_test(a_log_shapes),
+        cmocka_unit_test(mxfp4_tensors),    cmocka_unit_test(accounting),
+        cmocka_unit_test(configs),          cmocka_unit_test(round_trips),
+        cmocka_unit_test(kimi_round_trips), cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
