@@ -131,10 +131,11 @@ static void probe(struct builder *b, const char *what, size_t block, ir_id x)
 
 /* ---- the model ---- */
 
-static ir_id input(struct builder *b, enum ir_dtype dtype, bool rows, const char *name)
+/* An input with one element for every unit of `count`; SYM_one: a scalar. */
+static ir_id input(struct builder *b, enum ir_dtype dtype, enum ir_sym count, const char *name)
 {
-    struct ir_dim n = dim_sym(SYM_N, 1);
-    ir_type_id t = type_add(b->g->types, dtype, rows ? 1 : 0, &n);
+    struct ir_dim n = dim_sym(count, 1);
+    ir_type_id t = type_add(b->g->types, dtype, count != SYM_one, &n);
     return ir_add_typed(b->g, OP_input, t, NO_SRCS, ATTRS(A_STR(name, name)), name);
 }
 
@@ -192,22 +193,30 @@ static ir_id standard(struct builder *b, ir_id h)
 struct ir_graph *build_model(struct arena *a, const struct model *m, const struct params *ps,
                              enum build_program program, const struct build_options *o)
 {
-    static const char *const name[] = {"forward", "loss", "train"};
-    struct builder builder = {.m = m, .ps = ps, .options = o}, *b = &builder;
+    static const char *const name[] = {"forward", "loss", "train", "decode"};
+    struct builder builder = {.m = m, .ps = ps, .options = o, .slots = IR_NONE, .past = IR_NONE};
+    struct builder *b = &builder;
     struct ir_graph *g = b->g = graph_open(a, name[program], STAGE_T, NULL, NULL);
-    ir_id tokens = input(b, IR_i32, true, "tokens");
+    ir_id tokens = input(b, IR_i32, SYM_N, "tokens");
+    if (program == BUILD_decode) {
+        CHECK(o->slots > 0 && o->context > 0 && o->chunk > 0);
+        b->slots = input(b, IR_i32, SYM_B, "slots");
+        b->past = input(b, IR_i32, SYM_B, "past");
+    }
     ir_id table = b_param(b, "model.embed_tokens.weight");
     ir_id emb = b_round(b, ir_add(g, OP_embed, SRCS(table, tokens), NO_ATTRS, "embed"));
     ir_id h = m->residual == RESIDUAL_attnres ? attnres(b, emb) : standard(b, emb);
     g->cur_span = (struct span){0};
+    if (program == BUILD_decode && !o->all_logits)
+        h = ir_add(g, OP_last_rows, SRCS(h), NO_ATTRS, "last");
     h = b_norm(b, h, "model.norm.weight");
     ir_id logits = b_linear(
         b, h, m->tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", "logits");
-    if (program == BUILD_forward) {
+    if (program == BUILD_forward || program == BUILD_decode) {
         ir_output(g, "logits", logits);
         return g;
     }
-    ir_id targets = input(b, IR_i32, true, "targets"), count = input(b, IR_f32, false, "count");
+    ir_id targets = input(b, IR_i32, SYM_N, "targets"), count = input(b, IR_f32, SYM_one, "count");
     ir_id nll = ir_get(g, ir_add(g, OP_cross_entropy, SRCS(logits, targets), NO_ATTRS, "loss"), 0);
     ir_output(g, "loss", ir_binary(g, OP_div, ir_unary(g, OP_sum, nll), count));
     if (program == BUILD_train)

@@ -10,10 +10,19 @@ enum build_program {
     BUILD_train,   /* the loss program; autodiff adds grad.NAME for every trainable parameter, and
                     * load.model.layers.N.block_sparse_moe (tokens per expert, f32[E]) for every
                     * router */
+    BUILD_decode,  /* one step of incremental decoding, or of prefill: B sequences of T new tokens:
+                    * tokens i32[N], past i32[B] (tokens before them), slots i32[B] (the cache slot
+                    * of each sequence, all different) -> logits f32[B,V] of each sequence's last
+                    * token. Caches are inputs cache.NAME of constant size, replaced by outputs
+                    * new.cache.NAME; with past 0 what a slot held does not matter. */
 };
 struct build_options {
     bool depth_weights; /* also outputs depth.SITE f32[N,n]: the weights of every active site */
     bool probes;        /* also outputs probe.* (magnitudes and entropies, for metrics) */
+    /* BUILD_decode: slots of the caches, positions of a slot (past + T at most), the most tokens of
+     * a sequence in one call, and whether logits are those of all tokens, f32[N,V] */
+    int64_t slots, context, chunk;
+    bool all_logits;
 };
 
 /* Inputs are named tokens, targets, count, and router biases by their parameter's name. */

@@ -40,9 +40,16 @@ static ir_id head_rows(struct kda *k, ir_id x)
 static ir_id short_conv(struct kda *k, const char *which)
 {
     ir_id w = param(k, b_name(k->b, "%s_conv1d.weight", which));
+    struct builder *b = k->b;
     ir_id x = take(k, k->m->num_heads * k->m->head_dim);
-    return ir_add(k->b->g, OP_short_conv, SRCS(x, w), NO_ATTRS,
-                  b_name(k->b, "%s.%s_conv", k->p, which));
+    const char *name = b_name(b, "%s.%s_conv", k->p, which);
+    if (!b_cached(b) || k->m->conv_size == 1) /* one tap looks at no earlier token */
+        return ir_add(b->g, OP_short_conv, SRCS(x, w), NO_ATTRS, name);
+    const char *cache = b_cache_name(b, k->p, b_name(b, "%s_conv", which));
+    ir_id state = b_cache(b, cache, k->m->conv_size - 1, ir_cols(b->g, x).add);
+    ir_id t = ir_add(b->g, OP_conv_cached, SRCS(x, w, state, b->slots, b->past), NO_ATTRS, name);
+    b_cache_put(b, cache, ir_get(b->g, t, 1));
+    return ir_get(b->g, t, 0);
 }
 
 /* Every head of x at length 1. */
@@ -70,6 +77,22 @@ static ir_id decay(struct kda *k, ir_id low)
     return ir_binary(g, OP_mul, u, ir_const(g, m->lower_bound));
 }
 
+/* The recurrence over (q, k, v, g, beta), from nothing or from the state of the sequence. */
+static ir_id recur(struct kda *k, const ir_id s[5])
+{
+    struct builder *b = k->b;
+    const struct ir_attr attr[] = {A_INT(heads, k->m->num_heads),
+                                   A_NUM(scale, 1 / sqrt((double)k->m->head_dim))};
+    const char *name = b_name(b, "%s.kda", k->p);
+    if (!b_cached(b)) return ir_add(b->g, OP_kda, s, 5, attr, 2, name);
+    const char *cache = b_cache_name(b, k->p, "state");
+    ir_id state = b_cache(b, cache, k->m->num_heads * k->m->head_dim, k->m->head_dim);
+    ir_id t = ir_add(b->g, OP_kda_cached,
+                     SRCS(s[0], s[1], s[2], s[3], s[4], state, b->slots, b->past), attr, 2, name);
+    b_cache_put(b, cache, ir_get(b->g, t, 1));
+    return ir_get(b->g, t, 0);
+}
+
 ir_id b_kda(struct builder *b, const struct mixer *m, ir_id x, const char *p)
 {
     struct kda kda = {b, m, p, IR_NONE, 0}, *k = &kda;
@@ -83,9 +106,7 @@ ir_id b_kda(struct builder *b, const struct mixer *m, ir_id x, const char *p)
     s[3] = decay(k, take(k, m->head_dim));
     ir_id gate = low_rank ? linear(k, take(k, m->head_dim), "g_b") : linear(k, x, "g");
     s[4] = ir_unary(g, OP_sigmoid, take(k, m->num_heads));
-    ir_id o = ir_add(g, OP_kda, s, 5,
-                     ATTRS(A_INT(heads, m->num_heads), A_NUM(scale, 1 / sqrt((double)m->head_dim))),
-                     b_name(b, "%s.kda", p));
+    ir_id o = recur(k, s);
     ir_type_id whole = ir_at(g, o)->type;
     o = b_rmsnorm(b, head_rows(k, o), b_name(b, "%s.self_attn.o_norm.weight", p));
     o = ir_binary(g, OP_mul, o, ir_unary(g, OP_sigmoid, head_rows(k, gate)));

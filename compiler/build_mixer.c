@@ -6,9 +6,10 @@ ir_id b_rope(struct builder *b, const struct mixer *m, ir_id x, int64_t heads, i
              int64_t rotary)
 {
     if (!m->rope) return x;
-    ir_type_id t = ir_type2(b->g, IR_f32, dim_sym(SYM_T, 1), dim_const(rotary));
-    ir_id table =
-        ir_add_typed(b->g, OP_rope_table, t, NO_SRCS, ATTRS(A_NUM(theta, m->theta)), "rope_table");
+    enum ir_sym rows = b_cached(b) ? SYM_N : SYM_T;
+    ir_type_id t = ir_type2(b->g, IR_f32, dim_sym(rows, 1), dim_const(rotary));
+    ir_id table = ir_add_typed(b->g, OP_rope_table, t, &b->past, b_cached(b),
+                               ATTRS(A_NUM(theta, m->theta)), "rope_table");
     const struct ir_attr attr[] = {A_INT(heads, heads), A_INT(head_dim, head_dim),
                                    A_INT(inverse, 0), A_INT(rotary, rotary)};
     return ir_add(b->g, OP_rope, SRCS(x, table), attr, rotary == head_dim ? 3 : 4, NULL);
@@ -22,6 +23,29 @@ static ir_id head_norm(struct builder *b, ir_id x, int64_t heads, int64_t head_d
     ir_type_id rows =
         ir_type2(b->g, IR_f32, dim_scale(ir_rows(b->g, x), heads), dim_const(head_dim));
     return ir_reshape(b->g, b_rmsnorm(b, ir_reshape(b->g, x, rows), gain), whole);
+}
+
+/* The heads' outputs, over the tokens of the program or over caches. */
+static ir_id attend(struct builder *b, const struct mixer *m, const ir_id qkv[3], const char *p)
+{
+    const char *name = b_name(b, "%s.attention", p);
+    double scale = 1 / sqrt((double)m->head_dim);
+    if (!b_cached(b))
+        return ir_get(b->g,
+                      ir_add(b->g, OP_attention, qkv, 3,
+                             ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
+                                   A_INT(head_dim, m->head_dim), A_INT(window, m->window),
+                                   A_NUM(scale, scale)),
+                             name),
+                      0);
+    int64_t rows = b_cache_rows(b, m->window);
+    ir_id k = b_cache_write(b, b_cache_name(b, p, "k"), qkv[1], rows);
+    ir_id v = b_cache_write(b, b_cache_name(b, p, "v"), qkv[2], rows);
+    return ir_add(b->g, OP_attention_cached, SRCS(qkv[0], k, v, b->slots, b->past),
+                  ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
+                        A_INT(head_dim, m->head_dim), A_INT(window, m->window), A_NUM(scale, scale),
+                        A_INT(context, rows)),
+                  name);
 }
 
 static ir_id attention(struct builder *b, const struct mixer *m, ir_id x, const char *p)
@@ -47,12 +71,7 @@ static ir_id attention(struct builder *b, const struct mixer *m, ir_id x, const 
     y[0] = b_rope(b, m, y[0], m->num_heads, m->head_dim, m->head_dim);
     y[1] = b_rope(b, m, y[1], m->num_kv_heads, m->head_dim, m->head_dim);
     for (int i = 0; i < 3; i++) y[i] = b_round(b, y[i]);
-    ir_id t = ir_add(b->g, OP_attention, y, 3,
-                     ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
-                           A_INT(head_dim, m->head_dim), A_INT(window, m->window),
-                           A_NUM(scale, 1 / sqrt((double)m->head_dim))),
-                     b_name(b, "%s.attention", p));
-    return b_linear(b, ir_get(b->g, t, 0), b_name(b, "%s.self_attn.o_proj.weight", p),
+    return b_linear(b, attend(b, m, y, p), b_name(b, "%s.self_attn.o_proj.weight", p),
                     b_name(b, "%s.o", p));
 }
 
@@ -61,7 +80,9 @@ ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p)
     switch (m->type) {
     case MIXER_attention: return attention(b, m, x, p);
     case MIXER_kda: return b_kda(b, m, x, p);
-    case MIXER_mla: return b_mla(b, m, x, p);
+    case MIXER_mla:
+        if (b_cached(b)) BUG("mla has no cached form");
+        return b_mla(b, m, x, p);
     }
     BUG("mixer %s has no type", m->name);
 }

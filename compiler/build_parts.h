@@ -9,6 +9,7 @@ struct builder {
     const struct params *ps;
     const struct build_options *options;
     struct ir_graph *g;
+    ir_id slots, past; /* i32[B] of the decode program, else IR_NONE */
     VEC(struct load {
         const char *name;
         ir_id id;
@@ -34,6 +35,24 @@ ir_id b_norm(struct builder *b, ir_id x, const char *gain);
 ir_id b_rope(struct builder *b, const struct mixer *m, ir_id x, int64_t heads, int64_t head_dim,
              int64_t rotary);
 ir_id b_activation(struct builder *b, enum activation act, ir_id x, ir_id up);
+/* ---- caches of the decode program (build_cached.c) ---- */
+
+/* Whether the program is incremental: mixers continue from caches. */
+static inline bool b_cached(const struct builder *b)
+{
+    return b->past != IR_NONE;
+}
+/* The cache NAME as f32[slots * rows, cols]; its new value is given to b_cache_put. */
+ir_id b_cache(struct builder *b, const char *name, int64_t rows, int64_t cols);
+void b_cache_put(struct builder *b, const char *name, ir_id now);
+/* Rows of a slot for positions that are seen by the `window` tokens from them on (0: by all): all
+ * positions of a context, or a ring. */
+int64_t b_cache_rows(const struct builder *b, int64_t window);
+/* The cache NAME with x [N,C] at the positions of the tokens; `rows` of b_cache_rows. */
+ir_id b_cache_write(struct builder *b, const char *name, ir_id x, int64_t rows);
+/* The name of a layer's cache: "layers.N.what" for p = "model.layers.N". */
+const char *b_cache_name(struct builder *b, const char *p, const char *what);
+
 /* Sublayers on a normalised input x [N,D]; p is "model.layers.N". */
 ir_id b_mla(struct builder *b, const struct mixer *m, ir_id x, const char *p);
 ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p);

@@ -40,7 +40,7 @@ static struct program *open_program(struct run *r, const struct ir_graph *g, con
 struct program *run_program(struct run *r, enum build_program which, const struct build_options *o,
                             int64_t B, int64_t T)
 {
-    static const char *const name[] = {"forward", "loss", "train"};
+    static const char *const name[] = {"forward", "loss", "train", "decode"};
     double begin = mem_seconds();
     struct ir_graph *g = build_model(r->cli->arena, r->model, r->params, which, o);
     if (which == BUILD_train) build_gradients(g);

@@ -49,6 +49,13 @@ void compiled_set(const struct plan *p, const char *name, const void *data, size
     memcpy(v->p, data, bytes);
 }
 
+void compiled_bind_weights(const struct compiled *c, const struct plan *p)
+{
+    const struct params *ps = c->f->params;
+    for (size_t i = 0; i < ps->n; i++)
+        compiled_set(p, ps->p[i].name, c->f->weights[i], 4 * (size_t)ps->p[i].count);
+}
+
 void compiled_bind(const struct compiled *c, const struct plan *p)
 {
     const struct fixture *f = c->f;
@@ -57,8 +64,7 @@ void compiled_bind(const struct compiled *c, const struct plan *p)
     compiled_set(p, "tokens", f->tokens, 4 * n);
     compiled_set(p, "targets", f->targets, 4 * n);
     compiled_set(p, "count", &count, 4);
-    for (size_t i = 0; i < f->params->n; i++)
-        compiled_set(p, f->params->p[i].name, f->weights[i], 4 * (size_t)f->params->p[i].count);
+    compiled_bind_weights(c, p);
 }
 
 void compiled_run(const struct compiled *c)

@@ -24,6 +24,8 @@ void compiled_close(struct compiled *c);
 /* Copies data to a value of a plan; nothing where the plan has no such value, BUG on another size.
  */
 void compiled_set(const struct plan *p, const char *name, const void *data, size_t bytes);
+/* Copies the fixture's weights to a plan. */
+void compiled_bind_weights(const struct compiled *c, const struct plan *p);
 /* Copies the fixture's weights, tokens, targets and count to a plan. */
 void compiled_bind(const struct compiled *c, const struct plan *p);
 /* Binds and runs forward and train. */

@@ -1,0 +1,23 @@
+#include "compiler/decode.h"
+#include <string.h>
+
+static void put(const struct plan *p, const char *name, const int32_t *data, int64_t n)
+{
+    const struct plan_value *v = plan_value(p, name);
+    CHECK(v && v->dtype == SA_i32 && v->count == n);
+    memcpy(v->p, data, v->bytes);
+}
+
+enum rt_status decode_run(struct session *s, struct program *p, const struct decode_call *c,
+                          const float **logits, struct rt_error *err)
+{
+    CHECK(c->B > 0 && c->T > 0);
+    struct plan *plan = program_plan(p, c->B, c->T);
+    if (!plan_exec(plan)) RT_TRY(session_compile(s, NULL, err));
+    put(plan, "tokens", c->tokens, c->B * c->T);
+    put(plan, "past", c->past, c->B);
+    put(plan, "slots", c->slots, c->B);
+    plan_run(plan);
+    *logits = plan_value(plan, "logits")->p;
+    return RT_ok;
+}

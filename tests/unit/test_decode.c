@@ -1,0 +1,240 @@
+/* The decode program against the forward program: sequences cut at random places, several at a time
+ * in slots that held something else before. In float64 (where both are the definition) and
+ * compiled, where the logits have the same bits. */
+#include "compiled.h"
+#include "compiler/decode.h"
+#include "eval.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+enum { SLOTS = 5, CHUNK = 150, MAX_B = 4 };
+
+/* What is decoded, and how: `call` gives the logits of all tokens as doubles. */
+struct job {
+    struct arena *a;
+    struct fixture *f;
+    int64_t context;
+    uint64_t random;
+    const double *(*call)(struct job *j, const struct decode_call *c);
+    const double *want; /* [B*T,V] */
+    double tol;         /* 0: the same bits */
+    /* in float64 */
+    struct ir_graph *g;
+    VEC(struct ir_named) in;
+    /* compiled */
+    struct session *session;
+    struct program *program;
+};
+
+static int64_t draw(struct job *j, int64_t limit)
+{
+    j->random = j->random * 6364136223846793005u + 1442695040888963407u;
+    return (int64_t)((j->random >> 33) % (uint64_t)limit);
+}
+
+static void compare(struct job *j, const double *got, int64_t row)
+{
+    int64_t V = j->f->model->vocab_size;
+    const double *want = j->want + row * V;
+    double most = 0;
+    for (int64_t i = 0; i < V; i++) most = fmax(most, fabs(want[i]));
+    for (int64_t i = 0; i < V; i++)
+        if (!(fabs(got[i] - want[i]) <= j->tol * most))
+            fail_msg("%s: token %lld of sequence %lld, logit %lld: %.17g, forward %.17g",
+                     j->f->name, (long long)(row % j->f->T), (long long)(row / j->f->T),
+                     (long long)i, got[i], want[i]);
+}
+
+/* All sequences of the fixture, piece by piece, those that a piece fits together; `most` tokens a
+ * piece. Slots are given out backwards. */
+static void decode_all(struct job *j, int64_t most)
+{
+    const struct fixture *f = j->f;
+    int32_t done[MAX_B] = {0}, tokens[MAX_B * CHUNK], past[MAX_B], slots[MAX_B];
+    CHECK(f->B <= MAX_B && most <= CHUNK);
+    for (int64_t left = f->B * f->T; left > 0;) {
+        int64_t T = 1 + draw(j, most), who[MAX_B], rows = 0;
+        for (int64_t b = 0; b < f->B; b++) {
+            if (done[b] + T > f->T || draw(j, 4) == 0) continue;
+            memcpy(tokens + rows * T, f->tokens + b * f->T + done[b], (size_t)T * 4);
+            past[rows] = done[b], slots[rows] = (int32_t)(SLOTS - 1 - b), who[rows++] = b;
+        }
+        if (!rows) continue;
+        const double *got = j->call(j, &(struct decode_call){rows, T, tokens, past, slots});
+        for (int64_t i = 0; i < rows * T; i++)
+            compare(j, got + i * f->model->vocab_size, who[i / T] * f->T + past[i / T] + i % T);
+        for (int64_t i = 0; i < rows; i++) done[who[i]] += (int32_t)T;
+        left -= rows * T;
+    }
+}
+
+static struct ir_graph *decode_graph(struct arena *a, const struct fixture *f, int64_t context)
+{
+    const struct build_options o = {
+        .slots = SLOTS, .context = context, .chunk = CHUNK, .all_logits = true};
+    struct ir_graph *g = build_model(a, f->model, f->params, BUILD_decode, &o);
+    const char *why = graph_verify(g, STAGE_T);
+    if (why) fail_msg("%s", why);
+    return g;
+}
+
+/* Whether all its mixers have caches. */
+static bool cached(const char *name)
+{
+    struct fixture *f = fixture_open(name, NULL);
+    bool ok = true;
+    for (size_t i = 0; i < f->model->num_mixers; i++)
+        ok = ok && f->model->mixer[i].type != MIXER_mla;
+    fixture_close(f);
+    return ok;
+}
+
+/* ---- float64 ---- */
+
+static struct ir_named *named(struct job *j, const char *name)
+{
+    for (size_t i = 0; i < j->in.n; i++)
+        if (!strcmp(j->in.p[i].name, name)) return &j->in.p[i];
+    vec_push(j->a, &j->in, ((struct ir_named){str_dup(j->a, str_of(name)), NULL, 0}));
+    return &vec_last(&j->in);
+}
+
+static void set(struct job *j, const char *name, const int32_t *x, int64_t n)
+{
+    double *v = NEW(j->a, double, n);
+    for (int64_t i = 0; i < n; i++) v[i] = x[i];
+    struct ir_named *to = named(j, name);
+    to->v = v, to->n = n;
+}
+
+static const double *eval_call(struct job *j, const struct decode_call *c)
+{
+    set(j, "tokens", c->tokens, c->B * c->T);
+    set(j, "past", c->past, c->B);
+    set(j, "slots", c->slots, c->B);
+    struct ir_values v = ir_eval(j->a, j->g, (struct ir_bind){c->B, c->T}, j->in.p, j->in.n);
+    for (size_t i = 0; i < j->g->out.n; i++) {
+        const char *name = intern_text(j->g->names, j->g->out.p[i].name);
+        if (!str_starts(str_of(name), "new.")) continue;
+        struct ir_array x = ir_eval_output(&v, name);
+        struct ir_named *to = named(j, name + 4);
+        to->v = x.v, to->n = x.n;
+    }
+    return ir_eval_output(&v, "logits").v;
+}
+
+/* Weights, and caches that are full of something. */
+static void eval_open(struct job *j)
+{
+    const struct fixture *f = j->f;
+    for (size_t i = 0; i < f->params->n; i++) {
+        const struct param *p = &f->params->p[i];
+        double *v = NEW(j->a, double, p->count);
+        for (int64_t k = 0; k < p->count; k++) v[k] = (double)f->weights[i][k];
+        vec_push(j->a, &j->in, ((struct ir_named){p->name, v, p->count}));
+    }
+    j->g = decode_graph(j->a, f, j->context);
+    for (ir_id n = 0; n < j->g->node.n; n++) {
+        const char *name = ir_word(j->g, n, AK_name, "");
+        if (!str_starts(str_of(name), "cache.")) continue;
+        int64_t count = type_count(j->g->types, ir_at(j->g, n)->type, (struct ir_bind){1, 1});
+        double *v = NEW(j->a, double, count);
+        for (int64_t k = 0; k < count; k++) v[k] = (double)draw(j, 7) - 3;
+        vec_push(j->a, &j->in, ((struct ir_named){name, v, count}));
+    }
+}
+
+static void test_float64(void **state)
+{
+    (void)state;
+    struct arena *names = arena_open("names");
+    for (const char *const *p = fixture_names(names); *p; p++) {
+        if (!cached(*p)) continue;
+        struct job j = {.a = arena_open("decode"), .f = fixture_open(*p, NULL), .call = eval_call};
+        size_t n;
+        j.context = j.f->T, j.tol = 1e-10, j.random = 7;
+        j.want = fixture_want(j.f, "logits", &n);
+        eval_open(&j);
+        decode_all(&j, 7);
+        decode_all(&j, j.f->T); /* in used slots */
+        fixture_close(j.f);
+        arena_close(j.a);
+    }
+    arena_close(names);
+}
+
+/* ---- compiled ---- */
+
+static const double *compiled_call(struct job *j, const struct decode_call *c)
+{
+    struct rt_error err;
+    const float *logits;
+    if (decode_run(j->session, j->program, c, &logits, &err)) fail_msg("%s", err.text);
+    int64_t n = c->B * c->T * j->f->model->vocab_size;
+    double *v = NEW(j->a, double, n);
+    for (int64_t i = 0; i < n; i++) v[i] = (double)logits[i];
+    return v;
+}
+
+/* A session with the forward program, run, and the decode program. */
+static void compiled_job(struct job *j, unsigned threads)
+{
+    const struct build_options plain = {0};
+    const struct fixture *f = j->f;
+    const struct session_options so = {.threads = threads, .diag = diag_open(j->a)};
+    struct rt_error err;
+    if (session_open(&so, &j->session, &err)) fail_msg("%s", err.text);
+    struct ir_graph *g = build_model(j->a, f->model, f->params, BUILD_forward, &plain);
+    struct program *forward = program_open(j->session, g, "forward", (struct ir_bind){f->B, f->T});
+    j->program = program_open(j->session, decode_graph(j->a, f, j->context), "decode",
+                              (struct ir_bind){1, 1});
+    assert_true(forward && j->program);
+    struct plan *p = program_plan(forward, f->B, f->T), *one = program_plan(j->program, 1, 1);
+    if (session_compile(j->session, NULL, &err)) fail_msg("%s", err.text);
+    struct compiled c = {.f = j->f};
+    compiled_bind(&c, p);
+    compiled_bind_weights(&c, one);
+    plan_run(p);
+    const struct plan_value *v = plan_value(p, "logits");
+    double *want = NEW(j->a, double, v->count);
+    for (int64_t i = 0; i < v->count; i++) want[i] = (double)((const float *)v->p)[i];
+    j->want = want;
+    size_t n;
+    const struct plan_value *all = plan_values(one, &n);
+    for (size_t i = 0; i < n; i++) /* NaN: nothing may read what it has not written */
+        if (str_starts(str_of(all[i].name), "cache.")) memset(all[i].p, 0xff, all[i].bytes);
+}
+
+static void run_compiled(struct fixture *f, int64_t most, unsigned threads)
+{
+    struct job j = {.a = arena_open("decode"), .f = f, .call = compiled_call, .random = most};
+    j.context = f->T;
+    compiled_job(&j, threads);
+    decode_all(&j, most);
+    decode_all(&j, 1);
+    session_close(j.session);
+    fixture_close(f);
+    arena_close(j.a);
+}
+
+static void test_fixtures(void **state)
+{
+    (void)state;
+    struct arena *names = arena_open("names");
+    for (const char *const *p = fixture_names(names); *p; p++)
+        if (cached(*p) && fixture_compiles(*p)) run_compiled(fixture_open(*p, NULL), 9, 2);
+    arena_close(names);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_float64),
+        cmocka_unit_test(test_fixtures),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
