@@ -39,8 +39,12 @@ bool cg_strided_result(const struct ir_graph *g, ir_id n, uint32_t result)
         return r->out.p[result].ld != 0;
     }
     case OP_rope:
+    case OP_short_conv:
+    case OP_kda:
+    case OP_kda_grad:
     case OP_grouped_matmul: return true;
-    case OP_attention: return result == 0; /* not the log-sum-exp */
+    case OP_short_conv_grad: return result == 0; /* not the weights' */
+    case OP_attention: return result == 0;       /* not the log-sum-exp */
     case OP_attention_grad: return result < 3;
     case OP_mla_keys:
     case OP_mla_keys_grad: return true;

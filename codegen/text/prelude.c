@@ -220,6 +220,21 @@ INLINE v16 sigmoid16(v16 x) {
     r = fma16(nf, splat16(2.12194440e-4f), r);
     return 1.0f / (1.0f + exp_poly16(r) * scale);
 }
+/* log(1 + e^x) = max(x, 0) + log(1 + e) with e = e^-|x|: log(1 + e) = 2 artanh(s), s = e / (2 + e), a
+ * series in s^2 <= 1/9. */
+INLINE v16 softplus16(v16 x) {
+    v16 e = exp16(-abs16(x)), s = e / (2.0f + e), z = s * s;
+    v16 y = splat16(1.0f / 15);
+    y = fma16(y, z, splat16(1.0f / 13));
+    y = fma16(y, z, splat16(1.0f / 11));
+    y = fma16(y, z, splat16(1.0f / 9));
+    y = fma16(y, z, splat16(1.0f / 7));
+    y = fma16(y, z, splat16(1.0f / 5));
+    y = fma16(y, z, splat16(1.0f / 3));
+    s = s + s;
+    y = sel16(x > 0.0f, x, splat16(0.0f)) + fma16(s * z, y, s);
+    return sel16(x > 20.0f, x, y);
+}
 
 /* One value, the same bits as a lane of the vector form. */
 INLINE float exp1(float x) { return exp16(splat16(x))[0]; }

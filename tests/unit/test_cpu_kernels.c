@@ -30,7 +30,7 @@ static const char math_text[] =
     "    for (; i + 16 <= hi; i += 16) { v16 v = ld16(x + i); st16(y + i, e); } \\\n"
     "    if (i < hi) { v16 v = ld16k(x + i, hi - i); st16k(y + i, e, hi - i); } }\n"
     "MAP(m_exp, exp16(v)) MAP(m_log, log16(v)) MAP(m_tanh, tanh16(v)) MAP(m_sigmoid, "
-    "sigmoid16(v))\n"
+    "sigmoid16(v)) MAP(m_softplus, softplus16(v))\n"
     "MAP(m_sqrt, sqrt16(v)) MAP(m_rsqrt, rsqrt16(v)) MAP(m_bf16, bf16_to_f32(f32_to_bf16(v)))\n"
     "MAP(m_exp1, splat16(exp1(v[0]))) MAP(m_sum, splat16(hsum16(v))) MAP(m_max, "
     "splat16(hmax16(v)))\n";
@@ -424,6 +424,10 @@ static double sigmoid(double x)
 {
     return 1.0 / (1.0 + exp(-x));
 }
+static double softplus(double x)
+{
+    return x > 20 ? x : log1p(exp(x));
+}
 static double rsqrt(double x)
 {
     return 1.0 / sqrt(x);
@@ -436,11 +440,12 @@ static void test_math(void **state)
         const char *name;
         double (*f)(double), lo, hi, ulps;
     } t[] = {
-        {"m_exp", exp, -110, 95, 1.5},    {"m_exp", exp, -1e-3, 1e-3, 1},
-        {"m_log", log, -1, 1e5, 1.5},     {"m_log", log, 0.5, 2, 1.5},
-        {"m_log", log, 0, 1e-38, 1.5},    {"m_tanh", tanh, -12, 12, 2.5},
-        {"m_tanh", tanh, -0.7, 0.7, 2.5}, {"m_sigmoid", sigmoid, -80, 80, 3},
-        {"m_sqrt", sqrt, 0, 1e9, 0.5},    {"m_rsqrt", rsqrt, 1e-9, 1e3, 1.5},
+        {"m_exp", exp, -110, 95, 1.5},         {"m_exp", exp, -1e-3, 1e-3, 1},
+        {"m_log", log, -1, 1e5, 1.5},          {"m_log", log, 0.5, 2, 1.5},
+        {"m_log", log, 0, 1e-38, 1.5},         {"m_tanh", tanh, -12, 12, 2.5},
+        {"m_tanh", tanh, -0.7, 0.7, 2.5},      {"m_sigmoid", sigmoid, -80, 80, 3},
+        {"m_softplus", softplus, -105, 25, 3}, {"m_softplus", softplus, -1, 1, 3},
+        {"m_sqrt", sqrt, 0, 1e9, 0.5},         {"m_rsqrt", rsqrt, 1e-9, 1e3, 1.5},
     };
     enum { N = 100003 };
     float *x = numbers(N, 9), *y[LIBS] = {numbers(N, 1), numbers(N, 1)};
