@@ -222,6 +222,9 @@ struct ir_graph *build_model(struct arena *a, const struct model *m, const struc
     if (program == BUILD_train)
         for (size_t i = 0; i < b->loads.n; i++)
             ir_output(g, b_name(b, "load.%s", b->loads.p[i].name), b->loads.p[i].id);
+    if (program == BUILD_train)
+        for (size_t i = 0; i < b->tops.n; i++)
+            ir_output(g, b_name(b, "logit_max.%s", b->tops.p[i].layer), b->tops.p[i].id);
     return g;
 }
 

@@ -79,6 +79,52 @@ struct step {
     ir_id ctl, hyper;
 };
 
+static bool ends(const char *name, const char *with)
+{
+    size_t n = strlen(name), k = strlen(with);
+    return n >= k && !strcmp(name + n - k, with);
+}
+
+/* Rows first.. of w, which are the heads of mixer x, scaled by what their logits went over. */
+static ir_id clip(struct builder *b, const struct mixer *x, ir_id w, ir_id top, ir_id ctl,
+                  const char *part, int64_t first, int64_t head, int64_t from, int64_t to)
+{
+    int64_t kv = x->type == MIXER_mla ? x->num_heads : x->num_kv_heads;
+    return ir_add(b->g, OP_qk_clip, SRCS(w, top, ctl),
+                  ATTRS(A_NUM(value, b->m->train.qk_clip), A_INT(heads, x->num_heads),
+                        A_INT(kv_heads, kv), A_INT(head_dim, head), A_INT(index, first),
+                        A_INT(from, from), A_INT(to, to), A_STR(part, part)),
+                  NULL);
+}
+
+/* QK-clip (kimi-linear.md 5) of the updated value w of a parameter, where it holds query or key
+ * rows. In mla the rotated part of the queries takes the whole factor, as all heads share its key.
+ */
+static ir_id clip_logits(struct builder *b, const struct param *p, ir_id w, ir_id ctl)
+{
+    if (!strstr(p->name, ".self_attn.") || p->rank != 2) return w;
+    unsigned long layer = strtoul(p->name + strlen("model.layers."), NULL, 10);
+    const struct mixer *x = &b->m->mixer[b->m->layer[layer].mixer];
+    if (!build_clips_logits(b->m, x)) return w;
+    ir_id top = named(b, ir_type1(b->g, IR_f32, dim_const(x->num_heads)),
+                      b_name(b, "logit_max.model.layers.%lu", layer));
+    bool mla = x->type == MIXER_mla;
+    int64_t nope = x->qk_nope_head_dim, head = mla ? nope + x->qk_rope_head_dim : x->head_dim;
+    for (size_t i = 0; i < p->num_parts; i++) {
+        const char *t = p->part[i].tensor;
+        int64_t first = p->part[i].offset / p->dim[1];
+        if (ends(t, ".q_proj.weight") || ends(t, ".q_b_proj.weight")) {
+            w = clip(b, x, w, top, ctl, "q", first, head, 0, mla ? nope : head);
+            if (mla) w = clip(b, x, w, top, ctl, "rope", first, head, nope, head);
+        } else if (ends(t, ".k_proj.weight")) {
+            w = clip(b, x, w, top, ctl, "k", first, head, 0, head);
+        } else if (ends(t, ".kv_b_proj.weight")) {
+            w = clip(b, x, w, top, ctl, "k", first, nope + x->v_head_dim, 0, nope);
+        }
+    }
+    return w;
+}
+
 static void update(struct builder *b, const struct param *p, ir_id grad, struct step s)
 {
     const struct train_spec *t = &b->m->train;
@@ -90,9 +136,9 @@ static void update(struct builder *b, const struct param *p, ir_id grad, struct 
                            ATTRS(A_NUM(momentum, t->momentum)), NULL);
         ir_id x = orthogonal(b, p, ir_get(b->g, mom, 0));
         ir_output(b->g, b_name(b, "new.m.%s", p->name), ir_get(b->g, mom, 1));
-        ir_output(b->g, b_name(b, "new.%s", p->name),
-                  ir_add(b->g, OP_muon_step, SRCS(w, x, s.ctl, s.hyper),
-                         ATTRS(A_NUM(scale, 1), A_NUM(weight_decay, wd)), NULL));
+        ir_id next = ir_add(b->g, OP_muon_step, SRCS(w, x, s.ctl, s.hyper),
+                            ATTRS(A_NUM(scale, 1), A_NUM(weight_decay, wd)), NULL);
+        ir_output(b->g, b_name(b, "new.%s", p->name), clip_logits(b, p, next, s.ctl));
         return;
     }
     ir_id v = named(b, type, b_name(b, "v.%s", p->name));
@@ -100,7 +146,7 @@ static void update(struct builder *b, const struct param *p, ir_id grad, struct 
                      ATTRS(A_NUM(beta1, t->beta1), A_NUM(beta2, t->beta2), A_NUM(eps, t->eps),
                            A_NUM(weight_decay, wd)),
                      NULL);
-    ir_output(b->g, b_name(b, "new.%s", p->name), ir_get(b->g, r, 0));
+    ir_output(b->g, b_name(b, "new.%s", p->name), clip_logits(b, p, ir_get(b->g, r, 0), s.ctl));
     ir_output(b->g, b_name(b, "new.m.%s", p->name), ir_get(b->g, r, 1));
     ir_output(b->g, b_name(b, "new.v.%s", p->name), ir_get(b->g, r, 2));
 }

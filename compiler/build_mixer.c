@@ -25,19 +25,35 @@ static ir_id head_norm(struct builder *b, ir_id x, int64_t heads, int64_t head_d
     return ir_reshape(b->g, b_rmsnorm(b, ir_reshape(b->g, x, rows), gain), whole);
 }
 
+bool build_clips_logits(const struct model *m, const struct mixer *x)
+{
+    return m->train.qk_clip > 0 &&
+           (x->type == MIXER_mla || (x->type == MIXER_attention && !x->qk_norm));
+}
+
+ir_id b_attended(struct builder *b, const struct mixer *m, ir_id attention, const char *p)
+{
+    if (build_clips_logits(b->m, m)) {
+        struct top top = {p, ir_unary(b->g, OP_colmax, ir_get(b->g, attention, 2))};
+        vec_push(b->g->arena, &b->tops, top);
+    }
+    return ir_get(b->g, attention, 0);
+}
+
 /* The heads' outputs, over the tokens of the program or over caches. */
 static ir_id attend(struct builder *b, const struct mixer *m, const ir_id qkv[3], const char *p)
 {
     const char *name = b_name(b, "%s.attention", p);
     double scale = 1 / sqrt((double)m->head_dim);
     if (!b_cached(b))
-        return ir_get(b->g,
-                      ir_add(b->g, OP_attention, qkv, 3,
-                             ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
-                                   A_INT(head_dim, m->head_dim), A_INT(window, m->window),
-                                   A_NUM(scale, scale)),
-                             name),
-                      0);
+        return b_attended(
+            b, m,
+            ir_add(b->g, OP_attention, qkv, 3,
+                   ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
+                         A_INT(head_dim, m->head_dim), A_INT(window, m->window),
+                         A_NUM(scale, scale)),
+                   name),
+            p);
     int64_t rows = b_cache_rows(b, m->window);
     ir_id k = b_cache_write(b, b_cache_name(b, p, "k"), qkv[1], rows);
     ir_id v = b_cache_write(b, b_cache_name(b, p, "v"), qkv[2], rows);

@@ -73,5 +73,5 @@ ir_id b_mla(struct builder *b, const struct mixer *m, ir_id x, const char *p)
                      ATTRS(A_INT(heads, h), A_INT(kv_heads, h), A_INT(head_dim, n + r),
                            A_INT(v_dim, v), A_NUM(scale, 1 / sqrt((double)(n + r)))),
                      b_name(b, "%s.attention", p));
-    return finish(k, ir_get(b->g, t, 0), y.gate);
+    return finish(k, b_attended(b, m, t, p), y.gate);
 }

@@ -10,6 +10,11 @@ struct builder {
     const struct build_options *options;
     struct ir_graph *g;
     ir_id slots, past; /* i32[B] of the decode program, else IR_NONE */
+    VEC(struct top {
+        const char *layer; /* model.layers.N */
+        ir_id id;
+    })
+    tops; /* largest logit per head, where train.optimizer.qk_clip asks for it */
     VEC(struct load {
         const char *name;
         ir_id id;
@@ -53,6 +58,8 @@ ir_id b_cache_write(struct builder *b, const char *name, ir_id x, int64_t rows);
 /* The name of a layer's cache: "layers.N.what" for p = "model.layers.N". */
 const char *b_cache_name(struct builder *b, const char *p, const char *what);
 
+/* What the heads of an attention node give; notes their largest logits where they are clipped. */
+ir_id b_attended(struct builder *b, const struct mixer *m, ir_id attention, const char *p);
 /* Sublayers on a normalised input x [N,D]; p is "model.layers.N". */
 ir_id b_mla(struct builder *b, const struct mixer *m, ir_id x, const char *p);
 ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p);

@@ -100,6 +100,7 @@ static void log_step(struct loop *l, const struct step_result *r)
         metrics_int(m, "experts_idle", b.idle);
         metrics_double(m, "load_max", b.max_load);
     }
+    if (r->finite && l->t.tops.n) metrics_float(m, "logit_max", r->logit_max);
     if (alarm) metrics_text(m, "alarm", alarm);
     if (!r->finite) {
         metrics_text(m, "skipped", r->culprit);

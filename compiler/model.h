@@ -85,6 +85,7 @@ struct train_spec {
     int64_t seq_len, batch_size, micro_batches, steps;
     enum optimizer_type optimizer;
     double lr, beta1, beta2, eps, weight_decay, momentum;
+    double qk_clip; /* 0 = null */
     enum schedule_type schedule;
     int64_t warmup, decay;
     double min_lr;

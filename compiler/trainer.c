@@ -76,6 +76,14 @@ static void list_grads(struct trainer *t)
         vec_push(a, &t->grads, g);
         vec_push(a, &t->loads, g);
     }
+    for (size_t i = 0; i < m->num_layers; i++) {
+        if (!build_clips_logits(m, &m->mixer[m->layer[i].mixer])) continue;
+        struct span_f g = {.name = str_fmt(a, "logit_max.model.layers.%zu", i)};
+        g.p = value(t->train, g.name, &g.n);
+        vec_push(a, &t->tops, g);
+    }
+    t->top_sofar = NEW(a, float *, t->tops.n);
+    for (size_t i = 0; i < t->tops.n; i++) t->top_sofar[i] = NEW(a, float, t->tops.p[i].n);
     t->idle = NEW(a, float *, t->loads.n);
     for (size_t i = 0; i < t->loads.n; i++) t->idle[i] = NEW(a, float, t->loads.p[i].n);
 }
@@ -246,6 +254,21 @@ static void accumulate(struct trainer *t, int64_t i, float *loss, float *level_l
     level_loss[level] = *loss;
 }
 
+/* After micro-batch i: the largest logits are those of all micro-batches so far. */
+static float gather_tops(struct trainer *t, int64_t i)
+{
+    float most = -INFINITY;
+    for (size_t k = 0; k < t->tops.n; k++) {
+        struct span_f *g = &t->tops.p[k];
+        for (size_t h = 0; h < g->n; h++) {
+            if (i > 0 && t->top_sofar[k][h] > g->p[h]) g->p[h] = t->top_sofar[k][h];
+            t->top_sofar[k][h] = g->p[h];
+            most = g->p[h] > most ? g->p[h] : most;
+        }
+    }
+    return most;
+}
+
 static void set_hyper(struct trainer *t, double lr)
 {
     const struct train_spec *s = &t->run.model->train;
@@ -276,6 +299,7 @@ struct step_result trainer_step(struct trainer *t)
         bind(t, t->train, (size_t)(i * t->rows), count > 0 ? count : 1);
         plan_run(t->train);
         if (t->micro > 1) accumulate(t, i, loss, level_loss);
+        r.logit_max = gather_tops(t, i);
     }
     set_hyper(t, r.lr);
     plan_run(t->apply);

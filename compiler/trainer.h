@@ -24,15 +24,18 @@ struct trainer {
     int32_t *inputs, *targets;                 /* of the whole batch */
     int32_t *window;                           /* T + 1 */
     VEC(struct span_f) grads;                  /* grad.* in params order, then load.* */
+    VEC(struct span_f) tops;                   /* logit_max.*: largest logit per head */
     VEC(struct span_f) loads;                  /* tokens per expert, of every MoE sublayer */
-    float **idle;     /* per load and expert: steps in a row without a token (alarms.h) */
-    float **level;    /* partial sums of the binary tree over micro-batches */
-    uint64_t step;    /* steps done */
-    uint64_t skipped; /* of them, left out because something was not finite */
+    float **idle;      /* per load and expert: steps in a row without a token (alarms.h) */
+    float **top_sofar; /* per logit_max: over the micro-batches so far */
+    float **level;     /* partial sums of the binary tree over micro-batches */
+    uint64_t step;     /* steps done */
+    uint64_t skipped;  /* of them, left out because something was not finite */
     unsigned bad_in_row;
 };
 struct step_result {
     float loss, grad_norm;
+    float logit_max; /* over all layers; of models whose logits are clipped */
     double lr, seconds;
     bool finite;
     const char *culprit; /* the first tensor whose gradient is not finite, or "loss" */
