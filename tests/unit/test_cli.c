@@ -5,6 +5,7 @@
 #include "runtime/tokenize.h"
 #include "scratch.h"
 #include <jansson.h>
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -332,6 +333,48 @@ static void tokenize_chars(void **state)
 
 /* ---- the others ---- */
 
+/* A model of one layer that sees the same tokens at every step and learns nothing: after the first
+ * step its largest logit is the limit. */
+static void clipped_logits(void **state)
+{
+    (void)state;
+    static const char *const mixer[] = {
+        "{type: attention, num_heads: 4, num_kv_heads: 2, head_dim: 6, rope: {theta: 100}}",
+        "{type: attention, num_heads: 2, head_dim: 5}",
+        "{type: mla, num_heads: 3, kv_lora_rank: 7, qk_nope_head_dim: 5, qk_rope_head_dim: 4, "
+        "v_head_dim: 6, rope: {theta: 100}}",
+        "{type: mla, num_heads: 2, q_lora_rank: 9, kv_lora_rank: 7, qk_nope_head_dim: 5, "
+        "qk_rope_head_dim: 3, v_head_dim: 6}"};
+    static const char *const optimizer[] = {"adamw", "muon"};
+    const char *text = str_fmt(a, "%s/clip.txt", scratch_dir),
+               *spec = str_fmt(a, "%s/clip.yaml", scratch_dir);
+    assert_int_equal(io_write_atomic(text, "to be or not to be?", 17), 0);
+    for (int i = 0; i < 4; i++) {
+        const char *dir = str_fmt(a, "%s/clip%d", scratch_dir, i);
+        const char *s = str_fmt(
+            a,
+            "strata: 1\nname: clip\ntokenizer: bytes\nmodel:\n  vocab_size: 256\n"
+            "  hidden_size: 24\n  init: {std: 0.3, embedding_std: 1}\n  mixers: {m: %s}\n"
+            "  ffns: {f: {type: mlp, intermediate_size: 8}}\n  layers: [{mixer: m, ffn: f}]\n"
+            "train:\n  data: {path: %s, order: sequential}\n  seq_len: 16\n  batch_size: 2\n"
+            "  micro_batches: 2\n  steps: 3\n  seed: 3\n  checkpoint: {dir: %s}\n"
+            "  optimizer: {type: %s, lr: 0, qk_clip: 0.5}\n",
+            mixer[i], text, dir, optimizer[i % 2]);
+        assert_int_equal(io_write_atomic(spec, s, strlen(s)), 0);
+        EXPECT(0, "", "train", spec);
+        const char *line = file(str_fmt(a, "%s/metrics.jsonl", dir)).p;
+        for (int step = 0; step < 3; step++) {
+            line = strstr(line, "\"logit_max\": ");
+            assert_non_null(line);
+            double most = strtod(line += strlen("\"logit_max\": "), NULL);
+            if (step == 0)
+                assert_true(most > 1);
+            else if (fabs(most - 0.5) > 5e-6)
+                fail_msg("mixer %d, step %d: largest logit %.9g", i, step, most);
+        }
+    }
+}
+
 static void documents(void **state)
 {
     (void)state;
@@ -469,12 +512,19 @@ static int close_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(status),         cmocka_unit_test(bug_status),
-        cmocka_unit_test(help),           cmocka_unit_test(documents),
-        cmocka_unit_test(check_texts),    cmocka_unit_test(drawings),
-        cmocka_unit_test(check_numbers),  cmocka_unit_test(tokenize_bytes),
-        cmocka_unit_test(tokenize_chars), cmocka_unit_test(opt),
-        cmocka_unit_test(compile),        cmocka_unit_test(planned_memory),
+        cmocka_unit_test(status),
+        cmocka_unit_test(bug_status),
+        cmocka_unit_test(help),
+        cmocka_unit_test(clipped_logits),
+        cmocka_unit_test(documents),
+        cmocka_unit_test(check_texts),
+        cmocka_unit_test(drawings),
+        cmocka_unit_test(check_numbers),
+        cmocka_unit_test(tokenize_bytes),
+        cmocka_unit_test(tokenize_chars),
+        cmocka_unit_test(opt),
+        cmocka_unit_test(compile),
+        cmocka_unit_test(planned_memory),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
