@@ -46,14 +46,13 @@ static ir_id attend(struct builder *b, const struct mixer *m, const ir_id qkv[3]
     const char *name = b_name(b, "%s.attention", p);
     double scale = 1 / sqrt((double)m->head_dim);
     if (!b_cached(b))
-        return b_attended(
-            b, m,
-            ir_add(b->g, OP_attention, qkv, 3,
-                   ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
-                         A_INT(head_dim, m->head_dim), A_INT(window, m->window),
-                         A_NUM(scale, scale)),
-                   name),
-            p);
+        return b_attended(b, m,
+                          ir_add(b->g, OP_attention, qkv, 3,
+                                 ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
+                                       A_INT(head_dim, m->head_dim), A_INT(window, m->window),
+                                       A_NUM(scale, scale)),
+                                 name),
+                          p);
     int64_t rows = b_cache_rows(b, m->window);
     ir_id k = b_cache_write(b, b_cache_name(b, p, "k"), qkv[1], rows);
     ir_id v = b_cache_write(b, b_cache_name(b, p, "v"), qkv[2], rows);
