@@ -64,7 +64,6 @@ printf '\223NUMPY\1\0v\0%-117s\n' "{'descr': '<i4', 'fortran_order': False, 'sha
 for i in 3 1 4 1 5 9 2 6 5 3 5 8 9 7; do printf "\\x0$i\0\0\0"; done >>"$tmp/tok.npy"
 
 loss() { # SPEC WEIGHTS LOGITS
-    case $f in linear | kimi) : >"$3"; return ;; esac
     expect 0 "$strata" eval "$1" --weights "$2" --tokens "$tmp/tok.npy" --logits "$3"
     cat "$tmp/out"
 }
