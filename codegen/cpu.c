@@ -17,7 +17,8 @@ static cg_emit_fn *emitter(const struct ir_graph *g, ir_id n)
     case OP_attention:
     case OP_attention_grad: return cg_cpu_attention;
     case OP_mla_keys:
-    case OP_mla_keys_grad: return cg_cpu_mla;
+    case OP_mla_keys_grad:
+    case OP_mla_cached: return cg_cpu_mla;
     case OP_last_rows:
     case OP_cache_write:
     case OP_attention_cached: return cg_cpu_cache;

@@ -83,7 +83,7 @@ typedef void cg_emit_fn(struct arena *a, const struct ir_graph *g, ir_id n, stru
 cg_emit_fn cg_cpu_rows;      /* rows: fused row regions (cpu_rows.c) */
 cg_emit_fn cg_cpu_gemm;      /* matmul, grouped_matmul, grouped_matmul_dw, head_* (cpu_gemm.c) */
 cg_emit_fn cg_cpu_attention; /* attention, attention_grad, rope (cpu_attention.c) */
-cg_emit_fn cg_cpu_mla;       /* mla_keys, mla_keys_grad (cpu_mla.c) */
+cg_emit_fn cg_cpu_mla;       /* mla_keys, mla_keys_grad, mla_cached (cpu_mla.c) */
 cg_emit_fn cg_cpu_cache;     /* last_rows, cache_write, attention_cached (cpu_cache.c) */
 cg_emit_fn cg_cpu_kda;       /* repeat, short_conv, kda and their gradients (cpu_kda.c) */
 cg_emit_fn cg_cpu_depth;     /* depth_mix, depth_mix_grad, depth_inter, depth_inter_grad */

@@ -95,9 +95,7 @@ ir_id b_mixer(struct builder *b, const struct mixer *m, ir_id x, const char *p)
     switch (m->type) {
     case MIXER_attention: return attention(b, m, x, p);
     case MIXER_kda: return b_kda(b, m, x, p);
-    case MIXER_mla:
-        if (b_cached(b)) BUG("mla has no cached form");
-        return b_mla(b, m, x, p);
+    case MIXER_mla: return b_mla(b, m, x, p);
     }
     BUG("mixer %s has no type", m->name);
 }

@@ -54,6 +54,37 @@ static struct parts project(struct mla *k, ir_id x)
     return y;
 }
 
+/* Attention over the tokens of the program, keys and values written out. */
+static ir_id attend(struct mla *k, const struct parts *y)
+{
+    struct builder *b = k->b;
+    int64_t h = k->m->num_heads, n = k->m->qk_nope_head_dim, qk = n + k->m->qk_rope_head_dim;
+    ir_id kv = b_round(b, linear(k, y->c, "kv_b"));
+    ir_id keys = ir_add(b->g, OP_mla_keys, SRCS(kv, y->kr),
+                        ATTRS(A_INT(heads, h), A_INT(head_dim, n), A_INT(v_dim, k->m->v_head_dim)),
+                        b_name(b, "%s.keys", k->p));
+    ir_id t = ir_add(b->g, OP_attention, SRCS(y->q, ir_get(b->g, keys, 0), ir_get(b->g, keys, 1)),
+                     ATTRS(A_INT(heads, h), A_INT(kv_heads, h), A_INT(head_dim, qk),
+                           A_INT(v_dim, k->m->v_head_dim), A_NUM(scale, 1 / sqrt((double)qk))),
+                     b_name(b, "%s.attention", k->p));
+    return b_attended(b, k->m, t, k->p);
+}
+
+/* Absorbed, over the cache of latents and shared keys. */
+static ir_id attend_cached(struct mla *k, const struct parts *y)
+{
+    struct builder *b = k->b;
+    int64_t n = k->m->qk_nope_head_dim, rows = b_cache_rows(b, 0);
+    ir_id now = ir_add(b->g, OP_concat, SRCS(b_round(b, y->c), y->kr), ATTRS(A_INT(axis, 1)), NULL);
+    ir_id cache = b_cache_write(b, b_cache_name(b, k->p, "latent"), now, rows);
+    ir_id w = b_param(b, b_name(b, "%s.self_attn.kv_b_proj.weight", k->p));
+    return ir_add(
+        b->g, OP_mla_cached, SRCS(y->q, w, cache, b->slots, b->past),
+        ATTRS(A_INT(heads, k->m->num_heads), A_INT(head_dim, n), A_INT(v_dim, k->m->v_head_dim),
+              A_NUM(scale, 1 / sqrt((double)(n + k->m->qk_rope_head_dim))), A_INT(context, rows)),
+        b_name(b, "%s.attention", k->p));
+}
+
 /* The output product; the gate meets the attention's result before any rounding. */
 static ir_id finish(struct mla *k, ir_id o, ir_id gate)
 {
@@ -63,15 +94,6 @@ static ir_id finish(struct mla *k, ir_id o, ir_id gate)
 ir_id b_mla(struct builder *b, const struct mixer *m, ir_id x, const char *p)
 {
     struct mla mla = {b, m, p, IR_NONE, 0}, *k = &mla;
-    int64_t h = m->num_heads, n = m->qk_nope_head_dim, r = m->qk_rope_head_dim, v = m->v_head_dim;
     struct parts y = project(k, x);
-    ir_id kv = b_round(b, linear(k, y.c, "kv_b"));
-    ir_id keys = ir_add(b->g, OP_mla_keys, SRCS(kv, y.kr),
-                        ATTRS(A_INT(heads, h), A_INT(head_dim, n), A_INT(v_dim, v)),
-                        b_name(b, "%s.keys", p));
-    ir_id t = ir_add(b->g, OP_attention, SRCS(y.q, ir_get(b->g, keys, 0), ir_get(b->g, keys, 1)),
-                     ATTRS(A_INT(heads, h), A_INT(kv_heads, h), A_INT(head_dim, n + r),
-                           A_INT(v_dim, v), A_NUM(scale, 1 / sqrt((double)(n + r)))),
-                     b_name(b, "%s.attention", p));
-    return finish(k, b_attended(b, m, t, p), y.gate);
+    return finish(k, b_cached(b) ? attend_cached(k, &y) : attend(k, &y), y.gate);
 }

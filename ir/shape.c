@@ -357,7 +357,7 @@ RULE(kda_grad)
     return true;
 }
 
-/* Sizes of a node of mla_keys and its gradient; false where an attribute is missing. */
+/* Sizes of a node of mla_*; false where an attribute is missing. */
 static bool mla_sizes(const struct shape_ctx *c, int64_t *h, int64_t *n, int64_t *v)
 {
     *h = int_of(c, AK_heads, 0), *n = int_of(c, AK_head_dim, 0), *v = int_of(c, AK_v_dim, 0);
@@ -437,6 +437,22 @@ RULE(attention_cached)
     NEED(is_cache(c, 1, each) && c->src[1] == c->src[2] && is_heads(ty(c, 1)->dim[1], kv, hd),
          "attention_cached: caches");
     *out = c->src[0];
+    return true;
+}
+
+RULE(mla_cached)
+{
+    int64_t h, n, v;
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && mla_sizes(c, &h, &n, &v),
+         "mla_cached: operands");
+    NEED(dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 3) &&
+             is_cache(c, 2, int_of(c, AK_context, 0)),
+         "mla_cached: operands");
+    struct ir_dim q = ty(c, 0)->dim[1], l = ty(c, 1)->dim[1], lr = ty(c, 2)->dim[1];
+    NEED(dim_is_const(q) && dim_is_const(l) && dim_is_const(lr) && l.add >= 1 && lr.add > l.add &&
+             is_heads(ty(c, 1)->dim[0], h, n + v) && is_heads(q, h, n + lr.add - l.add),
+         "mla_cached: sizes");
+    *out = mat(c, IR_f32, ty(c, 0)->dim[0], dim_const(h * v));
     return true;
 }
 

@@ -174,6 +174,34 @@ CHECK_OP(attention_cached)
         }
 }
 
+/* Absorbed, and over a whole slot with a mask. */
+CHECK_OP(mla_cached)
+{
+    int64_t H = num(r, AK_heads), n = num(r, AK_head_dim), v = num(r, AK_v_dim), l = cols(r, 1);
+    int64_t lr = cols(r, 2), each = num(r, AK_context);
+    double scale = ir_num(r->g, r->n, AK_scale, 0), *p = NEW(r->a, double, each + 2 * lr);
+    for (int64_t t = 0; t < r->N * H; t++) {
+        const double *q = src(r, 0) + t * (n + lr - l), *w = src(r, 1) + t % H * (n + v) * l;
+        int64_t b = t / H / r->b.T, at = (int64_t)src(r, 4)[b] + t / H % r->b.T;
+        const double *c = src(r, 2) + (int64_t)src(r, 3)[b] * each * lr;
+        double *ql = p + each, *ol = ql + lr, sum = 0;
+        memset(ql, 0, 2 * (size_t)lr * sizeof *ql);
+        for (int64_t i = 0; i < n * l; i++) ql[i % l] += w[i] * q[i / l];
+        memcpy(ql + l, q + n, (size_t)(lr - l) * sizeof *ql);
+        for (int64_t s = 0; s < each; s++) {
+            double z = 0;
+            for (int64_t i = 0; i < lr; i++) z += ql[i] * c[s * lr + i];
+            sum += p[s] = s <= at ? exp(scale * z) : 0;
+        }
+        for (int64_t i = 0; i < each * l; i++) ol[i % l] += p[i / l] / sum * c[i / l * lr + i % l];
+        for (int64_t i = 0; i < v; i++) {
+            double o = 0;
+            for (int64_t k = 0; k < l; k++) o += w[(n + i) * l + k] * ol[k];
+            near(r, out(r, 0)[t * v + i], o);
+        }
+    }
+}
+
 /* ---- depth ---- */
 
 /* s and r of the paper's definition. */

@@ -284,6 +284,23 @@ BUILD(attention_cached)
                              NULL));
 }
 
+BUILD(mla_cached)
+{
+    static const int64_t heads[4] = {1, 3, 2, 9}, rope[4] = {1, 6, 17, 16},
+                         wide[4] = {5, 16, 33, 40};
+    struct k k = start(a, variant, STAGE_T);
+    int64_t o = k.option, h = heads[o], r = rope[o], l = wide[o];
+    int64_t n = k.C < 24 ? k.C : 24, v = k.C2 < 20 ? k.C2 : 20;
+    ir_id q = mat(&k, "q", k.N, h * (n + r)), w = mat(&k, "w", dim_const(h * (n + v)), l);
+    ir_id cache = mat(&k, "cache", dim_const(SLOTS * CONTEXT), l + r);
+    return finish(
+        &k, ir_add(k.g, OP_mla_cached, SRCS(q, w, cache, slots(&k), past(&k, o == 3 ? 1 : (int)o)),
+                   ATTRS(A_INT(heads, h), A_INT(head_dim, n), A_INT(v_dim, v),
+                         A_NUM(scale, o == 3 ? 0.1 : 1 / sqrt((double)(n + r) * (double)l)),
+                         A_INT(context, CONTEXT)),
+                   NULL));
+}
+
 /* ---- depth ---- */
 
 enum { MAX_SOURCES = 10, MAX_QUERIES = 7 };

@@ -71,6 +71,7 @@ const struct op_case op_cases[] = {
     CASE(last_rows, 1),
     CASE(cache_write, 2),
     CASE(attention_cached, 5),
+    CASE(mla_cached, 4),
     CASE(conv_cached, 2),
     CASE(kda_cached, 5),
     CASE(depth_mix, 4),

@@ -59,6 +59,7 @@ static const struct {
     {OP_kda_grad, 2e-5},
     {OP_mla_keys, 0},
     {OP_mla_keys_grad, 1e-6},
+    {OP_mla_cached, 1e-5},
     {OP_rope_table, 1e-5},
     {OP_last_rows, 0},
     {OP_cache_write, 0},
