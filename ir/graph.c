@@ -237,6 +237,12 @@ ir_id ir_copy(struct ir_graph *g, const struct ir_graph *from, ir_id n, const ir
 {
     const struct ir_node *o = ir_at(from, n);
     CHECK(g->types == from->types && g->names == from->names);
+    if (!g->node.n) { /* most passes keep most nodes */
+        vec_room(g->arena, &g->node, from->node.n);
+        vec_room(g->arena, &g->edge, from->edge.n);
+        vec_room(g->arena, &g->spans, from->spans.n);
+        map_reserve(&g->cse, from->node.n);
+    }
     ir_id two[2];
     src = in_order((enum ir_op)o->op, src, two);
     ir_id folded = fold(g, (enum ir_op)o->op, src, o->type);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define ARENA_ASAN 1
@@ -38,6 +39,8 @@ struct block {
     size_t size, used; /* bytes of data behind the header */
 };
 #define HEADER ((sizeof(struct block) + 63) & ~(size_t)63)
+#define HUGE ((size_t)2 << 20)          /* a large page of the machine */
+#define BLOCK_MAX ((4u << 20) - HEADER) /* whole large pages */
 
 struct arena {
     const char *name;
@@ -101,7 +104,7 @@ void arena_close(struct arena *a)
 
 static void grow(struct arena *a, size_t need, const char *site)
 {
-    size_t size = a->top && a->top->size * 2 < (4u << 20) ? a->top->size * 2 : (4u << 20);
+    size_t size = a->top && a->top->size * 2 < BLOCK_MAX ? a->top->size * 2 : BLOCK_MAX;
     if (!a->top || size < BLOCK_MIN) size = BLOCK_MIN;
 #ifdef HOSTILE
     size = BLOCK_MIN;
@@ -109,8 +112,11 @@ static void grow(struct arena *a, size_t need, const char *site)
     if (size < need) size = need;
     if (size > SIZE_MAX - HEADER - 64) BUG("%s: arena '%s': %zu bytes asked", site, a->name, need);
     size_t bytes = (HEADER + size + 63) & ~(size_t)63;
-    struct block *b = aligned_alloc(64, bytes);
+    const int huge = bytes >= HUGE;
+    if (huge) bytes = (bytes + HUGE - 1) & ~(size_t)(HUGE - 1);
+    struct block *b = aligned_alloc(huge ? HUGE : 64, bytes);
     if (!b) BUG("%s: arena '%s' is out of memory: %zu bytes asked", site, a->name, need);
+    if (huge) madvise(b, bytes, MADV_HUGEPAGE); /* fewer page faults; a wish */
     b->prev = a->top;
     b->size = bytes - HEADER;
     b->used = 0;

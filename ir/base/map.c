@@ -41,19 +41,26 @@ static struct map_slot *probe(const struct map *m, uint64_t hash, struct str key
     }
 }
 
-static void rehash(struct map *m)
+static void rehash(struct map *m, size_t cap)
 {
     struct map old = *m;
-    m->cap = old.cap ? old.cap * 2 : 16;
+    m->cap = cap;
     m->slot = NEW(m->arena, struct map_slot, m->cap);
     for (size_t i = 0; i < old.cap; i++)
         if (old.slot[i].used)
             *probe(m, old.slot[i].hash, old.slot[i].key, old.slot[i].num) = old.slot[i];
 }
 
+void map_reserve(struct map *m, size_t n)
+{
+    size_t cap = 16;
+    while (cap * 3 < n * 4 + 4) cap *= 2;
+    if (cap > m->cap) rehash(m, cap);
+}
+
 static uint32_t *insert(struct map *m, uint64_t hash, struct str key, uint64_t num)
 {
-    if (m->n * 4 >= m->cap * 3) rehash(m);
+    if (m->n * 4 >= m->cap * 3) rehash(m, m->cap ? m->cap * 2 : 16);
     struct map_slot *s = probe(m, hash, key, num);
     if (!s->used) {
         if (key.n != SIZE_MAX) key.p = str_dup(m->arena, key);

@@ -19,6 +19,8 @@ struct map {
 };
 
 void map_init(struct map *m, struct arena *a);
+/* Room for n keys in all, so that growing moves nothing. */
+void map_reserve(struct map *m, size_t n);
 /* The value of a key, created as 0 where there is none. Valid until the next insertion. */
 uint32_t *map_str(struct map *m, struct str key);
 uint32_t *map_num(struct map *m, uint64_t key);
