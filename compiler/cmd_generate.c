@@ -1,5 +1,8 @@
+#include "compiler/decode.h"
 #include "compiler/run.h"
 #include "compiler/tokens.h"
+#include "runtime/checkpoint.h"
+#include "runtime/mem.h"
 #include "runtime/sample.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,10 +11,15 @@
 static const char help[] =
     "usage: strata generate SPEC --weights W (--prompt TEXT | --prompt-ids 1,2,3) [--max-tokens "
     "N]\n"
-    "                       [--temperature X] [--top-p P] [--seed S] [--print-ids]\n\n"
+    "                       [--temperature X] [--top-p P] [--seed S] [--print-ids] [--stats]\n\n"
     "Continues a prompt and prints prompt and continuation as they come. Temperature 0 (the "
     "default) is\n"
-    "greedy. Stops at the tokenizer's eos and stop ids, or after --max-tokens.\n\n"
+    "greedy. Stops at the tokenizer's eos and stop ids, or after --max-tokens. Prompt and new "
+    "tokens\n"
+    "together are at most serve.max_context. The prompt is read in pieces of 256 tokens, then "
+    "every\n"
+    "token is one step over the caches of those before it, with the logits of the whole text at "
+    "once.\n\n"
     "  strata generate examples/tiny-moe/spec.yaml --weights out/tiny-moe --prompt 'And God "
     "said'\n\n"
     "  --weights W        safetensors file, Hugging Face folder, step folder or run folder\n"
@@ -19,16 +27,19 @@ static const char help[] =
     "  --temperature X    default 0; 0.8 is a good start\n"
     "  --top-p P          keep the most likely tokens that make up P; default 1\n"
     "  --seed S           of sampling; default 0\n"
-    "  --print-ids        the new token ids on one line, and nothing else\n" RUN_HELP;
+    "  --print-ids        the new token ids on one line, and nothing else\n"
+    "  --stats            time to the first token and tokens per second, on standard "
+    "error\n" RUN_HELP;
 
-enum { STEP = 64 }; /* contexts are padded to a multiple, so that few plans serve all lengths */
+enum { CHUNK = 256 }; /* prompt tokens of a call; a multiple of the chunks of 64 of kernels */
 
 struct gen {
     struct run r;
     struct tokenizer *tok; /* NULL: ids only */
-    struct program *forward;
+    struct program *decode;
     struct tok_ids text; /* prompt and what came after it */
-    bool print_ids;
+    size_t known;        /* how many of them are in the caches */
+    bool print_ids, stats;
 };
 
 static void parse_ids(struct gen *g, const char *s)
@@ -62,19 +73,36 @@ static void read_prompt(struct gen *g, const char *prompt, const char *ids, cons
     if (!g->text.n) cli_fail(RT_user, "the prompt is empty");
 }
 
-/* Logits after the last token. Every token is computed with the whole context in front of it;
- * padding behind it cannot be seen by it. */
+/* The program with room for the prompt and `max` more tokens, and its plans. */
+static struct plan *open_program(struct gen *g, int64_t max)
+{
+    int64_t limit = g->r.model->serve_max_context, prompt = (int64_t)g->text.n;
+    if (max > limit || prompt > limit - max)
+        cli_fail(RT_user,
+                 "a prompt of %lld tokens and --max-tokens %lld do not fit in serve.max_context, "
+                 "which is %lld\nhint: --set serve.max_context=%lld",
+                 (long long)prompt, (long long)max, (long long)limit, (long long)(prompt + max));
+    int64_t rest = prompt % CHUNK;
+    const struct build_options o = {.slots = 1, .context = prompt + max, .chunk = CHUNK};
+    g->decode = run_program(&g->r, BUILD_decode, &o, 1, 1);
+    if (prompt >= CHUNK) program_plan(g->decode, 1, CHUNK);
+    if (rest) program_plan(g->decode, 1, rest);
+    return program_plan(g->decode, 1, 1);
+}
+
+/* Logits after the last token: what the caches do not know yet goes through the program. */
 static const float *logits(struct gen *g)
 {
-    int64_t T = ((int64_t)g->text.n + STEP - 1) / STEP * STEP;
-    struct plan *p = program_plan(g->forward, 1, T);
-    cli_check(g->r.cli, session_compile(g->r.session, NULL, &g->r.cli->err));
-    int32_t *in = plan_value(p, "tokens")->p;
-    memset(in, 0, (size_t)T * sizeof *in);
-    memcpy(in, g->text.p, g->text.n * sizeof *in);
-    plan_run(p);
-    const struct plan_value *v = plan_value(p, "logits");
-    return (const float *)v->p + ((int64_t)g->text.n - 1) * v->dims[1];
+    static const int32_t slot = 0;
+    const float *out = NULL;
+    while (g->known < g->text.n) {
+        size_t left = g->text.n - g->known, T = left < CHUNK ? left : CHUNK;
+        int32_t past = (int32_t)g->known;
+        const struct decode_call c = {1, (int64_t)T, g->text.p + g->known, &past, &slot};
+        cli_check(g->r.cli, decode_run(g->r.session, g->decode, &c, &out, &g->r.cli->err));
+        g->known += T;
+    }
+    return out;
 }
 
 static bool stops(const struct model *m, int32_t id)
@@ -97,6 +125,16 @@ static void show(struct gen *g, struct tok_stream *s, int32_t id, bool first)
     sb_free(&out);
 }
 
+/* Seconds to the first of `now` new tokens, and for those after it. */
+static void show_stats(size_t prompt, size_t now, double first, double rest)
+{
+    fprintf(stderr, "first token after %.1f ms, a prompt of %zu tokens: %.0f tokens/s\n",
+            1e3 * first, prompt, first > 0 ? (double)prompt / first : 0);
+    if (now > 1)
+        fprintf(stderr, "%zu more tokens in %.1f ms: %.1f tokens/s\n", now - 1, 1e3 * rest,
+                rest > 0 ? (double)(now - 1) / rest : 0);
+}
+
 static void generate(struct gen *g, const struct sampler *s, int64_t max)
 {
     struct cli *c = g->r.cli;
@@ -105,9 +143,12 @@ static void generate(struct gen *g, const struct sampler *s, int64_t max)
     struct tok_stream stream = {.n = 0};
     for (size_t i = 0; i < g->text.n && !g->print_ids && g->tok; i++)
         show(g, &stream, g->text.p[i], false);
+    double begin = mem_seconds(), first = begin;
+    size_t prompt = g->text.n;
     for (int64_t i = 0; i < max; i++) {
         int32_t id;
         cli_check(c, sample_token(s, logits(g), vocab, g->text.n, slots, &id, &c->err));
+        if (!i) first = mem_seconds();
         if (stops(g->r.model, id)) break;
         cli_check(c, tok_ids_add(&g->text, id, &c->err));
         show(g, &stream, id, i == 0);
@@ -117,6 +158,7 @@ static void generate(struct gen *g, const struct sampler *s, int64_t max)
     if (rest.n) fwrite(rest.p, 1, rest.n, stdout);
     sb_free(&rest);
     putchar('\n');
+    if (g->stats) show_stats(prompt, g->text.n - prompt, first - begin, mem_seconds() - first);
 }
 
 int cmd_generate(int argc, char **argv)
@@ -133,7 +175,7 @@ int cmd_generate(int argc, char **argv)
                           {"prompt-ids", CLI_text, &ids}, {"max-tokens", CLI_int, &max},
                           {"temperature", CLI_num, &s.temperature}, {"top-p", CLI_num, &s.top_p},
                           {"seed", CLI_int, &seed}, {"print-ids", CLI_flag, &g.print_ids},
-                          RUN_OPTIONS(o)));
+                          {"stats", CLI_flag, &g.stats}, RUN_OPTIONS(o)));
     if (!weights) cli_fail((enum rt_status)EXIT_USAGE, "generate needs --weights");
     if (!prompt == !ids)
         cli_fail((enum rt_status)EXIT_USAGE, "generate needs either --prompt or --prompt-ids");
@@ -144,11 +186,10 @@ int cmd_generate(int argc, char **argv)
     s.seed = (uint64_t)seed;
     const struct model *m = cli_model(&c, c.arg.p[0]);
     run_open(&g.r, &c, m, &o);
-    const struct build_options plain = {0};
-    g.forward = run_program(&g.r, BUILD_forward, &plain, 1, STEP);
-    run_ready(&g.r, program_plan(g.forward, 1, STEP), NULL);
-    run_load(&g.r, weights, found);
+    cli_check(&c, ckpt_weights(weights, run_refused, &c, found, &c.err));
     read_prompt(&g, prompt, ids, found);
+    run_ready(&g.r, open_program(&g, max), NULL);
+    run_load(&g.r, found, NULL);
     generate(&g, &s, max);
     run_close(&g.r);
     return 0;
