@@ -1,6 +1,13 @@
 #include "compiler/bench.h"
 #include "runtime/mem.h"
 
+static void some_tokens(struct bench *b)
+{
+    int32_t *tokens = plan_value(b->plan, "tokens")->p;
+    for (int64_t i = 0; i < b->B * b->T; i++)
+        tokens[i] = (int32_t)((uint64_t)i * 2654435761u % (uint64_t)b->model->vocab_size);
+}
+
 static void open_forward(struct bench *b, struct cli *c, const struct run_options *o)
 {
     const struct train_spec *s = &b->model->train;
@@ -8,11 +15,24 @@ static void open_forward(struct bench *b, struct cli *c, const struct run_option
     b->B = s->present ? s->batch_size : 1;
     b->T = s->present ? s->seq_len : 512;
     run_open(&b->t.run, c, b->model, o);
-    b->forward = run_model_plan(&b->t.run, BUILD_forward, &plain, b->B, b->T);
-    run_ready(&b->t.run, b->forward, NULL);
-    int32_t *tokens = plan_value(b->forward, "tokens")->p;
-    for (int64_t i = 0; i < b->B * b->T; i++)
-        tokens[i] = (int32_t)((uint64_t)i * 2654435761u % (uint64_t)b->model->vocab_size);
+    b->plan = run_model_plan(&b->t.run, BUILD_forward, &plain, b->B, b->T);
+    run_ready(&b->t.run, b->plan, NULL);
+    some_tokens(b);
+}
+
+/* Caches of zeros that count as full: a step takes as long as on a text. */
+static void open_decode(struct bench *b, struct cli *c, const struct bench_options *x,
+                        const struct run_options *o)
+{
+    const struct build_options build = {.slots = x->batch, .context = x->context, .chunk = 1};
+    b->B = x->batch;
+    b->T = 1;
+    run_open(&b->t.run, c, b->model, o);
+    b->plan = run_model_plan(&b->t.run, BUILD_decode, &build, b->B, b->T);
+    run_ready(&b->t.run, b->plan, NULL);
+    some_tokens(b);
+    int32_t *past = plan_value(b->plan, "past")->p, *slots = plan_value(b->plan, "slots")->p;
+    for (int64_t i = 0; i < b->B; i++) past[i] = (int32_t)(x->context - 1), slots[i] = (int32_t)i;
 }
 
 static void open_train(struct bench *b, struct cli *c, const struct run_options *o)
@@ -36,7 +56,9 @@ double bench_flops(const struct ir_graph *g, ir_id n, struct ir_bind b)
     case OP_grouped_matmul_dw:
     case OP_head_loss:
     case OP_head_nll:
-    case OP_attention: return flops;
+    case OP_attention:
+    case OP_attention_cached:
+    case OP_mla_cached: return flops;
     case OP_attention_grad: return flops * 4 / 5; /* one of its five products is the scores again */
     default: return 0;
     }
@@ -48,20 +70,42 @@ static void add_work(struct bench *b, const struct plan *p, double times)
     size_t n;
     const struct plan_value *v = plan_values(p, &n);
     for (ir_id i = 0; i < g->node.n; i++) b->flops += times * bench_flops(g, i, plan_bind(p));
-    for (size_t i = 0; i < n; i++) b->bytes += times * (double)v[i].bytes;
+    for (size_t i = 0; i < n; i++)
+        if (!str_starts(str_of(v[i].name), "new.cache.")) b->bytes += times * (double)v[i].bytes;
 }
 
-void bench_open(struct bench *b, struct cli *c, const char *path, enum bench_program program,
-                const struct run_options *o)
+/* Bytes of weights that a decode step leaves alone: table rows of other tokens, other experts. */
+static double unread(const struct bench *b)
 {
+    const struct ir_graph *g = program_graph(plan_program(b->plan));
+    double bytes = 0;
+    for (ir_id n = 0; n < g->node.n; n++) {
+        enum ir_op op = (enum ir_op)ir_at(g, n)->op;
+        if (op != OP_grouped_matmul && (op != OP_embed || b->model->tie_embeddings)) continue;
+        ir_id w = ir_src(g, n, op == OP_embed ? 0 : 1);
+        const struct ir_bind bind = plan_bind(b->plan);
+        double parts = (double)dim_value(ir_ty(g, w)->dim[0], bind);
+        double used = (double)dim_value(ir_rows(g, n), bind);
+        if (used < parts)
+            bytes += (1 - used / parts) * 4 * (double)type_count(g->types, ir_at(g, w)->type, bind);
+    }
+    return bytes;
+}
+
+void bench_open(struct bench *b, struct cli *c, const char *path, const struct bench_options *o,
+                const struct run_options *run)
+{
+    enum bench_program program = o->program;
     *b = (struct bench){.path = path, .program = program};
     double begin = mem_seconds();
     b->model = cli_model(c, path);
     b->seconds.spec = mem_seconds() - begin;
     if (program == BENCH_train)
-        open_train(b, c, o);
+        open_train(b, c, run);
+    else if (program == BENCH_forward)
+        open_forward(b, c, run);
     else
-        open_forward(b, c, o);
+        open_decode(b, c, o, run);
     begin = mem_seconds();
     weights_init(b->t.run.params, b->model->train.seed, b->t.run.weights);
     b->seconds.init = mem_seconds() - begin;
@@ -69,7 +113,8 @@ void bench_open(struct bench *b, struct cli *c, const char *path, enum bench_pro
         add_work(b, b->t.train, (double)b->t.micro);
         add_work(b, b->t.apply, 1);
     } else {
-        add_work(b, b->forward, 1);
+        add_work(b, b->plan, 1);
+        if (program == BENCH_decode) b->bytes -= unread(b);
     }
 }
 
@@ -87,6 +132,6 @@ double bench_step(struct bench *b)
     if (b->program == BENCH_train)
         trainer_step(&b->t);
     else
-        plan_run(b->forward);
+        plan_run(b->plan);
     return mem_seconds() - begin;
 }

@@ -4,25 +4,32 @@
 #define STRATA_COMPILER_BENCH_H
 #include "compiler/trainer.h"
 
-enum bench_program { BENCH_train, BENCH_forward };
+enum bench_program { BENCH_train, BENCH_forward, BENCH_decode };
 
 struct bench {
     const char *path;
     const struct model *model;
     enum bench_program program;
-    struct trainer t;     /* of BENCH_forward only its run is open */
-    struct plan *forward; /* BENCH_forward */
-    int64_t B, T;         /* of a whole step */
-    double flops; /* of the products and attention in a step, no recomputation, no other op */
-    double bytes; /* every named tensor of the programs, once: nothing can move fewer */
+    struct trainer t;  /* of other programs than BENCH_train only its run is open */
+    struct plan *plan; /* of other programs than BENCH_train */
+    int64_t B, T;      /* of a whole step */
+    double flops;      /* of the products and attention in a step, no recomputation, no other op */
+    double bytes; /* every named tensor of the programs, once: nothing can move fewer; of decode
+                   * only the rows and experts that its tokens need */
     struct {
         double spec, init; /* seconds: reading the spec; initial weights. The rest is in t.run */
     } seconds;
 };
 
-/* Reads the spec, compiles its programs and sets its initial weights. Exits on failure. */
-void bench_open(struct bench *b, struct cli *c, const char *path, enum bench_program program,
-                const struct run_options *o);
+struct bench_options {
+    enum bench_program program;
+    int64_t context; /* BENCH_decode: tokens of every sequence, the one of the step included */
+    int64_t batch;   /* BENCH_decode: sequences */
+};
+/* Reads the spec, compiles its programs and sets its initial weights. Exits on failure. A step of
+ * BENCH_decode is one more token for every sequence, always at the same position. */
+void bench_open(struct bench *b, struct cli *c, const char *path, const struct bench_options *o,
+                const struct run_options *run);
 void bench_close(struct bench *b);
 /* One step, in seconds. */
 double bench_step(struct bench *b);

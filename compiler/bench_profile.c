@@ -24,7 +24,7 @@ struct kinds {
 static void plans_of(const struct bench *b, const struct plan *p[2], size_t *n)
 {
     bool train = b->program == BENCH_train;
-    p[0] = train ? b->t.train : b->forward;
+    p[0] = train ? b->t.train : b->plan;
     p[1] = b->t.apply;
     *n = train ? 2 : 1;
 }
@@ -85,7 +85,9 @@ static enum group group_of(const struct plan *p, uint32_t step, bool main, bool 
     if (!main) return PACK;
     enum ir_op op = (enum ir_op)ir_at(g, n)->op;
     struct str name = str_of(op_info(op)->name);
-    if (op == OP_attention || op == OP_attention_grad) return ATTENTION;
+    if (op == OP_attention || op == OP_attention_cached || op == OP_mla_cached ||
+        op == OP_attention_grad)
+        return ATTENTION;
     if (bench_flops(g, n, plan_bind(p)) > 0) return PRODUCTS;
     if (op == OP_rows || op == OP_rope) return ROWS;
     if (str_starts(name, "depth_")) return DEPTH;

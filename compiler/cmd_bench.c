@@ -19,7 +19,9 @@ static const char help[] =
     "  --steps N          steps to measure (30), after 3 that are not\n"
     "  --pair             two specs, step by step in turns\n"
     "  --pairs N          pairs of steps to measure (100)\n"
-    "  --program NAME     train (default) or forward\n"
+    "  --program NAME     train (default), forward or decode: one more token for every sequence\n"
+    "  --context N        of decode: tokens of a sequence (1024)\n"
+    "  --batch N          of decode: sequences (1)\n"
     "  --profile          where the time goes, by kind of kernel\n"
     "  --first            only the way to the first step: what each part of it takes\n"
     "  --json             one JSON object on standard output instead of the text\n" RUN_HELP;
@@ -30,6 +32,7 @@ struct options {
     int64_t steps, pairs;
     bool pair, profile, first, json;
     const char *program;
+    struct bench_options bench;
     struct run_options run;
 };
 
@@ -107,7 +110,7 @@ static void print_json(json_t *top)
 static void first_step(struct cli *c, struct bench *b, const struct options *o)
 {
     double begin = mem_seconds();
-    bench_open(b, c, c->arg.p[0], BENCH_train, &o->run);
+    bench_open(b, c, c->arg.p[0], &o->bench, &o->run);
     double step = bench_step(b), all = mem_seconds() - begin;
     const double *s = b->t.run.seconds;
     const struct {
@@ -230,32 +233,39 @@ static enum bench_program program_of(const char *name)
 {
     if (!strcmp(name, "train")) return BENCH_train;
     if (!strcmp(name, "forward")) return BENCH_forward;
-    if (!strcmp(name, "decode")) cli_fail(RT_user, "--program decode is not supported yet");
-    cli_fail((enum rt_status)EXIT_USAGE, "--program must be train or forward, not '%s'", name);
+    if (!strcmp(name, "decode")) return BENCH_decode;
+    cli_fail((enum rt_status)EXIT_USAGE, "--program must be train, forward or decode, not '%s'",
+             name);
 }
 
 int cmd_bench(int argc, char **argv)
 {
     struct cli c = {0};
-    struct options o = {.steps = 30, .pairs = 100, .program = "train"};
+    struct options o = {
+        .steps = 30, .pairs = 100, .program = "train", .bench = {.context = 1024, .batch = 1}};
     static struct bench b[2];
     cli_parse_range(&c, argc, argv, help, 1, 2,
                     CLI_OPTIONS({"steps", CLI_int, &o.steps}, {"pair", CLI_flag, &o.pair},
                                 {"pairs", CLI_int, &o.pairs}, {"program", CLI_text, &o.program},
+                                {"context", CLI_int, &o.bench.context},
+                                {"batch", CLI_int, &o.bench.batch},
                                 {"profile", CLI_flag, &o.profile}, {"first", CLI_flag, &o.first},
                                 {"json", CLI_flag, &o.json}, RUN_OPTIONS(o.run)));
     struct turn t = {.c = &c, .b = {&b[0], &b[1]}, .n = o.pair ? 2 : 1};
-    enum bench_program program = program_of(o.program);
+    o.bench.program = program_of(o.program);
     if (c.arg.n != t.n)
         cli_fail((enum rt_status)EXIT_USAGE,
                  o.pair ? "--pair needs two specs" : "two specs need --pair");
     t.rounds = (size_t)(o.pair ? o.pairs : o.steps);
+    if (o.bench.context < 1 || o.bench.context > 1 << 24 || o.bench.batch < 1 ||
+        o.bench.batch > 4096)
+        cli_fail((enum rt_status)EXIT_USAGE, "--context must be in 1..2^24, --batch in 1..4096");
     if (o.pairs < 1 || o.steps < 1) cli_fail((enum rt_status)EXIT_USAGE, "nothing to measure");
     if (o.first) {
         first_step(&c, &b[0], &o);
         return 0;
     }
-    for (size_t i = 0; i < t.n; i++) bench_open(t.b[i], &c, c.arg.p[i], program, &o.run);
+    for (size_t i = 0; i < t.n; i++) bench_open(t.b[i], &c, c.arg.p[i], &o.bench, &o.run);
     unsigned threads = pool_threads(session_pool(b[0].t.run.session));
     cli_check(&c, machine_open(threads, &t.machine, &c.err));
     machine_measure(&t.machine);

@@ -14,14 +14,21 @@ static const char help[] =
     "  strata compile specs/bench-a.yaml --emit ir -o bench.ir --dump-ir=after:dce\n\n"
     "  --emit ir|c|obj    the kernel graph with its plan (steps, places, lifetimes); the C text\n"
     "                     of all kernels; that text compiled to an object file\n"
-    "  --program NAME     train (default): loss and gradients; loss, forward, apply (optimiser)\n"
+    "  --program NAME     train (default): loss and gradients; loss, forward, apply (optimiser);\n"
+    "                     prefill, decode: one program over caches, its plan for pieces of a "
+    "prompt or\n"
+    "                     for one more token\n"
     "  --batch B          sequences; default: those of a micro-batch of the spec, else 1\n"
-    "  --seq T            positions; default: train.seq_len, else 128\n"
+    "  --seq T            positions; default: train.seq_len, else 128; 256 of prefill, 1 of "
+    "decode\n"
     "  --target cpu       the only target so far\n" RUN_HELP;
+
+enum { CHUNK = 256 }; /* tokens of a prompt that prefill takes at once */
 
 struct compile {
     struct cli c;
     struct run r;
+    const struct model *model;
     struct run_options o;
     const char *target, *emit, *program, *out;
     int64_t B, T;
@@ -47,18 +54,18 @@ static void check_words(const struct compile *k)
 
 static void open_program(struct compile *k)
 {
-    static const char *const name[] = {"forward", "loss", "train"};
-    const struct build_options plain = {0};
+    static const char *const name[] = {"forward", "loss", "train", "decode"};
     struct run *r = &k->r;
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(k->program, name[i]))
-            k->p = run_program(r, (enum build_program)i, &plain, k->B, k->T);
+    const struct build_options o = {.slots = k->model->serve_max_sequences,
+                                    .context = k->model->serve_max_context,
+                                    .chunk = k->T > CHUNK ? k->T : CHUNK};
+    const char *program = strcmp(k->program, "prefill") ? k->program : "decode";
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(program, name[i])) k->p = run_program(r, (enum build_program)i, &o, k->B, k->T);
     if (k->p) return;
-    if (!strcmp(k->program, "decode"))
-        cli_fail(RT_user,
-                 "program decode is not supported yet: it is train, loss, forward or apply");
     if (strcmp(k->program, "apply"))
-        cli_fail(RT_user, "no program '%s': it is train, loss, forward or apply", k->program);
+        cli_fail(RT_user, "no program '%s': it is train, loss, forward, prefill, decode or apply",
+                 k->program);
     if (!r->model->train.present)
         cli_fail(RT_user, "the apply program needs a train section, which this spec has not");
     k->B = k->T = 1;
@@ -163,6 +170,12 @@ int cmd_compile(int argc, char **argv)
     check_words(&k);
     const struct model *m = cli_model(&k.c, k.c.arg.p[0]);
     const struct train_spec *t = &m->train;
+    k.model = m;
+    bool prefill = !strcmp(k.program, "prefill"), decode = !strcmp(k.program, "decode");
+    if (prefill || decode) {
+        if (!k.B) k.B = 1;
+        if (!k.T) k.T = prefill ? CHUNK : 1;
+    }
     if (!k.B) k.B = t->present ? t->batch_size / t->micro_batches : 1;
     if (!k.T) k.T = t->present ? t->seq_len : 128;
     run_open(&k.r, &k.c, m, &k.o);

@@ -57,23 +57,28 @@ static double cost_gemm(const struct ir_graph *g, ir_id n, struct ir_bind b)
     return x->op == OP_head_loss ? 3 * one : one;
 }
 
-/* Absorbed: queries and results pass the latent, scores and sums are as wide as it. How much is in
- * the cache is not known here: the new tokens only. */
+/* Absorbed: queries and results pass the latent, scores and sums are as wide as it; at
+ * most, with the cache full. */
 static double cost_latent(const struct ir_graph *g, ir_id n, struct ir_bind b)
 {
     double l = (double)ir_cols(g, ir_src(g, n, 1)).add,
            lr = (double)ir_cols(g, ir_src(g, n, 2)).add;
     double rows = 2 * (double)(b.B * b.T) * (double)ir_int(g, n, AK_heads, 1);
     double own = (double)(ir_int(g, n, AK_head_dim, 0) + ir_int(g, n, AK_v_dim, 0)) * l;
-    return rows * (own + (double)(b.T + 1) / 2 * (l + lr));
+    return rows * (own + (double)ir_int(g, n, AK_context, 1) * (l + lr));
 }
 
 static double cost_attention(const struct ir_graph *g, ir_id n, struct ir_bind b)
 {
     if (ir_at(g, n)->op == OP_mla_cached) return cost_latent(g, n, b);
     double w = (double)ir_int(g, n, AK_window, 0), t = (double)b.T;
+    bool cached = ir_at(g, n)->op == OP_attention_cached;
     double keys =
         w > 0 && w < t ? w - w * (w - 1) / (2 * t) : (t + 1) / 2; /* mean keys a query sees */
+    if (cached) { /* at most: with the caches full */
+        double rows = (double)ir_int(g, n, AK_context, 1);
+        keys = w > 0 && w < rows ? w : rows;
+    }
     double qk = (double)ir_cols(g, ir_src(g, n, 0)).add, hd = (double)ir_int(g, n, AK_head_dim, 1);
     double vd = (double)ir_int(g, n, AK_v_dim, 0), pairs = 2 * (double)(b.B * b.T) * keys;
     double pv = vd > 0 ? qk / hd * vd : qk; /* all heads */

@@ -2,6 +2,7 @@
 #include "compiler/bench.h"
 #include "compiler/machine.h"
 #include "scratch.h"
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
@@ -33,7 +34,8 @@ static void open_spec(struct bench *b, struct cli *c, enum bench_program program
     static struct run_options o = {.threads = 2};
     const char *path = str_dup(c->arena, str_of(in_dir("counted.yaml")));
     assert_int_equal(io_write_atomic(path, spec, sizeof spec - 1), 0);
-    bench_open(b, c, path, program, &o);
+    const struct bench_options x = {program, 40, 3};
+    bench_open(b, c, path, &x, &o);
 }
 
 static struct cli new_cli(void)
@@ -81,6 +83,23 @@ static void test_forward(void **state)
     arena_close(c.arena);
 }
 
+/* Three sequences of 40 tokens, the last of which is the step's. */
+static void test_decode(void **state)
+{
+    (void)state;
+    struct cli c = new_cli();
+    static struct bench b;
+    open_spec(&b, &c, BENCH_decode);
+    assert_true(b.B == 3 && b.T == 1);
+    double scores = SCORES * 40 / ((T + 1) / 2.0);
+    assert_true(fabs(b.flops - 2 * 3 * (PRODUCTS + scores)) < 1);
+    double weights = 4 * (PRODUCTS + 3 * D), caches = L * 3 * 40 * 2 * D * 4;
+    assert_true(b.bytes > weights + caches && b.bytes < 1.2 * (weights + caches) + 3 * V * 4);
+    assert_true(bench_step(&b) > 0);
+    bench_close(&b);
+    arena_close(c.arena);
+}
+
 static void test_machine(void **state)
 {
     (void)state;
@@ -98,6 +117,7 @@ static void test_machine(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_train), cmocka_unit_test(test_forward),
+                                       cmocka_unit_test(test_decode),
                                        cmocka_unit_test(test_machine)};
     if (!scratch_open()) return 1;
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -407,7 +407,10 @@ static void compile(void **state)
     EXPECT(1, "not supported yet", "compile", spec, "--target", "cuda:sm_90", "--emit", "c", "-o",
            c);
     EXPECT(1, "not supported yet", "compile", spec, "--emit", "ptx", "-o", c);
-    EXPECT(1, "not supported yet", "compile", spec, "--emit", "c", "-o", c, "--program", "decode");
+    EXPECT(0, "program decode, B 1, T 1:", "compile", spec, "--emit", "c", "-o", c, "--program",
+           "decode");
+    EXPECT(0, "program prefill, B 2, T 256:", "compile", spec, "--emit", "c", "-o", c, "--program",
+           "prefill", "--batch", "2");
     EXPECT(1, "train section", "compile", spec, "--emit", "c", "-o", c, "--program", "apply");
     EXPECT(1, "cannot write", "compile", spec, "--emit", "c", "-o", "/nowhere/x.c");
     EXPECT(2, "--emit", "compile", spec, "-o", c);
