@@ -1,10 +1,13 @@
 /* Products: a plain one is a packing of the second operand and a blocked product over it; a stack
- * of them, however large, is one step whose items pack for themselves (text/gemm.c, compiled once
- * for all models). */
+ * of them, however large, and one of few rows (a step of decoding) is one step whose items pack for
+ * themselves (text/gemm.c, compiled once for all models). */
 #include "codegen/cpu.h"
 #include "codegen/gemm_shape.h"
 
 enum { TRANS_A = 1, ADD = 2, TRANS_B = 8 }; /* GEMM_* of text/gemm.c */
+
+/* Up to so many rows a panel of weights is used once or twice, and not worth a place in memory. */
+enum { FEW_ROWS = 48 };
 
 /* The head applies the loss kernels to its chunks. */
 #pragma GCC diagnostic ignored "-Woverlength-strings"
@@ -110,9 +113,10 @@ static void matmul(const struct cg_emit *e)
     int64_t m = dim(e, 0, ta ? 0 : 1), k = dim(e, 0, ta ? 1 : 0), n = dim(e, 1, tb ? 1 : 0);
     int64_t lda = cg_src_ld(e->g, e->n, 0), ldb = cg_src_ld(e->g, e->n, 1);
     int64_t ldc = cg_result_ld(e->g, e->n, 0);
-    if (ir_ty(e->g, e->n)->rank == 3) {
-        struct cg_stack_plan p = cg_gemm_stack_plan(dim(e, 0, 2), m, n, k);
-        struct cg_step *s = own(e, "k_gemm_stack", "gemm stack", p, k);
+    bool stack = ir_ty(e->g, e->n)->rank == 3;
+    if (stack || (m <= FEW_ROWS && !ta)) {
+        struct cg_stack_plan p = cg_gemm_stack_plan(stack ? dim(e, 0, 2) : 1, m, n, k);
+        struct cg_step *s = own(e, "k_gemm_stack", stack ? "gemm stack" : "gemm", p, k);
         cg_refs(e->a, s, CG_REFS(R_(0), S_(0), S_(1)));
         cg_nums(e->a, s,
                 CG_NUMS(m, n, k, lda, ldc, ldb, (ta ? TRANS_A : 0) | (tb ? TRANS_B : 0), p.nb));
