@@ -63,7 +63,9 @@ static void read_prompt(struct gen *g, const char *prompt, const char *ids, cons
     const struct model *m = g->r.model;
     struct stat st;
     if (!stat(weights, &st) && !S_ISDIR(st.st_mode)) weights = io_dirname(c->arena, weights);
-    if (prompt || !g->print_ids) cli_check(c, tokens_open(m, weights, &g->tok, &c->err));
+    /* where the spec does not, the file says where texts end */
+    bool ends = m->tokenizer.type == TOK_file && m->tokenizer.eos < 0 && !m->tokenizer.num_stop;
+    if (prompt || !g->print_ids || ends) cli_check(c, tokens_open(m, weights, &g->tok, &c->err));
     if (prompt && !g->tok)
         cli_fail(RT_user, "the spec names no tokenizer, so the prompt must come as --prompt-ids");
     if (prompt && m->tokenizer.bos >= 0)
@@ -105,14 +107,6 @@ static const float *logits(struct gen *g)
     return out;
 }
 
-static bool stops(const struct model *m, int32_t id)
-{
-    if (m->tokenizer.type == TOK_none) return false;
-    for (size_t i = 0; i < m->tokenizer.num_stop; i++)
-        if (m->tokenizer.stop[i] == id) return true;
-    return m->tokenizer.eos == id;
-}
-
 static void show(struct gen *g, struct tok_stream *s, int32_t id, bool first)
 {
     struct sb out = {0};
@@ -141,7 +135,8 @@ static void generate(struct gen *g, const struct sampler *s, int64_t max)
     size_t vocab = (size_t)g->r.model->vocab_size;
     struct sample_slot *slots = NEW(c->arena, struct sample_slot, vocab);
     struct tok_stream stream = {.n = 0};
-    for (size_t i = 0; i < g->text.n && !g->print_ids && g->tok; i++)
+    size_t bos = g->text.p[0] == g->r.model->tokenizer.bos; /* is not shown */
+    for (size_t i = bos; i < g->text.n && !g->print_ids && g->tok; i++)
         show(g, &stream, g->text.p[i], false);
     double begin = mem_seconds(), first = begin;
     size_t prompt = g->text.n;
@@ -149,7 +144,7 @@ static void generate(struct gen *g, const struct sampler *s, int64_t max)
         int32_t id;
         cli_check(c, sample_token(s, logits(g), vocab, g->text.n, slots, &id, &c->err));
         if (!i) first = mem_seconds();
-        if (stops(g->r.model, id)) break;
+        if (tokens_stop(g->r.model, g->tok, id)) break;
         cli_check(c, tok_ids_add(&g->text, id, &c->err));
         show(g, &stream, id, i == 0);
     }

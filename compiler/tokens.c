@@ -27,6 +27,43 @@ static enum rt_status chars(const struct model *m, const char *source, struct to
     return tokenizer_chars_of_file(source, out, err);
 }
 
+struct tok_options tokens_options(const struct model *m, struct arena *a)
+{
+    const struct tokenizer_spec *t = &m->tokenizer;
+    struct tok_name *special = NEW(a, struct tok_name, t->num_special);
+    for (size_t i = 0; i < t->num_special; i++)
+        special[i] = (struct tok_name){t->special[i].text, t->special[i].id};
+    return (struct tok_options){t->pattern, special, t->num_special};
+}
+
+static enum rt_status file(const struct model *m, const char *source, struct tokenizer **out,
+                           struct rt_error *err)
+{
+    struct arena *a = arena_open("tokens");
+    enum rt_status st = RT_ok;
+    if (source && is_folder(source) && io_exists(io_join(a, source, "manifest.json")))
+        st = tokenizer_folder_open(source, out, err);
+    if (st == RT_ok && !*out) {
+        struct tok_options o = tokens_options(m, a);
+        st = tokenizer_file_open(m->tokenizer.path, &o, out, err);
+    }
+    arena_close(a);
+    return st;
+}
+
+bool tokens_stop(const struct model *m, const struct tokenizer *t, int64_t id)
+{
+    const struct tokenizer_spec *s = &m->tokenizer;
+    if (s->type == TOK_none) return false;
+    if (s->eos >= 0 && s->eos == id) return true;
+    for (size_t i = 0; i < s->num_stop; i++)
+        if (s->stop[i] == id) return true;
+    if (s->eos >= 0 || s->num_stop || !t) return false;
+    for (int i = 0; i < t->num_stop; i++)
+        if (t->stop[i] == id) return true;
+    return false;
+}
+
 enum rt_status tokens_open(const struct model *m, const char *source, struct tokenizer **out,
                            struct rt_error *err)
 {
@@ -36,9 +73,7 @@ enum rt_status tokens_open(const struct model *m, const char *source, struct tok
     case TOK_none: return RT_ok;
     case TOK_bytes: st = tokenizer_bytes(out, err); break;
     case TOK_chars: st = chars(m, source, out, err); break;
-    case TOK_file:
-        return rt_fail(err, RT_user, "%s: tokenizer files are not supported yet",
-                       m->tokenizer.path);
+    case TOK_file: st = file(m, source, out, err); break;
     }
     if (st != RT_ok) return st;
     st = (*out)->ops->fits(*out, m->vocab_size, err);

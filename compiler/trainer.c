@@ -26,7 +26,8 @@ static void open_data(struct trainer *t)
                                       .seq_len = m->train.seq_len,
                                       .vocab_size = m->vocab_size,
                                       .seed = m->train.seed,
-                                      .tokenizer = t->tokenizer};
+                                      .tokenizer = t->tokenizer,
+                                      .progress = true};
     cli_check(c, dataset_open(&o, &t->data, &c->err));
 }
 

@@ -62,7 +62,7 @@ enum rt_status trainer_save(struct trainer *t, struct ckpt_dir *dir, struct rt_e
     weights_list(a, t->run.params, v.p, v.keep, "v.", &opt);
     list_idle(t, a, &opt);
     struct ckpt_state state = state_of(t);
-    struct ckpt_file file[2] = {{"spec.yaml", str_of(t->run.model->canonical)}};
+    struct ckpt_file file[1 + TOK_FILES] = {{"spec.yaml", str_of(t->run.model->canonical)}};
     const struct tf_meta meta = {"format", "pt"};
     struct ckpt_content c = {
         .step = t->step,
@@ -71,10 +71,11 @@ enum rt_status trainer_save(struct trainer *t, struct ckpt_dir *dir, struct rt_e
         .state = &state,
         .files = file,
         .num_files = 1};
-    if (t->tokenizer && t->tokenizer->ops->file) {
+    const struct tokenizer *tok = t->tokenizer;
+    for (int i = 0; tok && tok->ops->file && i < TOK_FILES && tok->ops->file(tok, i); i++) {
         struct sb s = {0};
-        t->tokenizer->ops->save(t->tokenizer, &s);
-        file[c.num_files++] = (struct ckpt_file){t->tokenizer->ops->file, sb_take(&s, a)};
+        tok->ops->save(tok, i, &s);
+        file[c.num_files++] = (struct ckpt_file){tok->ops->file(tok, i), sb_take(&s, a)};
     }
     int64_t keep = t->run.model->train.checkpoint_keep;
     enum rt_status st = ckpt_save(dir, &c, keep > 0 ? (unsigned)keep : UINT32_MAX, err);

@@ -1,10 +1,12 @@
 #include "runtime/dataset.h"
 #include "base/map.h"
 #include "runtime/mapped.h"
+#include "runtime/meter.h"
 #include "runtime/npy.h"
 #include "runtime/philox.h"
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 /* Ids are checked at the start up to this many tokens, and window by window in any case. */
 #define CHECK_AT_OPEN ((uint64_t)1 << 28)
@@ -72,6 +74,26 @@ static enum rt_status open_npy(struct dataset *d, struct rt_error *err)
     return RT_ok;
 }
 
+static enum rt_status encode_text(struct dataset *d, struct str s, struct rt_error *err)
+{
+    enum { BLOCK = 1 << 20 };
+    struct tok_encoder *e;
+    struct meter meter;
+    RT_TRY(tok_encoder_open(d->o.tokenizer, 0, &e, err));
+    meter_start(&meter, d->o.progress ? STDERR_FILENO : -1, "tokenizing", s.n);
+    enum rt_status st = RT_ok;
+    size_t i = 0;
+    do {
+        struct str part = {s.p + i, s.n - i < BLOCK ? s.n - i : BLOCK};
+        i += part.n;
+        st = tok_encoder_add(e, part, i == s.n, &d->ids, err);
+        meter_step(&meter, i);
+    } while (st == RT_ok && i < s.n);
+    meter_end(&meter);
+    tok_encoder_close(e);
+    return st;
+}
+
 static enum rt_status open_text(struct dataset *d, struct mapped *m, struct rt_error *err)
 {
     const struct tokenizer *t = d->o.tokenizer;
@@ -84,7 +106,7 @@ static enum rt_status open_text(struct dataset *d, struct mapped *m, struct rt_e
         return RT_ok;
     }
     struct rt_error why;
-    enum rt_status r = tokenizer_encode(t, (struct str){m->bytes, m->size}, &d->ids, &why);
+    enum rt_status r = encode_text(d, (struct str){m->bytes, m->size}, &why);
     if (r != RT_ok) return rt_fail(err, r, "'%s': %s", d->path, why.text);
     d->n = d->ids.n;
     return RT_ok;

@@ -14,6 +14,7 @@ struct dataset_options {
     uint64_t seed;
     /* for text; not used for .npy; kept by reference. Its fit with vocab_size is checked here. */
     const struct tokenizer *tokenizer;
+    bool progress; /* of tokenizing: a bar on standard error, where that is a terminal */
 };
 
 struct dataset;

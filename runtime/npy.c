@@ -1,8 +1,9 @@
 #include "runtime/npy.h"
 #include "base/arena.h"
 #include "base/str.h"
-#include "runtime/outfile.h"
+#include <errno.h>
 #include <stdio.h>
+#include <unistd.h>
 
 /* __builtin_mul_overflow is a GNU extension both compilers have. */
 enum { MAX_HEADER = 1 << 20 };
@@ -213,28 +214,39 @@ float npy_float(const struct npy *a, size_t i)
     return f;
 }
 
-static enum rt_status write_npy(const char *path, enum npy_type type, const void *data, int rank,
-                                const int64_t *shape, struct rt_error *err)
+enum { HEADER_MAX = 320 };
+
+/* Writes the header of an array; its length, and of the data in *bytes. */
+static size_t header_of(enum npy_type type, int rank, const int64_t *shape,
+                        unsigned char header[HEADER_MAX], size_t *bytes)
 {
     CHECK(rank >= 0 && rank <= NPY_MAX_RANK);
     char text[256];
     int n = snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (",
                      types[type].descr);
-    size_t bytes = types[type].size;
+    *bytes = types[type].size;
     for (int i = 0; i < rank; i++) {
-        CHECK(shape[i] >= 0 && !__builtin_mul_overflow(bytes, (size_t)shape[i], &bytes));
+        CHECK(shape[i] >= 0 && !__builtin_mul_overflow(*bytes, (size_t)shape[i], bytes));
         n += snprintf(text + n, sizeof text - (size_t)n, i + 1 < rank ? "%lld, " : "%lld",
                       (long long)shape[i]);
     }
     n += snprintf(text + n, sizeof text - (size_t)n, rank == 1 ? ",), }" : "), }");
     /* magic, version and length take 10 bytes; data starts at a multiple of 64 */
     size_t head = ((size_t)n + 11 + 63) / 64 * 64;
-    unsigned char header[320] = "\x93NUMPY\x01";
+    memcpy(header, "\x93NUMPY\x01", 8);
     memset(header + 10, ' ', head - 10);
     memcpy(header + 10, text, (size_t)n);
     header[8] = (unsigned char)(head - 10);
     header[9] = (unsigned char)((head - 10) >> 8);
     header[head - 1] = '\n';
+    return head;
+}
+
+static enum rt_status write_npy(const char *path, enum npy_type type, const void *data, int rank,
+                                const int64_t *shape, struct rt_error *err)
+{
+    unsigned char header[HEADER_MAX];
+    size_t bytes, head = header_of(type, rank, shape, header, &bytes);
     struct outfile f;
     RT_TRY(outfile_open(path, &f, err));
     enum rt_status r = outfile_write(&f, header, head, err);
@@ -242,6 +254,71 @@ static enum rt_status write_npy(const char *path, enum npy_type type, const void
     if (r == RT_ok) return outfile_commit(&f, err);
     outfile_drop(&f);
     return r;
+}
+
+/* The header of a stream, whose length is the same for any count. */
+static size_t stream_header(int64_t count, unsigned char header[HEADER_MAX])
+{
+    size_t bytes;
+    return header_of(NPY_i32, 1, &count, header, &bytes);
+}
+
+enum rt_status npy_stream_open(const char *path, struct npy_stream *s, struct rt_error *err)
+{
+    *s = (struct npy_stream){.count = 0};
+    RT_TRY(outfile_open(path, &s->file, err));
+    unsigned char header[HEADER_MAX];
+    enum rt_status st = RT_ok;
+    if (s->file.tmp)
+        st = outfile_write(&s->file, header, stream_header(0, header), err);
+    else if (!(s->spool = tmpfile()))
+        st = rt_fail(err, RT_machine, "no temporary file: %s", strerror(errno));
+    if (st != RT_ok) npy_stream_drop(s);
+    return st;
+}
+
+enum rt_status npy_stream_add(struct npy_stream *s, const int32_t *data, size_t n,
+                              struct rt_error *err)
+{
+    s->count += (int64_t)n;
+    if (!s->spool) return outfile_write(&s->file, data, n * sizeof *data, err);
+    if (fwrite(data, sizeof *data, n, s->spool) == n) return RT_ok;
+    return rt_fail(err, RT_machine, "cannot write a temporary file: %s", strerror(errno));
+}
+
+/* The header with the right count, and what was kept for a pipe. */
+static enum rt_status stream_end(struct npy_stream *s, struct rt_error *err)
+{
+    unsigned char header[HEADER_MAX];
+    size_t head = stream_header(s->count, header);
+    if (s->file.tmp) {
+        CHECK(head == stream_header(0, (unsigned char[HEADER_MAX]){0}));
+        ssize_t n = pwrite(s->file.fd, header, head, 0);
+        if (n == (ssize_t)head) return RT_ok;
+        return rt_fail(err, RT_machine, "cannot write '%s': %s", s->file.path,
+                       n < 0 ? strerror(errno) : "no space");
+    }
+    RT_TRY(outfile_write(&s->file, header, head, err));
+    char part[1 << 14];
+    rewind(s->spool);
+    for (size_t n; (n = fread(part, 1, sizeof part, s->spool));)
+        RT_TRY(outfile_write(&s->file, part, n, err));
+    return ferror(s->spool) ? rt_fail(err, RT_machine, "cannot read a temporary file") : RT_ok;
+}
+
+enum rt_status npy_stream_commit(struct npy_stream *s, struct rt_error *err)
+{
+    enum rt_status st = stream_end(s, err);
+    if (st == RT_ok) st = outfile_commit(&s->file, err);
+    npy_stream_drop(s);
+    return st;
+}
+
+void npy_stream_drop(struct npy_stream *s)
+{
+    outfile_drop(&s->file);
+    if (s->spool) fclose(s->spool);
+    s->spool = NULL;
 }
 
 enum rt_status npy_write_f32(const char *path, const float *data, int rank, const int64_t *shape,

@@ -3,6 +3,7 @@
 #ifndef STRATA_RUNTIME_NPY_H
 #define STRATA_RUNTIME_NPY_H
 #include "runtime/mapped.h"
+#include "runtime/outfile.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -39,4 +40,19 @@ enum rt_status npy_write_f32(const char *path, const float *data, int rank, cons
                              struct rt_error *err);
 enum rt_status npy_write_i32(const char *path, const int32_t *data, int rank, const int64_t *shape,
                              struct rt_error *err);
+
+/* A 1-D int32 array written as it comes, whose length is known at the end only. The file is whole
+ * or absent; into a pipe it goes at the end, from a temporary file. */
+struct npy_stream {
+    struct outfile file;
+    void *spool; /* of a pipe */
+    int64_t count;
+};
+enum rt_status npy_stream_open(const char *path, struct npy_stream *s, struct rt_error *err);
+/* On failure the caller calls npy_stream_drop. */
+enum rt_status npy_stream_add(struct npy_stream *s, const int32_t *data, size_t n,
+                              struct rt_error *err);
+/* Ends the file; on failure it is absent. */
+enum rt_status npy_stream_commit(struct npy_stream *s, struct rt_error *err);
+void npy_stream_drop(struct npy_stream *s);
 #endif

@@ -21,11 +21,12 @@ enum rt_status tok_ids_add(struct tok_ids *v, int32_t id, struct rt_error *err)
 
 /* ---- bytes ---- */
 
-static enum rt_status bytes_encode(const struct tokenizer *t, struct str text, struct tok_ids *out,
-                                   struct rt_error *err)
+static enum rt_status bytes_encode(const struct tokenizer *t, void *state, struct tok_part *p,
+                                   struct tok_ids *out, struct rt_error *err)
 {
-    (void)t;
-    for (size_t i = 0; i < text.n; i++) RT_TRY(tok_ids_add(out, (unsigned char)text.p[i], err));
+    (void)t, (void)state;
+    for (; p->from < p->text.n; p->from++, p->offset++)
+        RT_TRY(tok_ids_add(out, (unsigned char)p->text.p[p->from], err));
     return RT_ok;
 }
 
@@ -53,15 +54,19 @@ static void plain_close(struct tokenizer *t)
     free(t);
 }
 
-static const struct tokenizer_ops bytes_ops = {"bytes", NULL,       bytes_encode, bytes_piece,
-                                               NULL,    bytes_fits, plain_close};
+static const struct tokenizer_ops bytes_ops = {.type = "bytes",
+                                               .any_bytes = true,
+                                               .encode = bytes_encode,
+                                               .piece = bytes_piece,
+                                               .fits = bytes_fits,
+                                               .close = plain_close};
 
 enum rt_status tokenizer_bytes(struct tokenizer **out, struct rt_error *err)
 {
     struct bytes_tokenizer *t = calloc(1, sizeof *t);
     *out = t ? &t->base : NULL;
     if (!t) return rt_fail(err, RT_machine, "no memory for a tokenizer");
-    t->base = (struct tokenizer){&bytes_ops, 256};
+    t->base = (struct tokenizer){&bytes_ops, 256, .bos = -1};
     for (int i = 0; i < 256; i++) t->text[i] = (char)i;
     return RT_ok;
 }
@@ -94,21 +99,22 @@ static int32_t chars_id(const struct chars_tokenizer *t, uint32_t cp)
     return -1;
 }
 
-static enum rt_status chars_encode(const struct tokenizer *base, struct str text,
+static enum rt_status chars_encode(const struct tokenizer *base, void *state, struct tok_part *p,
                                    struct tok_ids *out, struct rt_error *err)
 {
+    (void)state;
     const struct chars_tokenizer *t = (const struct chars_tokenizer *)base;
-    for (size_t i = 0; i < text.n;) {
+    while (p->from < p->text.n) {
         uint32_t cp = 0;
-        int n = utf8_next(text.p + i, text.n - i, &cp);
-        if (n <= 0) return rt_fail(err, RT_user, "invalid UTF-8 at byte %zu of the text", i);
+        int n = utf8_next(p->text.p + p->from, p->text.n - p->from, &cp);
+        CHECK(n > 0);
         int32_t id = chars_id(t, cp);
         if (id < 0)
             return rt_fail(err, RT_user,
-                           "the character U+%04X at byte %zu is not in the vocabulary",
-                           (unsigned)cp, i);
+                           "the character U+%04X at byte %llu is not in the vocabulary",
+                           (unsigned)cp, (unsigned long long)p->offset);
         RT_TRY(tok_ids_add(out, id, err));
-        i += (size_t)n;
+        p->from += (size_t)n, p->offset += (size_t)n;
     }
     return RT_ok;
 }
@@ -119,8 +125,15 @@ static struct str chars_piece(const struct tokenizer *t, int32_t id)
     return (struct str){l->text, l->n};
 }
 
-static void chars_save(const struct tokenizer *t, struct sb *out)
+static const char *chars_file(const struct tokenizer *t, int i)
 {
+    (void)t;
+    return i ? NULL : "chars.json";
+}
+
+static void chars_save(const struct tokenizer *t, int file, struct sb *out)
+{
+    (void)file;
     sb_str(out, "{\"type\": \"chars\", \"code_points\": [");
     for (int32_t i = 0; i < t->vocab_size; i++)
         sb_printf(out, "%s%u", i ? ", " : "",
@@ -135,8 +148,13 @@ static enum rt_status chars_fits(const struct tokenizer *t, int64_t v, struct rt
                    (int)t->vocab_size, (long long)v);
 }
 
-static const struct tokenizer_ops chars_ops = {"chars",    "chars.json", chars_encode, chars_piece,
-                                               chars_save, chars_fits,   plain_close};
+static const struct tokenizer_ops chars_ops = {.type = "chars",
+                                               .file = chars_file,
+                                               .save = chars_save,
+                                               .encode = chars_encode,
+                                               .piece = chars_piece,
+                                               .fits = chars_fits,
+                                               .close = plain_close};
 
 /* From one flag a code point. */
 static enum rt_status chars_build(const bool *used, struct tokenizer **out, struct rt_error *err)
@@ -145,7 +163,7 @@ static enum rt_status chars_build(const bool *used, struct tokenizer **out, stru
     for (uint32_t cp = 0; cp < UTF8_LIMIT; cp++) n += used[cp];
     struct chars_tokenizer *t = calloc(1, sizeof *t + n * sizeof t->letter[0]);
     if (!t) return rt_fail(err, RT_machine, "no memory for a vocabulary of %zu characters", n);
-    t->base = (struct tokenizer){&chars_ops, (int32_t)n};
+    t->base = (struct tokenizer){&chars_ops, (int32_t)n, .bos = -1};
     for (int i = 0; i < 128; i++) t->ascii[i] = -1;
     n = 0;
     for (uint32_t cp = 0; cp < UTF8_LIMIT; cp++) {
@@ -246,28 +264,32 @@ void tokenizer_close(struct tokenizer *t)
     if (t) t->ops->close(t);
 }
 
-enum rt_status tokenizer_encode(const struct tokenizer *t, struct str text, struct tok_ids *out,
-                                struct rt_error *err)
-{
-    return t->ops->encode(t, text, out, err);
-}
-
 static struct str piece_of(const struct tokenizer *t, int32_t id)
 {
     return id >= 0 && id < t->vocab_size ? t->ops->piece(t, id) : STR(REPLACEMENT);
 }
 
+/* The text of the next id of a sequence. */
+static struct str text_of(const struct tokenizer *t, int32_t id, bool *begun)
+{
+    struct str s = piece_of(t, id);
+    if (t->space_first && !*begun && s.n && *s.p == ' ') s.p++, s.n--, *begun = true;
+    *begun |= s.n > 0;
+    return s;
+}
+
 void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, struct sb *out)
 {
+    bool begun = false;
     for (size_t i = 0; i < n; i++) {
-        struct str s = piece_of(t, ids[i]);
+        struct str s = text_of(t, ids[i], &begun);
         sb_add(out, s.p, s.n);
     }
 }
 
 void tok_stream_add(struct tok_stream *s, const struct tokenizer *t, int32_t id, struct sb *out)
 {
-    struct str piece = piece_of(t, id);
+    struct str piece = text_of(t, id, &s->begun);
     for (size_t i = 0; i < piece.n; i++) {
         s->held[s->n++] = piece.p[i];
         uint32_t cp;
@@ -285,5 +307,5 @@ void tok_stream_add(struct tok_stream *s, const struct tokenizer *t, int32_t id,
 void tok_stream_end(struct tok_stream *s, struct sb *out)
 {
     if (s->n) sb_str(out, REPLACEMENT);
-    s->n = 0;
+    *s = (struct tok_stream){.n = 0};
 }

@@ -14,7 +14,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (int32_t id = -1; id <= t->vocab_size; id++) tokenizer_decode(t, &id, 1, &text);
     tokenizer_encode(t, (struct str){text.p, text.n}, &ids, &err);
     text.n = 0;
-    t->ops->save(t, &text);
+    t->ops->save(t, 0, &text);
     free(ids.p);
     sb_free(&text);
     tokenizer_close(t);

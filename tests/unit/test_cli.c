@@ -325,7 +325,7 @@ static void tokenize_chars(void **state)
     assert_non_null(strstr(out.p, "byte 2"));
     assert_int_equal(RUN_IN(STR("anx"), "tokenize", "--tokenizer", "chars", "--text", text), 1);
     EXPECT(1, "--text", "tokenize", "--tokenizer", "chars");
-    EXPECT(1, "not supported yet", "tokenize", "--tokenizer", text);
+    EXPECT(1, "base64", "tokenize", "--tokenizer", text);
     EXPECT(1, "no tokenizer", "tokenize", "--tokenizer", "gpt9");
     EXPECT(2, "--help", "tokenize", "--tokenizer", "bytes", "--idz");
     EXPECT(2, "either", "tokenize");

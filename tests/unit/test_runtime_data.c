@@ -57,7 +57,7 @@ static struct dataset *open_bytes(const char *path, double val, bool shuffled, i
 {
     struct dataset *d;
     struct rt_error err = {""};
-    struct dataset_options o = {path, val, shuffled, seq_len, 256, 7, t};
+    struct dataset_options o = {path, val, shuffled, seq_len, 256, 7, t, false};
     if (dataset_open(&o, &d, &err) != RT_ok) fail_msg("%s", err.text);
     return d;
 }
@@ -104,7 +104,7 @@ static void expect_bad(const char *path, const struct tokenizer *t, int64_t voca
 {
     struct dataset *d;
     struct rt_error err;
-    struct dataset_options o = {path, 0, true, 4, vocab, 7, t};
+    struct dataset_options o = {path, 0, true, 4, vocab, 7, t, false};
     assert_int_equal(dataset_open(&o, &d, &err), RT_user);
     if (!strstr(err.text, phrase)) fail_msg("'%s' does not say '%s'", err.text, phrase);
     assert_null(d);
@@ -132,7 +132,7 @@ static void dataset_refuses(void **state)
     expect_bad(in_dir("f.npy"), NULL, 256, "not hold int32 or uint16");
     put(in_dir("fake.npy"), "text that is long enough");
     expect_bad(in_dir("fake.npy"), b, 256, "magic");
-    struct dataset_options o = {in_dir("i.npy"), 0, true, 4, 10, 7, NULL};
+    struct dataset_options o = {in_dir("i.npy"), 0, true, 4, 10, 7, NULL, false};
     struct dataset *d;
     int32_t ids[5];
     assert_int_equal(dataset_open(&o, &d, NULL), RT_ok);
@@ -151,7 +151,7 @@ static void dataset_real(void **state)
     const char *path = shared_data("tinyshakespeare.txt");
     if (!path) skip();
     assert_int_equal(tokenizer_chars_of_file(path, &t, NULL), RT_ok);
-    struct dataset_options o = {path, 0.1, true, 128, 65, 1, t};
+    struct dataset_options o = {path, 0.1, true, 128, 65, 1, t, false};
     assert_int_equal(dataset_open(&o, &d, NULL), RT_ok);
     assert_int_equal(dataset_train_tokens(d), 1003854);
     assert_int_equal(dataset_train_windows(d), 7842);

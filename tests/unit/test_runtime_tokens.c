@@ -126,7 +126,7 @@ static void expect_stream(const char *bytes, size_t n, const char *want)
 {
     struct tokenizer *t;
     assert_int_equal(tokenizer_bytes(&t, NULL), RT_ok);
-    struct tok_stream s = {{0}, 0};
+    struct tok_stream s = {.n = 0};
     struct sb out = {0};
     sb_str(&out, "");
     for (size_t i = 0; i < n; i++) {
@@ -175,11 +175,11 @@ static void chars_tokens(void **state)
     assert_int_equal(tokenizer_encode(t, STR("abz"), &ids, &err), RT_user);
     assert_non_null(strstr(err.text, "U+007A at byte 2"));
     assert_int_equal(tokenizer_encode(t, STR("a\xff"), &ids, &err), RT_user);
-    t->ops->save(t, &json);
+    t->ops->save(t, 0, &json);
     io_write_atomic(in_dir("chars.json"), json.p, json.n);
     assert_int_equal(tokenizer_chars_load(in_dir("chars.json"), &u, &err), RT_ok);
     out.n = 0;
-    u->ops->save(u, &out);
+    u->ops->save(u, 0, &out);
     assert_string_equal(out.p, json.p);
     tokenizer_close(u);
     tokenizer_close(t);
