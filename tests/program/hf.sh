@@ -91,6 +91,55 @@ for f in ${FAMILIES:-llama qwen3 linear kimi}; do
     ok "$f: export, import, export: the same files, loss and logits; shards; bf16"
 done
 
+grep -aq '"model.layers.0.self_attn.A_log":{"dtype":"F32","shape":\[1,1,3,1\]' \
+    "$tmp/linear/bf16/model.safetensors" || fail "A_log is not as the releases have it"
+
+# ---- tokenizers ----
+cp -r "$tmp/llama/small" "$tmp/tok"
+echo '{"version": "1.0"}' >"$tmp/tok/tokenizer.json"
+sed -i 's/"use_cache": true/&, "bos_token_id": 1, "eos_token_id": 2/' "$tmp/tok/config.json"
+expect 0 "$strata" import "$tmp/tok" -o "$tmp/tok.yaml"
+grep -qxF 'tokenizer: {path: "tok/tokenizer.json", bos: 1, eos: 2}' "$tmp/tok.yaml" || fail "$(cat "$tmp/tok.yaml")"
+echo '{"eos_token_id": [7, 2, 9]}' >"$tmp/tok/generation_config.json"
+echo '{"add_bos_token": false}' >"$tmp/tok/tokenizer_config.json"
+expect 0 "$strata" import "$tmp/tok" -o "$tmp/tok.yaml"
+grep -qxF 'tokenizer: {path: "tok/tokenizer.json", eos: 7, stop: [2, 9]}' "$tmp/tok.yaml" || fail "$(cat "$tmp/tok.yaml")"
+expect 0 "$strata" export "$tmp/tok.yaml" --weights "$tmp/tok" -o "$tmp/tok/again"
+cmp "$tmp/tok/tokenizer.json" "$tmp/tok/again/tokenizer.json" || fail "tokenizer.json differs"
+expect 0 "$strata" import "$tmp/tok/again" -o "$tmp/tok/again.yaml" --name small
+sed 's/tok\/tokenizer/again\/tokenizer/' "$tmp/tok.yaml" | diff <(sed 's/^name: tok/name: small/' -) "$tmp/tok/again.yaml" >"$tmp/err" ||
+    fail "another spec"
+echo '{"eos_token_id": 40}' >"$tmp/tok/generation_config.json"
+expect 1 "$strata" import "$tmp/tok"
+said "not in the vocabulary of 40"
+echo '{"add_bos_token": 1' >"$tmp/tok/tokenizer_config.json"
+expect 1 "$strata" import "$tmp/tok"
+said "tokenizer_config.json:"
+ok "tokenizer files, their ids, and ids that are none"
+
+# ---- a run that was trained ----
+cp LICENSE "$tmp/text.txt"
+cat "$tmp/llama.yaml" - >"$tmp/train.yaml" <<EOF
+tokenizer: bytes
+train:
+  data: {path: text.txt}
+  seq_len: 16
+  batch_size: 2
+  steps: 3
+  optimizer: {type: adamw, lr: 1.0e-3}
+  checkpoint: {dir: $tmp/run}
+EOF
+sed -i 's/vocab_size: 40/vocab_size: 256/' "$tmp/train.yaml"
+expect 0 "$strata" train "$tmp/train.yaml"
+expect 0 "$strata" export "$tmp/train.yaml" --weights "$tmp/run" -o "$tmp/trained"
+said "config.json has no place for train"
+expect 0 "$strata" import "$tmp/trained" -o "$tmp/trained.yaml"
+expect 0 "$strata" generate "$tmp/train.yaml" --weights "$tmp/run" --prompt-ids 65,66 --max-tokens 9 --print-ids
+mv "$tmp/out" "$tmp/want"
+expect 0 "$strata" generate "$tmp/trained.yaml" --weights "$tmp/trained" --prompt-ids 65,66 --max-tokens 9 --print-ids
+cmp "$tmp/out" "$tmp/want" || fail "other tokens"
+ok "a trained run is exported, and continues alike"
+
 # ---- folders that do not fit ----
 folder() { # a fresh folder $tmp/x that fits
     rm -rf "$tmp/x"

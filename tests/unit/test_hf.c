@@ -250,6 +250,8 @@ static void configs(void **state)
         if (c) {
             c->model.tokenizer.type = TOK_none;
             spec = hf_spec_text(a, c, "imported");
+            struct diag *own = diag_open(a);
+            if (!spec_parse(a, own, "spec.yaml", spec, NULL)) fail_msg("%s: no spec", path);
         }
         struct str got = str_of(str_fmt(a, "%s%.*s", said(), (int)spec.n, spec.n ? spec.p : ""));
         if (!io_read(a, want, 1 << 20, &old) && str_eq(old, got)) continue;
@@ -288,6 +290,101 @@ static const char *const kimi_spec =
     "    moe: {type: moe, num_experts: 4, experts_per_token: 2, intermediate_size: 8,\n"
     "          router: {balance: bias, scale: 2.446}}\n"
     "  layers: [{mixer: kda, ffn: dense}, {mixer: kda, ffn: moe}, {mixer: mla, ffn: moe}]\n";
+
+/* kimi-linear.md 1, 9 and 10. */
+static void parameter_counts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        int64_t total, blocks;
+    } want[] = {
+        {"kimi-linear", 49122681728, 1},
+        {"kimi-linear-attnres", 49122681728 + 253440, 9},
+        {"kimi-k3", 2779484476000, 8},
+    };
+    for (int i = 0; i < 3; i++) {
+        struct str text;
+        const char *path = str_fmt(a, "tests/hf/%s.json", want[i].name);
+        assert_int_equal(io_read(a, path, 1 << 20, &text), 0);
+        struct hf_config *c = hf_config_read(a, d, path, text);
+        c->model.tokenizer.type = TOK_none;
+        const struct model *m = spec_parse(a, d, "spec.yaml", hf_spec_text(a, c, "imported"), NULL);
+        assert_int_equal(params_total(params_of(a, m)), want[i].total);
+        assert_int_equal(m->num_boundaries + 1, want[i].blocks);
+    }
+}
+
+/* A folder in the form of K3: the wrapper, the prefix, padded A_log, MXFP4 experts, a vision tower;
+ * in the spec and the weights that came from it every number is where it belongs. */
+static void k3_folder(void **state)
+{
+    (void)state;
+    static const char config[] =
+        "{\"model_type\": \"kimi_k3\", \"vision_config\": {}, \"text_config\": {"
+        "\"model_type\": \"kimi_linear\", \"vocab_size\": 20, \"hidden_size\": 24,"
+        "\"num_hidden_layers\": 3, \"num_attention_heads\": 2, \"intermediate_size\": 10,"
+        "\"hidden_act\": \"situ\", \"activation_situ_beta\": 4.0,"
+        "\"activation_situ_linear_beta\": 25.0, \"attn_res_block_size\": 2,"
+        "\"linear_attn_config\": {\"kda_layers\": [1, 2], \"full_attn_layers\": [3],"
+        "\"num_heads\": 3, \"head_dim\": 4, \"short_conv_kernel_size\": 4,"
+        "\"gate_lower_bound\": -5.0, \"use_full_rank_gate\": true},"
+        "\"q_lora_rank\": 6, \"kv_lora_rank\": 5, \"qk_nope_head_dim\": 4,"
+        "\"qk_rope_head_dim\": 2, \"v_head_dim\": 3, \"mla_use_nope\": true,"
+        "\"mla_use_output_gate\": true, \"first_k_dense_replace\": 1, \"num_experts\": 3,"
+        "\"num_experts_per_token\": 2, \"num_shared_experts\": 2,"
+        "\"moe_intermediate_size\": 64, \"routed_expert_hidden_size\": 32,"
+        "\"latent_moe_use_norm\": true}}";
+    struct hf_config *c = hf_config_read(a, d, "config.json", STR(config));
+    if (!c) fail_msg("%s", said());
+    c->model.tokenizer.type = TOK_none;
+    const struct model *m = spec_parse(a, d, "spec.yaml", hf_spec_text(a, c, "k3"), NULL);
+    if (!m) fail_msg("%s", said());
+    const struct params *ps = params_of(a, m);
+    VEC(struct tf_tensor) file = {0};
+    float **want = NEW(a, float *, ps->n), **got = NEW(a, float *, ps->n);
+    uint64_t n = 0;
+    for (size_t i = 0; i < ps->n; i++) {
+        want[i] = NEW(a, float, ps->p[i].count + 128);
+        got[i] = NEW(a, float, ps->p[i].count);
+        for (int64_t k = 0; k < ps->p[i].count; k++) want[i][k] = (float)n++;
+        for (size_t k = 0; k < ps->p[i].num_parts; k++) {
+            const struct param_part *q = &ps->p[i].part[k];
+            struct tf_tensor t = part_tensor(q);
+            t.name = str_fmt(a, "language_model.%s", q->tensor);
+            t.data = want[i] + q->offset;
+            if (q->per_head) t.shape[0] = 128;
+            if (!strstr(q->tensor, ".experts.")) {
+                vec_push(a, &file, t);
+                continue;
+            }
+            size_t rows = (size_t)q->dim[0], cols = (size_t)q->dim[1];
+            unsigned char *packed = NEW(a, unsigned char, rows *cols / 2);
+            unsigned char *scale = NEW(a, unsigned char, rows *cols / 32);
+            for (size_t b = 0; b < rows * cols / 2; b++) packed[b] = (unsigned char)(n = n * 5 + 1);
+            for (size_t b = 0; b < rows * cols / 32; b++) scale[b] = (unsigned char)(120 + b % 9);
+            mxfp4_read(packed, scale, rows, cols, want[i] + q->offset);
+            t.dtype = TF_U8;
+            t.data = packed, t.shape[1] = q->dim[1] / 2;
+            const char *name = t.name;
+            t.name = str_fmt(a, "%s_packed", name);
+            vec_push(a, &file, t);
+            t.data = scale, t.shape[1] = q->dim[1] / 32;
+            t.name = str_fmt(a, "%s_scale", name);
+            vec_push(a, &file, t);
+        }
+    }
+    struct tf_tensor eye = {
+        .name = "vision_tower.patch_embed.proj.weight", .rank = 1, .shape = {1}, .dtype = TF_F32};
+    eye.data = numbers;
+    vec_push(a, &file, eye);
+    const struct tf_content content = {file.p, file.n, NULL, 0, NULL, NULL};
+    assert_int_equal(tensorfile_write(in_dir("k3.safetensors"), &content, &err), RT_ok);
+    if (weights_load(ps, in_dir("k3.safetensors"), got, d, &err)) fail_msg("%s", said());
+    expect_said("vision part");
+    for (size_t i = 0; i < ps->n; i++)
+        assert_memory_equal(got[i], want[i], (size_t)ps->p[i].count * sizeof(float));
+}
 
 static struct model *parse(const char *text, const char *const *set, size_t n)
 {
@@ -420,6 +517,25 @@ static void refusals(void **state)
     expect_said("model.layers.attnres is off in layer 0");
 }
 
+/* Against the definition: the nearest of the two neighbours, the even one of a tie. */
+static void bf16_rounding(void **state)
+{
+    (void)state;
+    static const uint32_t bits[][2] = {
+        {0x3f800000, 0x3f80}, {0x3f808000, 0x3f80}, {0x3f808001, 0x3f81}, {0x3f818000, 0x3f82},
+        {0x3f817fff, 0x3f81}, {0x7f7fffff, 0x7f80}, {0x7f800000, 0x7f80}, {0xff800000, 0xff80},
+        {0x7f800001, 0x7fc0}, {0x80000000, 0x8000}, {0x00008000, 0x0000}, {0x00018000, 0x0002},
+        {0xbf80c000, 0xbf81}, {0xffffffff, 0xffff},
+    };
+    for (size_t i = 0; i < sizeof bits / sizeof *bits; i++) {
+        float x;
+        uint16_t got;
+        memcpy(&x, &bits[i][0], 4);
+        tf_to_bf16(&x, 1, &got);
+        if (got != bits[i][1]) fail_msg("%08x is %04x, not %04x", bits[i][0], got, bits[i][1]);
+    }
+}
+
 static int open_all(void **state)
 {
     (void)state;
@@ -439,10 +555,12 @@ static int close_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(mxfp4_codes),      cmocka_unit_test(a_log_shapes),
-        cmocka_unit_test(mxfp4_tensors),    cmocka_unit_test(accounting),
-        cmocka_unit_test(configs),          cmocka_unit_test(round_trips),
-        cmocka_unit_test(kimi_round_trips), cmocka_unit_test(refusals),
+        cmocka_unit_test(mxfp4_codes),   cmocka_unit_test(a_log_shapes),
+        cmocka_unit_test(mxfp4_tensors), cmocka_unit_test(accounting),
+        cmocka_unit_test(configs),       cmocka_unit_test(parameter_counts),
+        cmocka_unit_test(k3_folder),     cmocka_unit_test(bf16_rounding),
+        cmocka_unit_test(round_trips),   cmocka_unit_test(kimi_round_trips),
+        cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
