@@ -9,12 +9,6 @@ demo=$build/demo
 text=$demo/kjv.txt
 case $text in /*) path=$text ;; *) path=$PWD/$text ;; esac
 mkdir -p "$demo"
-if [ ! -s "$text" ]; then
-    command -v bible >/dev/null || { echo "demo: no 'bible': apt-get install --no-install-recommends bible-kjv" >&2; exit 1; }
-    # One verse a line, without its number.
-    bible -f gen1:1-rev22:21 | sed 's/^[^ ]* //' >"$text.part"
-    mv "$text.part" "$text"
-fi
 n=1
 while [ -e "$demo/run-$n" ]; do n=$((n + 1)); done
 run=$demo/run-$n
