@@ -1,10 +1,11 @@
 /* The decode program against the forward program: sequences cut at random places, several at a time
  * in slots that held something else before. In float64 (where both are the definition) and
- * compiled, where the logits have the same bits; absorbed MLA, which sums in another order than the
- * forward program, has the same bits for every cut. */
+ * compiled, where attention gives the same bits; absorbed MLA, which sums in another order than the
+ * forward program, the same bits for every cut; KDA, whose chunks begin with the call, neither. */
 #include "compiled.h"
 #include "compiler/decode.h"
 #include "eval.h"
+#include "runtime/mem.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -30,6 +31,7 @@ struct job {
     /* compiled */
     struct session *session;
     struct program *program;
+    bool last; /* the program gives the logits of last tokens only */
 };
 
 static int64_t draw(struct job *j, int64_t limit)
@@ -81,22 +83,22 @@ static void decode_all(struct job *j, int64_t most)
     }
 }
 
-static struct ir_graph *decode_graph(struct arena *a, const struct fixture *f, int64_t context)
+static struct ir_graph *decode_graph(struct arena *a, const struct fixture *f, int64_t context,
+                                     bool all)
 {
     const struct build_options o = {
-        .slots = SLOTS, .context = context, .chunk = CHUNK, .all_logits = true};
+        .slots = SLOTS, .context = context, .chunk = CHUNK, .all_logits = all};
     struct ir_graph *g = build_model(a, f->model, f->params, BUILD_decode, &o);
     const char *why = graph_verify(g, STAGE_T);
     if (why) fail_msg("%s", why);
     return g;
 }
 
-/* Whether the decode program has the forward program's arithmetic: absorbed MLA has its own. */
-static bool same_form(const struct model *m)
+static bool has(const struct model *m, enum mixer_type type)
 {
-    bool ok = true;
-    for (size_t i = 0; i < m->num_mixers; i++) ok = ok && m->mixer[i].type != MIXER_mla;
-    return ok;
+    for (size_t i = 0; i < m->num_mixers; i++)
+        if (m->mixer[i].type == type) return true;
+    return false;
 }
 
 /* ---- float64 ---- */
@@ -143,7 +145,7 @@ static void eval_open(struct job *j)
         for (int64_t k = 0; k < p->count; k++) v[k] = (double)f->weights[i][k];
         vec_push(j->a, &j->in, ((struct ir_named){p->name, v, p->count}));
     }
-    j->g = decode_graph(j->a, f, j->context);
+    j->g = decode_graph(j->a, f, j->context, !j->last);
     for (ir_id n = 0; n < j->g->node.n; n++) {
         const char *name = ir_word(j->g, n, AK_name, "");
         if (!str_starts(str_of(name), "cache.")) continue;
@@ -195,7 +197,7 @@ static void compiled_job(struct job *j, unsigned threads)
     if (session_open(&so, &j->session, &err)) fail_msg("%s", err.text);
     struct ir_graph *g = build_model(j->a, f->model, f->params, BUILD_forward, &plain);
     struct program *forward = program_open(j->session, g, "forward", (struct ir_bind){f->B, f->T});
-    j->program = program_open(j->session, decode_graph(j->a, f, j->context), "decode",
+    j->program = program_open(j->session, decode_graph(j->a, f, j->context, !j->last), "decode",
                               (struct ir_bind){1, 1});
     assert_true(forward && j->program);
     struct plan *p = program_plan(forward, f->B, f->T), *one = program_plan(j->program, 1, 1);
@@ -208,7 +210,9 @@ static void compiled_job(struct job *j, unsigned threads)
     double *want = NEW(j->a, double, v->count);
     for (int64_t i = 0; i < v->count; i++) want[i] = (double)((const float *)v->p)[i];
     j->want = want;
-    if (!same_form(f->model)) {
+    if (has(f->model, MIXER_kda)) {
+        j->tol = 1e-4;
+    } else if (has(f->model, MIXER_mla)) {
         j->tol = 1e-5;
         j->first = NEW(j->a, double, v->count);
         for (int64_t i = 0; i < v->count; i++) j->first[i] = NAN;
@@ -240,11 +244,136 @@ static void test_fixtures(void **state)
     arena_close(names);
 }
 
+/* ---- larger models, cut as prompts are ---- */
+
+#define HEAD                                                                              \
+    "strata: 1\nname: cut\nmodel:\n  vocab_size: 97\n  hidden_size: 40\n"                 \
+    "  residual: {type: attnres, block_size: 3}\n"                                        \
+    "  ffns:\n    mlp: {type: mlp, intermediate_size: 50}\n"                              \
+    "    moe: {type: moe, num_experts: 6, experts_per_token: 2, num_shared_experts: 1,\n" \
+    "          intermediate_size: 24}\n"
+
+/* Windows are rings in their slots: 150 tokens a call and 30 before them fit in 192 positions. */
+static const char windows[] = HEAD
+    "  mixers:\n"
+    "    all: {type: attention, num_heads: 6, num_kv_heads: 2, head_dim: 12, rope: {theta: 100}}\n"
+    "    near: {type: attention, num_heads: 3, num_kv_heads: 1, head_dim: 8, qk_norm: true,\n"
+    "           rope: {theta: 1000}, window: 30}\n"
+    "  layers: [{repeat: 2, layers: [{mixer: all, ffn: mlp}, {mixer: near, ffn: moe}]}]\n";
+static const char linear[] =
+    HEAD "  mixers:\n"
+         "    kda: {type: attention, num_heads: 2, head_dim: 16}\n"
+         "    mla: {type: mla, num_heads: 3, kv_lora_rank: 20, qk_nope_head_dim: 12,\n"
+         "          qk_rope_head_dim: 6, v_head_dim: 10, rope: {theta: 500}}\n"
+         "  layers: [{mixer: kda, ffn: mlp}, {mixer: kda, ffn: moe}, {mixer: kda, ffn: moe},\n"
+         "           {mixer: mla, ffn: moe}]\n";
+
+/* Prompts in pieces of `cut`, the last `ones` tokens one by one; sequences together, slots changing
+ * with every cut. */
+static void decode_cut(struct job *j, int64_t cut, int64_t ones)
+{
+    const struct fixture *f = j->f;
+    int32_t tokens[MAX_B * CHUNK], past[MAX_B], slots[MAX_B];
+    for (int64_t at = 0, T; at < f->T; at += T) {
+        T = at < f->T - ones ? f->T - ones - at : 1;
+        if (T > cut) T = cut;
+        for (int64_t b = 0; b < f->B; b++) {
+            memcpy(tokens + b * T, f->tokens + b * f->T + at, (size_t)T * 4);
+            past[b] = (int32_t)at, slots[b] = (int32_t)((b + cut) % SLOTS);
+        }
+        const double *got = j->call(j, &(struct decode_call){f->B, T, tokens, past, slots});
+        for (int64_t i = 0; i < f->B * T; i++)
+            compare(j, got + i * f->model->vocab_size, i / T * f->T + at + i % T);
+    }
+}
+
+static void test_cuts(void **state)
+{
+    (void)state;
+    static const int64_t cuts[] = {63, 64, 65, 127, 128, 129, 150, 1};
+    for (int k = 0; k < 2; k++) {
+        struct job j = {.a = arena_open("decode"), .call = compiled_call, .context = 420};
+        j.f = fixture_fresh("cut", str_of(k ? linear : windows), 2, 420, true);
+        compiled_job(&j, 2);
+        for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) decode_cut(&j, cuts[i], 45);
+        session_close(j.session);
+        fixture_close(j.f);
+        arena_close(j.a);
+    }
+}
+
+static int32_t largest(const double *x, int64_t n)
+{
+    int64_t best = 0;
+    for (int64_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return (int32_t)best;
+}
+
+enum { PROMPT = 20, COUNT = 512 };
+
+/* Greedy tokens after the fixture's first ones, in place of its others; returns their logits. */
+static double *greedy(struct job *j)
+{
+    struct fixture *f = j->f;
+    int64_t V = f->model->vocab_size;
+    double *kept = NEW(j->a, double, COUNT *V);
+    const int32_t slot = 3;
+    int32_t past = 0;
+    uint64_t allocated = 0;
+    for (int64_t i = 0; i < COUNT; i++) {
+        const struct decode_call c = {1, i ? 1 : PROMPT, f->tokens + past, &past, &slot};
+        struct rt_error err;
+        const float *logits;
+        if (i > 1) allocated = mem_allocations();
+        if (decode_run(j->session, j->program, &c, &logits, &err)) fail_msg("%s", err.text);
+        if (i > 1) assert_int_equal(mem_allocations(), allocated);
+        for (int64_t k = 0; k < V; k++) kept[i * V + k] = (double)logits[k];
+        past += (int32_t)c.T;
+        f->tokens[past] = largest(kept + i * V, V);
+    }
+    return kept;
+}
+
+/* What is decoded token by token is what the forward program would have chosen at every place, and
+ * does not depend on the number of threads. */
+static void test_greedy(void **state)
+{
+    (void)state;
+    struct arena *a = arena_open("greedy");
+    double *first = NULL;
+    for (unsigned threads = 1; threads <= 3; threads++) {
+        struct job j = {.a = arena_open("decode"), .context = PROMPT + COUNT, .last = true};
+        j.f = fixture_fresh("cut", str_of(linear), 1, PROMPT + COUNT + 1, true);
+        int64_t V = j.f->model->vocab_size;
+        size_t bytes = (size_t)(COUNT * V) * sizeof(double);
+        compiled_job(&j, threads);
+        double *kept = greedy(&j);
+        if (!first) first = memcpy(NEW(a, double, COUNT *V), kept, bytes);
+        assert_memory_equal(first, kept, bytes);
+        session_close(j.session);
+        if (threads == 3) { /* the tokens are the fixture's now */
+            compiled_job(&j, threads);
+            for (int64_t i = 0; i < COUNT; i++) {
+                const double *want = j.want + (PROMPT - 1 + i) * V;
+                assert_int_equal(largest(want, V), j.f->tokens[PROMPT + i]);
+                compare(&j, kept + i * V, PROMPT - 1 + i);
+            }
+            session_close(j.session);
+        }
+        fixture_close(j.f);
+        arena_close(j.a);
+    }
+    arena_close(a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_float64),
         cmocka_unit_test(test_fixtures),
+        cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_greedy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
