@@ -36,7 +36,7 @@ enum { CHUNK = 256 }; /* prompt tokens of a call; a multiple of the chunks of 64
 struct gen {
     struct run r;
     struct tokenizer *tok; /* NULL: ids only */
-    struct program *decode;
+    struct decoder d;
     struct tok_ids text; /* prompt and what came after it */
     size_t known;        /* how many of them are in the caches */
     bool print_ids, stats;
@@ -86,10 +86,11 @@ static struct plan *open_program(struct gen *g, int64_t max)
                  (long long)prompt, (long long)max, (long long)limit, (long long)(prompt + max));
     int64_t rest = prompt % CHUNK;
     const struct build_options o = {.slots = 1, .context = prompt + max, .chunk = CHUNK};
-    g->decode = run_program(&g->r, BUILD_decode, &o, 1, 1);
-    if (prompt >= CHUNK) program_plan(g->decode, 1, CHUNK);
-    if (rest) program_plan(g->decode, 1, rest);
-    return program_plan(g->decode, 1, 1);
+    struct program *p = run_program(&g->r, BUILD_decode, &o, 1, 1);
+    g->d = (struct decoder){g->r.session, p, o.slots, o.context, o.chunk};
+    if (prompt >= CHUNK) program_plan(p, 1, CHUNK);
+    if (rest) program_plan(p, 1, rest);
+    return program_plan(p, 1, 1);
 }
 
 /* Logits after the last token: what the caches do not know yet goes through the program. */
@@ -101,7 +102,7 @@ static const float *logits(struct gen *g)
         size_t left = g->text.n - g->known, T = left < CHUNK ? left : CHUNK;
         int32_t past = (int32_t)g->known;
         const struct decode_call c = {1, (int64_t)T, g->text.p + g->known, &past, &slot};
-        cli_check(g->r.cli, decode_run(g->r.session, g->decode, &c, &out, &g->r.cli->err));
+        cli_check(g->r.cli, decode_run(&g->d, &c, &out, &g->r.cli->err));
         g->known += T;
     }
     return out;

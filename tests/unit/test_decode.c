@@ -30,7 +30,7 @@ struct job {
     VEC(struct ir_named) in;
     /* compiled */
     struct session *session;
-    struct program *program;
+    struct decoder d;
     bool last; /* the program gives the logits of last tokens only */
 };
 
@@ -180,7 +180,7 @@ static const double *compiled_call(struct job *j, const struct decode_call *c)
 {
     struct rt_error err;
     const float *logits;
-    if (decode_run(j->session, j->program, c, &logits, &err)) fail_msg("%s", err.text);
+    if (decode_run(&j->d, c, &logits, &err)) fail_msg("%s", err.text);
     int64_t n = c->B * c->T * j->f->model->vocab_size;
     double *v = NEW(j->a, double, n);
     for (int64_t i = 0; i < n; i++) v[i] = (double)logits[i];
@@ -197,10 +197,11 @@ static void compiled_job(struct job *j, unsigned threads)
     if (session_open(&so, &j->session, &err)) fail_msg("%s", err.text);
     struct ir_graph *g = build_model(j->a, f->model, f->params, BUILD_forward, &plain);
     struct program *forward = program_open(j->session, g, "forward", (struct ir_bind){f->B, f->T});
-    j->program = program_open(j->session, decode_graph(j->a, f, j->context, !j->last), "decode",
-                              (struct ir_bind){1, 1});
-    assert_true(forward && j->program);
-    struct plan *p = program_plan(forward, f->B, f->T), *one = program_plan(j->program, 1, 1);
+    struct program *decode = program_open(j->session, decode_graph(j->a, f, j->context, !j->last),
+                                          "decode", (struct ir_bind){1, 1});
+    assert_true(forward && decode);
+    j->d = (struct decoder){j->session, decode, SLOTS, j->context, CHUNK};
+    struct plan *p = program_plan(forward, f->B, f->T), *one = program_plan(decode, 1, 1);
     if (session_compile(j->session, NULL, &err)) fail_msg("%s", err.text);
     struct compiled c = {.f = j->f};
     compiled_bind(&c, p);
@@ -242,6 +243,21 @@ static void test_fixtures(void **state)
     for (const char *const *p = fixture_names(names); *p; p++)
         if (fixture_compiles(*p)) run_compiled(fixture_open(*p, NULL), 9, 2);
     arena_close(names);
+}
+
+static void test_bf16(void **state)
+{
+    (void)state;
+    if (!__builtin_cpu_supports("avx512bf16")) {
+        print_message("skipped: this CPU has no bf16 products\n");
+        skip();
+    }
+    static const char *const name[] = {"attention-all", "attention-window", "everything"};
+    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
+        struct fixture *f = fixture_open(name[i], NULL);
+        f->model->train.precision = PREC_bf16;
+        run_compiled(f, 5, 2);
+    }
 }
 
 /* ---- larger models, cut as prompts are ---- */
@@ -326,7 +342,7 @@ static double *greedy(struct job *j)
         struct rt_error err;
         const float *logits;
         if (i > 1) allocated = mem_allocations();
-        if (decode_run(j->session, j->program, &c, &logits, &err)) fail_msg("%s", err.text);
+        if (decode_run(&j->d, &c, &logits, &err)) fail_msg("%s", err.text);
         if (i > 1) assert_int_equal(mem_allocations(), allocated);
         for (int64_t k = 0; k < V; k++) kept[i * V + k] = (double)logits[k];
         past += (int32_t)c.T;
@@ -370,9 +386,8 @@ static void test_greedy(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_float64),
-        cmocka_unit_test(test_fixtures),
-        cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_float64), cmocka_unit_test(test_fixtures),
+        cmocka_unit_test(test_bf16),    cmocka_unit_test(test_cuts),
         cmocka_unit_test(test_greedy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
