@@ -172,7 +172,8 @@ static double resident(const char *const *argv)
 static void planned_memory(void **state)
 {
     (void)state;
-    static const char *const specs[] = {"examples/tiny-moe/spec.yaml", "specs/bench-c.yaml",
+    static const char *const specs[] = {"examples/tiny-moe/spec.yaml",
+                                        "examples/tiny-kimi/spec.yaml", "specs/bench-c.yaml",
                                         "specs/bench-a.yaml"};
     const char *text = in_dir("text.txt"), *data = str_fmt(a, "--set=train.data.path=%s", text);
     const char *dir = str_fmt(a, "--set=train.checkpoint.dir=%s", in_dir("run"));
@@ -181,7 +182,7 @@ static void planned_memory(void **state)
     assert_int_equal(io_write_atomic(text, s.p, s.n), 0);
     sb_free(&s);
     double base = resident((const char *const[]){strata, "spec", "--schema", NULL});
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         double got = 0;
         EXPECT(0, "", "check", specs[i], "--json", data);
         json_t *j = json_loads(out.p, 0, NULL);
@@ -245,8 +246,12 @@ static size_t count(struct str s, const char *what)
 static void drawings(void **state)
 {
     (void)state;
-    EXPECT(0, "", "check", "examples/tiny-moe/spec.yaml", "--draw", in_dir("moe.svg"));
-    golden("examples/tiny-moe/architecture.svg", file(in_dir("moe.svg")));
+    static const char *const example[] = {"tiny-moe", "tiny-kimi"};
+    for (int i = 0; i < 2; i++) {
+        const char *dir = str_fmt(a, "examples/%s", example[i]), *to = in_dir("drawn.svg");
+        EXPECT(0, "", "check", str_fmt(a, "%s/spec.yaml", dir), "--draw", to);
+        golden(str_fmt(a, "%s/architecture.svg", dir), file(to));
+    }
     static const char *const set[] = {
         "model.residual={type: attnres, blocks: 4}",
         "model.residual=standard",

@@ -26,8 +26,14 @@ static struct fixture *full(void)
     return fixture_open("attnres-full", NULL);
 }
 
+/* KDA over several chunks, and latent attention. */
+static struct fixture *kimi(void)
+{
+    return fixture_fresh("examples/tiny-kimi/spec.yaml", STR(""), 2, 71, true);
+}
+
 typedef struct fixture *open_fn(void);
-static open_fn *const cases[] = {large, small, full};
+static open_fn *const cases[] = {large, small, full, kimi};
 enum { CASES = sizeof cases / sizeof *cases };
 
 typedef void compare_fn(const char *what, const struct fixture *f, const char *name,
@@ -69,15 +75,24 @@ static struct { /* seen by `close_by` */
     double forward, gradient, share;
 } most;
 
-/* Values to 1e-6. A gradient may differ by ten times what rounding of the weights alone does to it
- * (as tests/fixtures/README.md measures it); cases without that measurement are held to 1e-5. */
+/* The recurrence of KDA moves more by rounding than attention does: see noise.* of kimi-mini. */
+static bool has_kda(const struct fixture *f)
+{
+    for (size_t i = 0; i < f->model->num_mixers; i++)
+        if (f->model->mixer[i].type == MIXER_kda) return true;
+    return false;
+}
+
+/* Values to 1e-6, with KDA to 1e-5. A gradient may differ by ten times what rounding of the weights
+ * alone does to it (as tests/fixtures/README.md measures it); in cases without that measurement by
+ * ten times what a value may. */
 static void close_by(const char *what, const struct fixture *f, const char *name,
                      const struct plan_value *a, const struct plan_value *b)
 {
     if (a->dtype != SA_f32) return;
-    double e = difference(a, b), tol = 1e-6;
+    double e = difference(a, b), tol = has_kda(f) ? 1e-5 : 1e-6;
     bool gradient = str_starts(str_of(name), "grad.");
-    if (gradient && !f->want) tol = 1e-5;
+    if (gradient && !f->want) tol *= 10;
     if (gradient && f->want && 10 * moved_by_noise(f, name) > tol)
         tol = 10 * moved_by_noise(f, name);
     if (!(e <= tol))
