@@ -15,7 +15,8 @@ static const char rows_text[] = "#ifndef K_KDA\n"
 #include "text/kda_rows.c.inc"
                                 "#endif\n";
 
-enum { CHUNK = 16, LANES = 16, BLOCK = 64 }; /* KDA_C; a vector; channels of an item of conv.c */
+enum { CHUNK = 16, LANES = 16 };    /* KDA_C; a vector */
+enum { BLOCK = 64, FORWARD = 256 }; /* channels of an item of conv.c: of most, of short_conv */
 
 static int64_t round_up(int64_t n)
 {
@@ -39,14 +40,15 @@ static struct cg_step *conv_step(const struct cg_emit *e, const char *name, uint
 
 static void short_conv(const struct cg_emit *e)
 {
-    enum { ROWS = 128 };
-    int64_t c = cg_src_cols(e->g, e->n, 0, e->b), blocks = (c + BLOCK - 1) / BLOCK;
+    enum { ROWS = 64 };
+    int64_t c = cg_src_cols(e->g, e->n, 0, e->b), blocks = (c + FORWARD - 1) / FORWARD;
     struct cg_step *s = conv_step(e, "short_conv", 1);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0)));
     cg_nums(e->a, s,
             CG_NUMS(e->b.T, c, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0), ROWS));
     int64_t rows = e->b.T < ROWS ? e->b.T : ROWS;
-    cg_items(s, e->b.B * ((e->b.T + ROWS - 1) / ROWS) * blocks, 32 * rows * BLOCK);
+    cg_items(s, e->b.B * ((e->b.T + ROWS - 1) / ROWS) * blocks,
+             16 * rows * (c < FORWARD ? c : FORWARD));
 }
 
 static void short_conv_grad(const struct cg_emit *e)
