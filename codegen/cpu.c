@@ -26,7 +26,9 @@ static cg_emit_fn *emitter(const struct ir_graph *g, ir_id n)
     case OP_short_conv:
     case OP_short_conv_grad:
     case OP_kda:
-    case OP_kda_grad: return cg_cpu_kda;
+    case OP_kda_grad:
+    case OP_conv_cached:
+    case OP_kda_cached: return cg_cpu_kda;
     case OP_depth_mix:
     case OP_depth_mix_grad:
     case OP_depth_inter:

@@ -62,6 +62,16 @@ static void short_conv_grad(const struct cg_emit *e)
     cg_items(s, (c + BLOCK - 1) / BLOCK, 64 * e->b.B * e->b.T * BLOCK);
 }
 
+static void conv_cached(const struct cg_emit *e)
+{
+    int64_t c = cg_src_cols(e->g, e->n, 0, e->b);
+    cg_need_dense(e->g, e->n, 2);
+    struct cg_step *s = conv_step(e, "conv_cached", 1);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(1), S_(3), S_(4), R_(0)));
+    cg_nums(e->a, s, CG_NUMS(e->b.T, c, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0)));
+    cg_items(s, e->b.B * ((c + BLOCK - 1) / BLOCK), 32 * (e->b.T + 4) * BLOCK);
+}
+
 static void repeat(const struct cg_emit *e)
 {
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, conv_text, "repeat", NULL, 0);
@@ -122,6 +132,18 @@ static void kda(const struct cg_emit *e)
     s->scratch = chunk_scratch(&x);
 }
 
+static void kda_cached(const struct cg_emit *e)
+{
+    struct kda x = kda_of(e);
+    cg_need_dense(e->g, e->n, 5);
+    struct cg_step *s = kda_step(e, "kda_cached", &x);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(3), S_(4), R_(1), S_(6), S_(7), R_(0)));
+    int64_t num[7] = {e->b.T, [6] = cg_result_ld(e->g, e->n, 0)};
+    for (uint32_t i = 0; i < 5; i++) num[1 + i] = cg_src_ld(e->g, e->n, i);
+    cg_nums(e->a, s, num, 7);
+    s->scratch = chunk_scratch(&x);
+}
+
 static void kda_grad(const struct cg_emit *e)
 {
     struct kda x = kda_of(e);
@@ -148,6 +170,8 @@ void cg_cpu_kda(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bi
     case OP_short_conv_grad: short_conv_grad(&e); break;
     case OP_kda: kda(&e); break;
     case OP_kda_grad: kda_grad(&e); break;
+    case OP_conv_cached: conv_cached(&e); break;
+    case OP_kda_cached: kda_cached(&e); break;
     default: BUG("not an operation of KDA: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
     }
 }

@@ -85,7 +85,7 @@ cg_emit_fn cg_cpu_gemm;      /* matmul, grouped_matmul, grouped_matmul_dw, head_
 cg_emit_fn cg_cpu_attention; /* attention, attention_grad, rope (cpu_attention.c) */
 cg_emit_fn cg_cpu_mla;       /* mla_keys, mla_keys_grad, mla_cached (cpu_mla.c) */
 cg_emit_fn cg_cpu_cache;     /* last_rows, cache_write, attention_cached (cpu_cache.c) */
-cg_emit_fn cg_cpu_kda;       /* repeat, short_conv, kda and their gradients (cpu_kda.c) */
+cg_emit_fn cg_cpu_kda;       /* repeat, short_conv, kda, gradients and cached forms (cpu_kda.c) */
 cg_emit_fn cg_cpu_depth;     /* depth_mix, depth_mix_grad, depth_inter, depth_inter_grad */
 cg_emit_fn cg_cpu_token; /* embed, embed_grad, cross_entropy*, count_valid, sum, concat copies */
 cg_emit_fn cg_cpu_moe;   /* moe_* (cpu_moe.c) */

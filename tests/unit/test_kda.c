@@ -1,5 +1,6 @@
 /* The kernels of KDA where the table of operations does not reach: gates of every size against
- * float64 relative to the largest value of each result, bits that depend on no later token. */
+ * float64 relative to the largest value of each result, bits that depend on no later token,
+ * sequences in pieces. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -207,6 +208,124 @@ static void rows_see_nothing_later(void **state)
     }
 }
 
+/* ---- sequences in pieces, over the state of a slot ---- */
+
+enum { SLOTS = 3, SLOT = 1 };
+
+static ir_id sequences(struct one *o, size_t i)
+{
+    return operand(o, i, ir_type1(o->g, IR_i32, dim_sym(SYM_B, 1)));
+}
+
+/* Rows `from` to `to` of one sequence; operands 0 .. ntoken-1 have a row for every token, then come
+ * those of src, with slots and past at their end. out[0] has all rows too, out[1] is the state. */
+static void run_rows(const struct one *o, size_t ntoken, float *const *x, size_t nsrc,
+                     float *const *rest, int64_t from, int64_t to, float *const *out)
+{
+    const struct ir_bind b = {1, to - from};
+    int32_t slot = SLOT, past = (int32_t)from;
+    void *src[OPERANDS];
+    for (size_t i = 0; i < ntoken; i++) src[i] = x[i] + from * ir_cols(o->g, o->src[i]).add;
+    for (size_t i = 0; i < nsrc; i++) src[ntoken + i] = rest[i];
+    src[ntoken + nsrc] = &slot;
+    src[ntoken + nsrc + 1] = &past;
+    const struct ir_type *t = ir_ty(o->g, o->n);
+    const struct ir_type *y =
+        type_get(o->g->types, type_elem(o->g->types, ir_at(o->g, o->n)->type, 0));
+    assert_int_equal(t->dtype, IR_tuple);
+    launch(o, b, src, (void *[]){out[0] + from * y->dim[1].add, out[1]});
+}
+
+static void near(const float *got, const float *want, int64_t n, bool same, const char *what)
+{
+    double most = 0;
+    for (int64_t i = 0; i < n; i++) most = fmax(most, fabs((double)want[i]));
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabs((double)(got[i] - want[i])) <= (same ? 0 : 1e-5 * most)))
+            fail_msg("%s: element %d is %.9g, in one piece %.9g", what, (int)i, (double)got[i],
+                     (double)want[i]);
+}
+
+/* The state of all slots but one stays as it was: NaN. */
+static void others_untouched(const float *state, int64_t each)
+{
+    for (int64_t i = 0; i < SLOTS * each; i++)
+        if (i / each != SLOT) assert_true(isnan(state[i]));
+}
+
+static void kda_in_pieces(int64_t k, int64_t v, int64_t T, enum gates kind)
+{
+    const struct ir_bind b = {1, T};
+    const int64_t width = HEADS * v, each = HEADS * k * v;
+    struct one whole = open_kda(k, v), o = open_kda(k, v);
+    close_op(&whole, OP_kda, 5);
+    operand(&o, 5, ir_type2(o.g, IR_f32, dim_const(SLOTS * HEADS * k), dim_const(v)));
+    sequences(&o, 6);
+    sequences(&o, 7);
+    close_op(&o, OP_kda_cached, 8);
+    float *x[OPERANDS], *want = room(T * width), *state = room(SLOTS * each);
+    float *got = room(T * width), *after = room(SLOTS * each);
+    fill(&o, 5, k, b, kind, x);
+    launch(&whole, b, (void **)x, (void *[]){want});
+    run_rows(&o, 5, x, 1, &state, 0, T, (float *[]){got, state});
+    assert_memory_equal(got, want, (size_t)(T * width) * sizeof *got);
+    for (int64_t cut = 1; cut < T;
+         cut++) { /* from whole chunks on, also for one token: same bits */
+        const char *what =
+            str_fmt(arena, "kda K %d V %d gates %d cut at %d", (int)k, (int)v, (int)kind, (int)cut);
+        for (int64_t i = 0; i < SLOTS * each; i++) after[i] = nanf("");
+        run_rows(&o, 5, x, 1, &after, 0, cut, (float *[]){got, after});
+        run_rows(&o, 5, x, 1, &after, cut, T, (float *[]){got, after});
+        near(got, want, T * width, cut % 16 == 0, what);
+        near(after + SLOT * each, state + SLOT * each, each, cut % 16 == 0, what);
+        others_untouched(after, each);
+    }
+    for (int64_t t = 0; t < T; t++)
+        run_rows(&o, 5, x, 1, &after, t, t + 1, (float *[]){got, after});
+    near(got, want, T * width, false, "kda token by token");
+    near(after + SLOT * each, state + SLOT * each, each, false, "kda token by token");
+}
+
+static void kda_over_a_state(void **state)
+{
+    (void)state;
+    kda_in_pieces(32, 32, 65, MILD);
+    kda_in_pieces(5, 7, 70, MIXED);
+    kda_in_pieces(37, 150, 49, WEAK);
+    kda_in_pieces(16, 48, 38, ALTERNATE);
+}
+
+/* A convolution's rows are the same wherever the sequence is cut. */
+static void conv_over_a_state(void **state)
+{
+    (void)state;
+    enum { T = 12, C = 83, J = 4, EACH = (J - 1) * C };
+    struct one whole = {.g = graph_open(arena, "conv", STAGE_K, NULL, NULL)};
+    struct one o = {.g = graph_open(arena, "conv", STAGE_K, NULL, NULL)};
+    for (int i = 0; i < 2; i++) {
+        struct one *g = i ? &o : &whole;
+        operand(g, 0, tokens(g, C));
+        operand(g, 1, ir_type2(g->g, IR_f32, dim_const(C), dim_const(J)));
+    }
+    whole.n = ir_add(whole.g, OP_short_conv, whole.src, 2, NO_ATTRS, NULL);
+    operand(&o, 2, ir_type2(o.g, IR_f32, dim_const(SLOTS * (J - 1)), dim_const(C)));
+    sequences(&o, 3);
+    sequences(&o, 4);
+    o.n = ir_add(o.g, OP_conv_cached, o.src, 5, NO_ATTRS, NULL);
+    float *x = room(T * C), *w = room(C * J), *want = room(T * C), *got = room(T * C);
+    for (int64_t i = 0; i < T * C; i++) x[i] = (float)uniform();
+    for (int64_t i = 0; i < C * J; i++) w[i] = (float)uniform();
+    launch(&whole, (struct ir_bind){1, T}, (void *[]){x, w}, (void *[]){want});
+    for (int64_t cut = 0; cut < T; cut++) {
+        float *kept = room(SLOTS * EACH), *rest[] = {w, kept}, *out[] = {got, kept};
+        if (cut) run_rows(&o, 1, &x, 2, rest, 0, cut, out);
+        run_rows(&o, 1, &x, 2, rest, cut, T, out);
+        assert_memory_equal(got, want, T * C * sizeof *got);
+        assert_memory_equal(kept + SLOT * EACH, x + (T - J + 1) * C, EACH * sizeof *got);
+        others_untouched(kept, EACH);
+    }
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -228,6 +347,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gates_of_every_size),
         cmocka_unit_test(rows_see_nothing_later),
+        cmocka_unit_test(kda_over_a_state),
+        cmocka_unit_test(conv_over_a_state),
     };
     return cmocka_run_group_tests_name("kda", tests, set_up, tear_down);
 }

@@ -57,6 +57,8 @@ static const struct {
     {OP_short_conv_grad, 1e-5},
     {OP_kda, 1e-5},
     {OP_kda_grad, 2e-5},
+    {OP_conv_cached, 1e-5},
+    {OP_kda_cached, 1e-5},
     {OP_mla_keys, 0},
     {OP_mla_keys_grad, 1e-6},
     {OP_mla_cached, 1e-5},
