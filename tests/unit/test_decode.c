@@ -278,7 +278,7 @@ static const char windows[] = HEAD
     "  layers: [{repeat: 2, layers: [{mixer: all, ffn: mlp}, {mixer: near, ffn: moe}]}]\n";
 static const char linear[] =
     HEAD "  mixers:\n"
-         "    kda: {type: attention, num_heads: 2, head_dim: 16}\n"
+         "    kda: {type: kda, num_heads: 2, head_dim: 16}\n"
          "    mla: {type: mla, num_heads: 3, kv_lora_rank: 20, qk_nope_head_dim: 12,\n"
          "          qk_rope_head_dim: 6, v_head_dim: 10, rope: {theta: 500}}\n"
          "  layers: [{mixer: kda, ffn: mlp}, {mixer: kda, ffn: moe}, {mixer: kda, ffn: moe},\n"
