@@ -241,7 +241,7 @@ static void test_fixtures(void **state)
     (void)state;
     struct arena *names = arena_open("names");
     for (const char *const *p = fixture_names(names); *p; p++)
-        if (fixture_compiles(*p)) run_compiled(fixture_open(*p, NULL), 9, 2);
+        run_compiled(fixture_open(*p, NULL), 9, 2);
     arena_close(names);
 }
 
