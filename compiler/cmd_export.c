@@ -1,18 +1,21 @@
 #include "compiler/cli.h"
 #include "compiler/hf_config.h"
 #include "compiler/run.h"
+#include "compiler/tokens.h"
 #include "runtime/checkpoint.h"
 #include <dirent.h>
 #include <errno.h>
+#include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 static const char help[] =
     "usage: strata export SPEC --weights W -o DIR [--dtype f32|bf16] [--shard-bytes N]\n"
     "                     [--set KEY=VALUE]\n\n"
     "Writes a folder that loaders of Hugging Face checkpoints read: config.json, safetensors,\n"
-    "generation_config.json and the tokenizer's file. DIR appears whole or not at all. What no\n"
+    "generation_config.json and the tokenizer's files. DIR appears whole or not at all. What no\n"
     "family (llama, mistral, qwen3, kimi_linear) can say is refused, naming the key of the "
     "spec.\n\n"
     "  strata export specs/stories260k.yaml --weights out/step-100 -o stories\n"
@@ -21,6 +24,8 @@ static const char help[] =
     "  --dtype NAME       f32 (default) or bf16; gates, convolutions and router biases stay f32\n"
     "  --shard-bytes N    most bytes of tensors in a file; default 5000000000\n"
     "  --set KEY=VALUE    change a value of the spec, as model.residual.eps=1e-5\n";
+
+enum { MAX_CONFIG = 16 << 20 };
 
 /* What is written, tensor by tensor, so that models larger than memory can be. */
 struct export
@@ -147,28 +152,55 @@ static void write_generation(struct export *e)
     sb_free(&s);
 }
 
-/* The tokenizer's file under the name that loaders look for. */
-static void write_tokenizer(struct export *e)
+/* tokenizer_config.json: what there is, and whether bos goes before every text. */
+static void write_tokenizer_config(struct export *e, struct str text, bool hf)
 {
-    enum { MAX_FILE = 1 << 30 };
+    struct arena *a = e->c->arena;
+    const char *path = io_join(a, io_dirname(a, e->m->tokenizer.path), "tokenizer_config.json");
+    if (!text.n && io_read(a, path, MAX_CONFIG, &text)) text = STR("{}");
+    json_error_t je;
+    json_t *root = json_loadb(text.p, text.n, JSON_REJECT_DUPLICATES, &je);
+    if (!json_is_object(root))
+        check(e, rt_fail(&e->c->err, RT_user, "'%s' is no object of JSON: %s", path, je.text));
+    json_object_set_new(root, "add_bos_token", json_boolean(e->m->tokenizer.bos >= 0));
+    if (hf && !json_object_get(root, "tokenizer_class"))
+        json_object_set_new(root, "tokenizer_class", json_string("PreTrainedTokenizerFast"));
+    char *out = json_dumps(root, JSON_INDENT(2));
+    if (!out) check(e, rt_fail(&e->c->err, RT_machine, "no memory for tokenizer_config.json"));
+    put(e, "tokenizer_config.json", out, strlen(out));
+    free(out);
+    json_decref(root);
+}
+
+/* The tokenizer's files under the names that loaders look for; `weights` may be a step folder that
+ * holds them. */
+static void write_tokenizer(struct export *e, const char *weights)
+{
     const struct tokenizer_spec *t = &e->m->tokenizer;
     struct cli *c = e->c;
+    struct tokenizer *tok;
+    struct str config = {0};
+    bool hf = false;
     if (t->type == TOK_bytes || t->type == TOK_chars)
         diag_add(c->diag, D_hf_left_out, (struct span){0}, "a tokenizer of bytes or chars");
     if (t->type != TOK_file) return;
-    struct str text, path = str_of(t->path);
-    int code = io_read(c->arena, t->path, MAX_FILE, &text);
-    if (code) check(e, rt_fail(&c->err, RT_user, "cannot read '%s': %s", t->path, strerror(code)));
-    const char *slash = strrchr(t->path, '/'), *name = slash ? slash + 1 : t->path;
-    if (str_ends(path, ".json")) name = "tokenizer.json";
-    if (str_ends(path, ".model") || str_ends(path, ".tiktoken")) name = "tiktoken.model";
-    put(e, name, text.p, text.n);
-    const char *config =
-        str_fmt(c->arena, "{\n  \"add_bos_token\": %s%s\n}\n", t->bos >= 0 ? "true" : "false",
-                strcmp(name, "tokenizer.json") != 0
-                    ? ""
-                    : ",\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"");
-    put(e, "tokenizer_config.json", config, strlen(config));
+    check(e, tokens_open(e->m, weights, &tok, &c->err));
+    for (int i = 0; i < TOK_FILES && tok->ops->file; i++) {
+        const char *name = tok->ops->file(tok, i), *rank = "tokenizer.tiktoken";
+        struct sb s = {0};
+        if (!name) break;
+        tok->ops->save(tok, i, &s);
+        if (str_starts(str_of(name), rank))
+            name = str_fmt(c->arena, "tiktoken.model%s", name + strlen(rank));
+        hf |= !strcmp(name, "tokenizer.json");
+        struct str text = sb_take(&s, c->arena);
+        if (!strcmp(name, "tokenizer_config.json"))
+            config = text;
+        else
+            put(e, name, text.p, text.n);
+    }
+    tokenizer_close(tok);
+    write_tokenizer_config(e, config, hf);
 }
 
 /* A folder that is there may be empty only: it is replaced. */
@@ -229,7 +261,7 @@ int cmd_export(int argc, char **argv)
     make_stage(&e);
     put(&e, "config.json", config, strlen(config));
     write_generation(&e);
-    write_tokenizer(&e);
+    write_tokenizer(&e, real);
     write_shards(&e);
     tensorfile_close(f);
     if (rename(e.stage, e.dir))

@@ -1,6 +1,7 @@
 #include "compiler/cli.h"
 #include "compiler/hf_config.h"
 #include "compiler/hf_json.h"
+#include "compiler/tokens.h"
 #include "compiler/weights.h"
 #include <errno.h>
 #include <limits.h>
@@ -88,12 +89,13 @@ static json_t *read_json(struct import *i, const char *name, struct hf_object *o
 /* The tokenizer's file and the ids around a text; the text of config.json parsed before. */
 static void find_tokenizer(struct import *i, struct hf_config *c, struct str config)
 {
-    static const char *const files[] = {"tokenizer.json", "tiktoken.model"};
+    static const char *const files[] = {"tokenizer.json", "tiktoken.model", "tokenizer.bin",
+                                        "tok512.bin"};
     struct tokenizer_spec *t = &c->model.tokenizer;
     struct arena *a = i->c->arena;
     struct hf_object o;
     t->bos = t->eos = -1;
-    for (size_t k = 0; k < 2 && !t->path; k++) {
+    for (size_t k = 0; k < sizeof files / sizeof *files && !t->path; k++) {
         const char *path = io_join(a, i->dir, files[k]);
         if (io_exists(path)) t->path = seen_from_spec(i, path);
     }
@@ -136,6 +138,15 @@ static const char *name_of(struct import *i)
     return name;
 }
 
+/* A model is good for ids without its tokenizer. */
+static void check_tokenizer(struct import *i, const struct model *m)
+{
+    struct tokenizer *t = NULL;
+    if (tokens_open(m, NULL, &t, &i->c->err) != RT_ok)
+        diag_add(i->c->diag, D_hf_tokenizer, (struct span){0}, i->c->err.text);
+    if (t) tokenizer_close(t);
+}
+
 static void check_weights(struct import *i, const struct model *m)
 {
     struct cli *c = i->c;
@@ -169,6 +180,7 @@ int cmd_import(int argc, char **argv)
     const char *out = i.out ? i.out : "spec.yaml";
     const struct model *m = spec_parse(c.arena, c.diag, out, spec, NULL);
     if (!m) stop_at_errors(&i);
+    check_tokenizer(&i, m);
     if (config_only)
         cli_diagnostics(&c);
     else

@@ -17,6 +17,11 @@ if [ -e "$dir/stories260K.safetensors" ]; then
         "$dir/stories260K.greedy.tsv" | sed -n 1,255p >"$tmp/want"
     cmp "$tmp/got" "$tmp/want" || fail "greedy tokens differ"
     ok "an imported folder continues as llama2.c does"
+    ln -s "$(realpath "$dir/tok512.bin")" "$tmp/stories260K/tokenizer.bin"
+    expect 0 "$strata" import "$tmp/stories260K" -o "$tmp/stories.yaml"
+    expect 0 "$strata" generate "$tmp/stories.yaml" --weights "$tmp/stories260K" --prompt '' --max-tokens 256
+    cmp "$tmp/out" "$dir/stories260K.greedy.txt" || fail "greedy text differs"
+    ok "its greedy text is llama2.c's"
 else
     ok "skipped: no $dir/stories260K.safetensors"
 fi
@@ -95,23 +100,46 @@ grep -aq '"model.layers.0.self_attn.A_log":{"dtype":"F32","shape":\[1,1,3,1\]' \
     "$tmp/linear/bf16/model.safetensors" || fail "A_log is not as the releases have it"
 
 # ---- tokenizers ----
-cp -r "$tmp/llama/small" "$tmp/tok"
-echo '{"version": "1.0"}' >"$tmp/tok/tokenizer.json"
-sed -i 's/"use_cache": true/&, "bos_token_id": 1, "eos_token_id": 2/' "$tmp/tok/config.json"
+sed -i.bak 's/vocab_size: 40/vocab_size: 300/' "$tmp/llama.yaml"
+expect 0 "$strata" init "$tmp/llama.yaml" -o "$tmp/300.safetensors"
+expect 0 "$strata" export "$tmp/llama.yaml" --weights "$tmp/300.safetensors" -o "$tmp/tok"
+mv "$tmp/llama.yaml.bak" "$tmp/llama.yaml"
+cp tests/hf/tokenizer/tokenizer.json "$tmp/tok"
+sed -i 's/"use_cache": true/&, "bos_token_id": 258, "eos_token_id": 259/' "$tmp/tok/config.json"
 expect 0 "$strata" import "$tmp/tok" -o "$tmp/tok.yaml"
-grep -qxF 'tokenizer: {path: "tok/tokenizer.json", bos: 1, eos: 2}' "$tmp/tok.yaml" || fail "$(cat "$tmp/tok.yaml")"
+named() { grep -qxF "tokenizer: {path: \"$1" "$2" || fail "$(cat "$2")"; }
+named 'tok/tokenizer.json", bos: 258, eos: 259}' "$tmp/tok.yaml"
+expect 0 "$strata" generate "$tmp/tok.yaml" --weights "$tmp/tok" --prompt 'the cat' --max-tokens 0
+grep -q 'the cat' "$tmp/out" || fail "the prompt is not shown"
 echo '{"eos_token_id": [7, 2, 9]}' >"$tmp/tok/generation_config.json"
-echo '{"add_bos_token": false}' >"$tmp/tok/tokenizer_config.json"
+echo '{"add_bos_token": false, "eos_token": "</s>"}' >"$tmp/tok/tokenizer_config.json"
 expect 0 "$strata" import "$tmp/tok" -o "$tmp/tok.yaml"
-grep -qxF 'tokenizer: {path: "tok/tokenizer.json", eos: 7, stop: [2, 9]}' "$tmp/tok.yaml" || fail "$(cat "$tmp/tok.yaml")"
-expect 0 "$strata" export "$tmp/tok.yaml" --weights "$tmp/tok" -o "$tmp/tok/again"
-cmp "$tmp/tok/tokenizer.json" "$tmp/tok/again/tokenizer.json" || fail "tokenizer.json differs"
-expect 0 "$strata" import "$tmp/tok/again" -o "$tmp/tok/again.yaml" --name small
-sed 's/tok\/tokenizer/again\/tokenizer/' "$tmp/tok.yaml" | diff <(sed 's/^name: tok/name: small/' -) "$tmp/tok/again.yaml" >"$tmp/err" ||
-    fail "another spec"
-echo '{"eos_token_id": 40}' >"$tmp/tok/generation_config.json"
+named 'tok/tokenizer.json", eos: 7, stop: [2, 9]}' "$tmp/tok.yaml"
+expect 0 "$strata" export "$tmp/tok.yaml" --weights "$tmp/tok" -o "$tmp/again"
+cmp "$tmp/tok/tokenizer.json" "$tmp/again/tokenizer.json" || fail "tokenizer.json differs"
+grep -q '"eos_token": "</s>"' "$tmp/again/tokenizer_config.json" || fail "tokenizer_config.json is not kept"
+expect 0 "$strata" import "$tmp/again" -o "$tmp/again.yaml" --name tok
+sed 's/again/tok/' "$tmp/again.yaml" | grep -v '^# It was' >"$tmp/got"
+grep -v '^# It was' "$tmp/tok.yaml" | cmp - "$tmp/got" || fail "another spec"
+for i in $(seq 0 255); do # a rank file of bytes
+    # shellcheck disable=SC2059
+    printf "%s $i\n" "$(printf "\\x$(printf %x "$i")" | base64)"
+done >"$tmp/bytes.tiktoken"
+echo '{"pattern": "gpt2"}' >"$tmp/bytes.tiktoken.json"
+sed 's#^tokenizer.*#tokenizer: {path: bytes.tiktoken, eos: 7}#' "$tmp/tok.yaml" >"$tmp/rank.yaml"
+expect 0 "$strata" export "$tmp/rank.yaml" --weights "$tmp/tok" -o "$tmp/rank"
+expect 0 "$strata" import "$tmp/rank" -o "$tmp/rank-again.yaml"
+named 'rank/tiktoken.model", eos: 7}' "$tmp/rank-again.yaml"
+expect 0 "$strata" generate "$tmp/rank-again.yaml" --weights "$tmp/rank" --prompt 'the cat' --max-tokens 3
+mv "$tmp/out" "$tmp/want"
+expect 0 "$strata" generate "$tmp/rank.yaml" --weights "$tmp/tok" --prompt 'the cat' --max-tokens 3
+cmp "$tmp/out" "$tmp/want" || fail "other text"
+echo '{}' >"$tmp/again/tokenizer.json"
+expect 0 "$strata" import "$tmp/again"
+said "the tokenizer is named, but cannot be used"
+echo '{"eos_token_id": 300}' >"$tmp/tok/generation_config.json"
 expect 1 "$strata" import "$tmp/tok"
-said "not in the vocabulary of 40"
+said "not in the vocabulary of 300"
 echo '{"add_bos_token": 1' >"$tmp/tok/tokenizer_config.json"
 expect 1 "$strata" import "$tmp/tok"
 said "tokenizer_config.json:"
