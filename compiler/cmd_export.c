@@ -159,7 +159,8 @@ static void write_tokenizer_config(struct export *e, struct str text, bool hf)
     const char *path = io_join(a, io_dirname(a, e->m->tokenizer.path), "tokenizer_config.json");
     if (!text.n && io_read(a, path, MAX_CONFIG, &text)) text = STR("{}");
     json_error_t je;
-    json_t *root = json_loadb(text.p, text.n, JSON_REJECT_DUPLICATES, &je);
+    json_t *root = json_loadb(text.p, text.n, 0, &je);
+    if (!root) root = json_loadb(text.p, text.n, JSON_DECODE_INT_AS_REAL, &je); /* as 10^30 */
     if (!json_is_object(root))
         check(e, rt_fail(&e->c->err, RT_user, "'%s' is no object of JSON: %s", path, je.text));
     json_object_set_new(root, "add_bos_token", json_boolean(e->m->tokenizer.bos >= 0));

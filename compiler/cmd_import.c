@@ -78,11 +78,11 @@ static void read_eos(struct tokenizer_spec *t, const json_t *v, struct arena *a)
 }
 
 /* A JSON file of the folder that may be absent. */
-static json_t *read_json(struct import *i, const char *name, struct hf_object *o)
+static json_t *read_json(struct import *i, const char *name, bool loose, struct hf_object *o)
 {
     const char *path = io_join(i->c->arena, i->dir, name);
     if (!io_exists(path)) return NULL;
-    if (!hf_parse(i->c->arena, i->c->diag, path, read_file(i, path), o)) stop_at_errors(i);
+    if (!hf_parse(i->c->arena, i->c->diag, path, read_file(i, path), loose, o)) stop_at_errors(i);
     return (json_t *)o->json;
 }
 
@@ -109,12 +109,12 @@ static void find_tokenizer(struct import *i, struct hf_config *c, struct str con
     if (!bos) bos = json_object_get(text, "bos_token_id");
     int64_t id = json_is_integer(bos) ? json_integer_value(bos) : -1;
     json_decref(root);
-    if ((root = read_json(i, "generation_config.json", &o))) {
+    if ((root = read_json(i, "generation_config.json", false, &o))) {
         read_eos(t, hf_get(&o, "eos_token_id"), a); /* what generation goes by */
         json_decref(root);
     }
     bool adds = c->adds_bos;
-    if ((root = read_json(i, "tokenizer_config.json", &o))) {
+    if ((root = read_json(i, "tokenizer_config.json", true, &o))) { /* 10^30 is a length there */
         adds = hf_bool(&o, "add_bos_token", adds);
         json_decref(root);
     }

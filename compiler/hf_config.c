@@ -449,7 +449,7 @@ struct hf_config *hf_config_read(struct arena *a, struct diag *d, const char *pa
     struct reading r = {.a = a, .d = d, .c = NEW(a, struct hf_config, 1)};
     struct hf_object root;
     size_t before = diag_errors(d);
-    if (!hf_parse(a, d, path, text, &root)) return NULL;
+    if (!hf_parse(a, d, path, text, false, &root)) return NULL;
     if ((r.family = read_family(&r, &root))) {
         read_common(&r);
         if (r.family == HF_kimi)

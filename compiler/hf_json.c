@@ -4,7 +4,7 @@
 
 enum { SHOWN = 60 };
 
-bool hf_parse(struct arena *a, struct diag *d, const char *path, struct str text,
+bool hf_parse(struct arena *a, struct diag *d, const char *path, struct str text, bool loose,
               struct hf_object *o)
 {
     struct hf_text *t = NEW(a, struct hf_text, 1);
@@ -12,7 +12,8 @@ bool hf_parse(struct arena *a, struct diag *d, const char *path, struct str text
     *o = (struct hf_object){.t = t, .path = ""};
     map_init(&o->used, a);
     json_error_t je;
-    json_t *j = json_loadb(text.p, text.n, JSON_REJECT_DUPLICATES, &je);
+    json_t *j = json_loadb(text.p, text.n,
+                           JSON_REJECT_DUPLICATES | (loose ? JSON_DECODE_INT_AS_REAL : 0), &je);
     if (!j) {
         size_t at = je.position > 0 ? (size_t)je.position - 1 : 0;
         diag_add(d, D_hf_json, (struct span){t->file, (uint32_t)(at < text.n ? at : text.n), 1},

@@ -24,8 +24,8 @@ typedef VEC(int64_t) hf_ints;
 #define HF_REQUIRED INT64_MIN
 
 /* Parses a text whose root is an object, without duplicate keys; false after an error. The JSON
- * lives until json_decref((json_t *)o->json). */
-bool hf_parse(struct arena *a, struct diag *d, const char *path, struct str text,
+ * lives until json_decref((json_t *)o->json). Where `loose`, whole numbers of any size are real. */
+bool hf_parse(struct arena *a, struct diag *d, const char *path, struct str text, bool loose,
               struct hf_object *o);
 /* The value of a key, NULL where it is absent or null. */
 const json_t *hf_get(struct hf_object *o, const char *key);

@@ -112,7 +112,7 @@ named 'tok/tokenizer.json", bos: 258, eos: 259}' "$tmp/tok.yaml"
 expect 0 "$strata" generate "$tmp/tok.yaml" --weights "$tmp/tok" --prompt 'the cat' --max-tokens 0
 grep -q 'the cat' "$tmp/out" || fail "the prompt is not shown"
 echo '{"eos_token_id": [7, 2, 9]}' >"$tmp/tok/generation_config.json"
-echo '{"add_bos_token": false, "eos_token": "</s>"}' >"$tmp/tok/tokenizer_config.json"
+echo '{"add_bos_token": false, "eos_token": "</s>", "model_max_length": 1000000000000000019884624838656}' >"$tmp/tok/tokenizer_config.json"
 expect 0 "$strata" import "$tmp/tok" -o "$tmp/tok.yaml"
 named 'tok/tokenizer.json", eos: 7, stop: [2, 9]}' "$tmp/tok.yaml"
 expect 0 "$strata" export "$tmp/tok.yaml" --weights "$tmp/tok" -o "$tmp/again"
