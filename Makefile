@@ -58,7 +58,7 @@ SECONDS     ?= 60
 
 .PHONY: all tests check check-random check-run check-slow check-asan check-tsan check-valgrind clean \
         deps demo layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
-        bench-depth bench-twin $(FUZZ:%=fuzz-%)
+        bench-depth bench-twin bench-tokenize $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
@@ -222,6 +222,10 @@ bench-twin: all $(BUILD)/demo/kjv.txt
 $(BUILD)/demo/kjv.txt: # one verse a line, without its number
 	@mkdir -p $(@D)
 	bible -f gen1:1-rev22:21 | sed 's/^[^ ]* //' > $@.part && mv $@.part $@
+
+# Text to ids: megabytes a second of CPU time on 100 MB of the shared data's texts.
+bench-tokenize: all
+	@BUILD=$(BUILD) bash tests/bench/tokenize.sh
 
 clean:
 	rm -rf $(BUILD) build-asan build-asan-kernels build-tsan build-clang

@@ -6,10 +6,14 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-static const char *size_text(double n, char buf[16])
+static const char *size_text(const struct meter *m, double n, char buf[16])
 {
     static const char *const unit[] = {"B", "kB", "MB", "GB", "TB"};
     int u = 0;
+    if (m->items) {
+        snprintf(buf, 16, "%.0f", n);
+        return buf;
+    }
     while (n >= 1000 && u < 4) n /= 1000, u++;
     snprintf(buf, 16, u && n < 100 ? "%.1f %s" : "%.0f %s", n, unit[u]);
     return buf;
@@ -23,13 +27,13 @@ const char *meter_text(const struct meter *m, uint64_t done, double seconds, int
     double rate = seconds > 0 ? (double)done / seconds : 0;
     if (m->total && done > m->total) done = m->total;
     if (m->total) {
-        snprintf(left, sizeof left, "%s %s of %s", m->what, size_text((double)done, a),
-                 size_text((double)m->total, b));
-        snprintf(right, sizeof right, "%s/s  %s left", size_text(rate, a),
+        snprintf(left, sizeof left, "%s %s of %s", m->what, size_text(m, (double)done, a),
+                 size_text(m, (double)m->total, b));
+        snprintf(right, sizeof right, "%s/s  %s left", size_text(m, rate, a),
                  duration_text(rate > 0 ? (double)(m->total - done) / rate : -1, c));
     } else {
-        snprintf(left, sizeof left, "%s %s", m->what, size_text((double)done, a));
-        snprintf(right, sizeof right, "%s/s", size_text(rate, b));
+        snprintf(left, sizeof left, "%s %s", m->what, size_text(m, (double)done, a));
+        snprintf(right, sizeof right, "%s/s", size_text(m, rate, b));
     }
     int cells = width - 1 - (int)(strlen(left) + strlen(right)) - 6;
     if (cells > BAR_MAX) cells = BAR_MAX;

@@ -9,6 +9,7 @@ struct meter {
     const char *what; /* "tokenizing"; not copied */
     uint64_t total;   /* bytes; 0 = not known */
     double first, drawn;
+    bool items; /* these are no bytes */
     bool terminal, shown;
 };
 void meter_start(struct meter *m, int fd, const char *what, uint64_t total);

@@ -92,7 +92,7 @@ void pattern_close(struct pattern *p)
 
 enum rt_status matcher_open(const struct pattern *p, struct matcher **out, struct rt_error *err)
 {
-    enum { STACK_MIN = 32 << 10, STACK_MAX = 64 << 20, HEAP_KIB = 1 << 20, STEPS = 1 << 30 };
+    enum { STACK_MIN = 32 << 10, STACK_MAX = 64 << 20, HEAP_KIB = 1 << 20, STEPS = 1 << 27 };
     struct matcher *m = *out = calloc(1, sizeof *m);
     if (!m) return rt_fail(err, RT_machine, "no memory to match a pattern");
     m->pattern = p;

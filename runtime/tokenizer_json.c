@@ -465,7 +465,7 @@ enum rt_status tokenizer_json_parse(const struct tok_file_text *f, struct tokeni
     *out = NULL;
     if (f->o && (f->o->pattern || f->o->num_special))
         return rt_fail(err, RT_user,
-                       "'%s' says its pattern and special tokens itself; the spec cannot",
+                       "'%s' says its pattern and special tokens itself; none can be given",
                        f->label);
     RT_TRY(bpe_tokenizer_new(&r.t, err));
     enum rt_status st = read_all(&r);
