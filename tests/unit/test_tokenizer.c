@@ -424,7 +424,8 @@ static void special_tokens(void **state)
     assert_int_equal(v.n, sizeof want / sizeof *want);
     assert_memory_equal(v.p, want, sizeof want);
     for (size_t i = 0; i < plain.n; i++) assert_true(plain.p[i] < 268);
-    for (uint64_t seed = 0; seed < 50; seed++) any_parts(t, s, TOK_special, 1 + (uint32_t)(seed % 9), seed);
+    for (uint64_t seed = 0; seed < 50; seed++)
+        any_parts(t, s, TOK_special, 1 + (uint32_t)(seed % 9), seed);
     struct sb text = {0};
     tokenizer_decode(t, (const int32_t[]){300, 270, 301}, 3, &text); /* 270 has no text */
     assert_string_equal(text.p, "<|end|>x\xef\xbf\xbd\xc3\xa9!");
