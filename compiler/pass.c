@@ -11,6 +11,7 @@ struct run {
     VEC(const struct pass_row *) pass; /* what runs */
     size_t at;                         /* the pass that runs now */
     const struct ir_graph *g;          /* its input */
+    struct arena *temp; /* of r->g, where a later pass makes the graph that is returned */
 };
 
 static double seconds(void)
@@ -187,23 +188,43 @@ static struct ir_graph *run_pass(struct run *r, const struct pass_row *row, bool
     return g;
 }
 
+static bool is_off(const struct run *r, size_t at)
+{
+    const struct pass_row *row = r->pass.p[at];
+    return in_list(r->o->skip, row->name) ||
+           (r->o->limited && at >= r->o->pass_limit && row->skippable);
+}
+
+/* Whether a pass after this one makes a new graph. */
+static bool more_follow(const struct run *r)
+{
+    for (size_t i = r->at + 1; i < r->pass.n; i++)
+        if (!is_off(r, i) || r->pass.p[i]->in != r->pass.p[i]->out) return true;
+    return false;
+}
+
 /* Runs pass r->at on r->g; false when it failed. */
 static bool step(struct run *r)
 {
     const struct pass_row *row = r->pass.p[r->at];
-    bool off = in_list(r->o->skip, row->name) ||
-               (r->o->limited && r->at >= r->o->pass_limit && row->skippable);
+    bool off = is_off(r, r->at);
     if (r->g->stage != row->in)
         return complain(
             r, str_fmt(r->c->arena, "pass '%s' does not take a graph of this stage", row->name));
     if (off && row->in == row->out) return true;
     dump(r, "before", row->name, r->g, false);
+    struct arena *keep = r->c->arena, *own = more_follow(r) ? arena_open(row->name) : NULL;
+    if (own) r->c->arena = own;
     struct ir_graph *g = run_pass(r, row, off);
+    r->c->arena = keep;
     if (!g) {
+        arena_close(own);
         CHECK(diag_errors(r->c->diag));
         return false;
     }
     if (r->o->dump_ir) dump(r, "after", row->name, g, graph_hash(g) == graph_hash(r->g));
+    arena_close(r->temp);
+    r->temp = own;
     r->g = g;
     return true;
 }
@@ -221,5 +242,6 @@ struct ir_graph *pipeline_run(struct pass_ctx *c, const struct pipeline_options 
         ok = step(&r);
         bug_context(NULL, NULL);
     }
+    arena_close(r.temp);
     return ok && diag_errors(c->diag) == errors ? (struct ir_graph *)r.g : NULL;
 }
