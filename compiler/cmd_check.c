@@ -10,8 +10,8 @@
 static const char help[] =
     "usage: strata check SPEC [--json] [--draw OUT.svg] [--set KEY=VALUE]\n\n"
     "Checks a spec and tells what it describes: parameters, layers, depth blocks, the\n"
-    "sources every site reads, operations per token, and the memory that training plans. Nothing\n"
-    "is compiled or run.\n\n"
+    "sources every site reads, operations per token, what decoding keeps of a sequence, and the\n"
+    "memory that training plans. Nothing is compiled or run.\n\n"
     "  strata check examples/tiny-moe/spec.yaml\n"
     "  strata check examples/tiny-moe/spec.yaml --set model.residual.blocks=2 --draw moe.svg\n\n"
     "  --json          one JSON object on standard output instead of the text\n"
@@ -122,6 +122,20 @@ static void print_bytes(const struct check *k, const char *what, uint64_t n, con
                more);
 }
 
+static void print_caches(const struct check *k)
+{
+    const struct survey *v = k->v;
+    struct arena *a = k->c->arena;
+    printf("cache            a sequence of %s tokens (serve.max_context)\n",
+           cli_count(a, v->context));
+    for (int i = 0; i < CACHES; i++) {
+        int64_t n = (int64_t)v->cache[i];
+        bool grows = (i == CACHE_keys || i == CACHE_latent) && n % v->context == 0;
+        print_bytes(k, survey_cache_name((enum survey_cache)i), v->cache[i],
+                    grows ? str_fmt(a, "%s bytes a token", cli_count(a, n / v->context)) : "");
+    }
+}
+
 static void print_costs(const struct check *k)
 {
     const struct survey *v = k->v;
@@ -130,6 +144,7 @@ static void print_costs(const struct check *k)
     printf("  forward      %15s\n", cli_count(a, (int64_t)v->forward_flops));
     printf("  training     %15s  (6 x active parameters: %s)\n",
            cli_count(a, (int64_t)v->train_flops), cli_count(a, 6 * v->active));
+    print_caches(k);
     printf("memory           %s, B %lld, T %lld%s\n", v->train ? "training" : "forward",
            (long long)v->B, (long long)v->T, v->train ? "" : " (the spec has no train section)");
     print_bytes(k, "weights", v->memory.weights, "");
@@ -156,6 +171,19 @@ static json_t *json_bytes(const struct survey *v)
                      (json_int_t)v->memory.activations, "inputs", (json_int_t)v->memory.inputs,
                      "threads", (json_int_t)v->memory.threads, "graphs", (json_int_t)v->graph_bytes,
                      "peak", (json_int_t)v->memory.peak);
+}
+
+static json_t *json_cache(const struct survey *v)
+{
+    uint64_t total = 0;
+    json_t *all = json_pack("{s:I}", "context", (json_int_t)v->context);
+    for (int i = 0; i < CACHES; i++) {
+        total += v->cache[i];
+        json_object_set_new(all, survey_cache_name((enum survey_cache)i),
+                            json_integer((json_int_t)v->cache[i]));
+    }
+    json_object_set_new(all, "total", json_integer((json_int_t)total));
+    return all;
 }
 
 static json_t *json_depth(const struct check *k)
@@ -196,10 +224,11 @@ static void print_json(const struct check *k)
     for (int p = 0; p < PARTS; p++)
         json_object_set_new(params, survey_part_name((enum survey_part)p),
                             json_integer(v->part[p]));
-    json_t *all = json_pack("{s:s, s:o, s:o, s:o, s:o, s:{s:f, s:f, s:f}}", "name", k->m->name,
+    json_t *all = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:{s:f, s:f, s:f}}", "name", k->m->name,
                             "parameters", params, "layers", json_layers(k), "depth", json_depth(k),
-                            "memory", json_bytes(v), "flops_per_token", "forward", v->forward_flops,
-                            "training", v->train_flops, "six_active", 6.0 * (double)v->active);
+                            "memory", json_bytes(v), "cache", json_cache(v), "flops_per_token",
+                            "forward", v->forward_flops, "training", v->train_flops, "six_active",
+                            6.0 * (double)v->active);
     if (!all || json_dumpf(all, stdout, JSON_INDENT(2))) BUG("no JSON");
     putchar('\n');
     json_decref(all);

@@ -178,6 +178,9 @@ int cmd_compile(int argc, char **argv)
     }
     if (!k.B) k.B = t->present ? t->batch_size / t->micro_batches : 1;
     if (!k.T) k.T = t->present ? t->seq_len : 128;
+    if (k.B * k.T > model_max_tokens(m))
+        cli_fail(RT_user, "a program of this model can have %lld tokens, not %lld",
+                 (long long)model_max_tokens(m), (long long)(k.B * k.T));
     run_open(&k.r, &k.c, m, &k.o);
     open_program(&k);
     const struct plan_size z = plan_size(program_plan(k.p, k.B, k.T));

@@ -141,6 +141,8 @@ struct model *spec_load(struct arena *a, struct diag *d, const char *path,
 /* The same from text; `path` names it in messages and anchors relative paths. */
 struct model *spec_parse(struct arena *a, struct diag *d, const char *path, struct str text,
                          const struct spec_options *opt);
+/* The most tokens of a program, B * T: what its 32-bit counts hold. */
+int64_t model_max_tokens(const struct model *m);
 /* The first thing in which two models would train differently, as "KEY is X, but was Y" in the
  * arena; NULL where there is none. Evaluation, checkpoint and serve settings are not compared. */
 const char *spec_difference(struct arena *a, const struct model *now, const struct model *then);

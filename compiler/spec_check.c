@@ -336,5 +336,6 @@ struct model *spec_check(struct spec_ctx *c, struct node *root)
     check_tokenizer(&k);
     check_train(&k);
     check_later(&k);
+    if (c->errors == errors) spec_check_size(c, root, m);
     return c->errors > errors ? NULL : m;
 }

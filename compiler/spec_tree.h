@@ -81,6 +81,8 @@ struct node *spec_set(struct spec_ctx *c, struct node *root, const char *arg);
 
 /* Checks a merged tree and fills the model; NULL after errors. */
 struct model *spec_check(struct spec_ctx *c, struct node *root);
+/* Limits on what the whole model takes; of a model that is fine otherwise. */
+void spec_check_size(struct spec_ctx *c, const struct node *root, const struct model *m);
 /* The one of the names that the text is likely meant to be, NULL where none is near. */
 const char *spec_nearest(struct str text, const char *const *names, size_t n);
 /* "'abc'", "a list", ... for messages; in the arena. */

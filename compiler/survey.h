@@ -16,14 +16,26 @@ enum survey_part {
 };
 const char *survey_part_name(enum survey_part p);
 
+/* What an incremental program keeps of a sequence, by what it is for. */
+enum survey_cache {
+    CACHE_keys,   /* attention: keys and values of all positions, or of the window */
+    CACHE_latent, /* mla: latents and shared keys */
+    CACHE_conv,   /* kda: the last inputs of the short convolutions */
+    CACHE_state,  /* kda: the recurrent state */
+    CACHES
+};
+const char *survey_cache_name(enum survey_cache c);
+
 struct survey {
     int64_t total, active, part[PARTS];
     int64_t B, T; /* sizes of the programs planned: sequences of a micro-batch, positions */
     bool train;   /* false: no train section, memory is that of the forward program */
     double forward_flops;
-    double train_flops; /* with gradients, without the update; both per token */
-    double graph_bytes; /* graphs and plans, in this process as in a run */
-    struct {            /* bytes */
+    double train_flops;     /* with gradients, without the update; both per token */
+    int64_t context;        /* serve.max_context: tokens of the sequence that `cache` is for */
+    uint64_t cache[CACHES]; /* bytes */
+    double graph_bytes;     /* graphs and plans, in this process as in a run */
+    struct {                /* bytes */
         uint64_t weights, gradients, optimizer, inputs, activations, micro_sums, threads;
         unsigned num_threads;
         uint64_t peak;
