@@ -34,14 +34,16 @@ static bool bf16(const struct cg_emit *e)
     return ir_int(e->g, e->n, AK_bf16, 0) != 0;
 }
 
-/* A step of one of the shared kernels. */
-static struct cg_step *shared(const struct cg_emit *e, const char *symbol, const char *label)
+static const char *symbol_of(const struct cg_emit *e, const char *name)
 {
-    struct cg_step s = {.symbol = symbol, .text = str_of(gemm_text), .grain = 1};
-    if (bf16(e)) {
-        s.symbol = str_fmt(e->a, "%s_bf16", symbol);
-        s.text = str_of(gemm_bf16_text);
-    }
+    return bf16(e) ? str_fmt(e->a, "%s_bf16", name) : name;
+}
+
+/* A step of one of the shared kernels. */
+static struct cg_step *shared(const struct cg_emit *e, const char *name, const char *label)
+{
+    struct cg_step s = {.symbol = symbol_of(e, name), .grain = 1};
+    s.text = bf16(e) ? str_of(gemm_bf16_text) : str_of(gemm_text);
     s.scratch = (size_t)cg_gemm_scratch();
     const char *node = ir_name(e->g, e->n);
     s.label = *node ? str_fmt(e->a, "%s %s", label, node) : label;
@@ -120,11 +122,15 @@ static void matmul(const struct cg_emit *e)
         cg_refs(e->a, s, CG_REFS(R_(0), S_(0), S_(1)));
         cg_nums(e->a, s,
                 CG_NUMS(m, n, k, lda, ldc, ldb, (ta ? TRANS_A : 0) | (tb ? TRANS_B : 0), p.nb));
+        if (stack) return;
+        s->beside[0] = symbol_of(e, tb ? "k_pack_cols" : "k_pack_rows");
+        s->beside[1] = symbol_of(e, "k_gemm");
         return;
     }
     int64_t at = room(e, packed(e, k, n));
     pack(e, W_(at), S_(1), k, n, ldb, tb);
     product(e, R_(0), S_(0), W_(at), m, n, k, lda, ldc, ta ? TRANS_A : 0);
+    if (!ta) vec_last(&e->out->step).beside[0] = symbol_of(e, "k_gemm_stack");
 }
 
 static void grouped(const struct cg_emit *e)

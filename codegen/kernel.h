@@ -17,9 +17,10 @@ struct cg_ref {
 };
 
 struct cg_step {
-    const char *symbol; /* function name; made of the content hash of `text`, set by cg_add */
-    struct str text;    /* one complete C function (plus what it needs beyond the prelude) */
-    const char *label;  /* what people see in profiles: "rmsnorm l3", "matmul [N,256]x[256,768]" */
+    const char *symbol;    /* function name; made of the content hash of `text`, set by cg_add */
+    struct str text;       /* one complete C function (plus what it needs beyond the prelude) */
+    const char *beside[2]; /* kernels of this text that other sizes use instead; NULL: none */
+    const char *label; /* what people see in profiles: "rmsnorm l3", "matmul [N,256]x[256,768]" */
     struct cg_ref *ref;
     size_t nref;
     int64_t *num; /* run-time integers n[0..] of the kernel */
