@@ -13,21 +13,6 @@ static int by_name(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-bool fixture_supported(const char *name)
-{
-    struct arena *a = arena_open("fixture");
-    struct diag *d = diag_open(a);
-    const struct spec_options o = {0};
-    struct sb s = {0};
-    bool ok = spec_load(a, d, str_fmt(a, DIR_ "/%s/spec.yaml", name), &o);
-    if (!ok) diag_print(d, &s);
-    ok = ok || !strstr(s.p, "which is not supported yet");
-    if (!ok) printf("skipped: fixture %s has a mixer that is not supported yet\n", name);
-    sb_free(&s);
-    arena_close(a);
-    return ok;
-}
-
 const char *const *fixture_names(struct arena *a)
 {
     VEC(const char *) v = {0};
@@ -38,27 +23,12 @@ const char *const *fixture_names(struct arena *a)
         FILE *f = fopen(str_fmt(a, DIR_ "/%s/want.safetensors", e->d_name), "r");
         if (!f) continue;
         fclose(f);
-        if (!fixture_supported(e->d_name)) continue;
         vec_push(a, &v, (const char *)str_dup(a, str_of(e->d_name)));
     }
     closedir(d);
     qsort(v.p, v.n, sizeof *v.p, by_name);
     vec_push(a, &v, (const char *)NULL);
     return v.p;
-}
-
-bool fixture_compiles(const char *name)
-{
-    if (!fixture_supported(name)) return false;
-    struct arena *a = arena_open("fixture");
-    struct diag *d = diag_open(a);
-    const struct spec_options o = {0};
-    struct model *m = spec_load(a, d, str_fmt(a, DIR_ "/%s/spec.yaml", name), &o);
-    bool ok = m != NULL;
-    for (size_t i = 0; ok && i < m->num_mixers; i++) ok = m->mixer[i].type != MIXER_kda;
-    if (!ok) printf("skipped: fixture %s has a mixer without kernels\n", name);
-    arena_close(a);
-    return ok;
 }
 
 static void must(enum rt_status st, const struct rt_error *err)

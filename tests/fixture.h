@@ -16,11 +16,6 @@ struct fixture {
     struct tensorfile *want;
 };
 
-/* Whether every mixer of a fixture is one that the builder knows; otherwise says that it is
- * skipped. */
-bool fixture_supported(const char *name);
-/* Whether there are kernels for every mixer too; says so likewise. */
-bool fixture_compiles(const char *name);
 /* Names of all evaluation fixtures (folders with want.safetensors and no trajectory), terminated by
  * NULL. */
 const char *const *fixture_names(struct arena *a);

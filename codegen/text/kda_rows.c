@@ -278,26 +278,29 @@ UNUSED static void kda_clear(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) st16(x + i, splat16(0.0f));
 }
 
-/* Gradients within a chunk of l and a: of the row operands (dq_i, dk_i of row i) and of the column
- * operand (dk_j), all [16][kp]. da, dl are [i][j], j <= i and j < i; the diagonal of da is left to
- * the caller. */
+/* Gradients within a chunk of l and a, all [16][kp]: dq, dk (as row and as column operand) and dg.
+ * da, dl are [i][j], j <= i and j < i; what the diagonal of da gives q and k is left to the caller.
+ * dg of token i sums pairs of a token before it with one from it on, each a value before i times its
+ * gradient behind i: it is as small as the decay between them, which differences of row and column
+ * sums would not be. */
 UNUSED static void kda_pairs_grad(const struct kda_keys *x, int64_t kp, const float *dl, const float *da,
-                                  float *dq, float *drow, float *dcol) {
+                                  float *dq, float *dk, float *dg) {
     for (int64_t c = 0; c < kp; c += 16) {
-        v16 m[16];
+        v16 m[16], before[120]; /* k_j decayed up to token i - 1, at i (i - 1) / 2 + j */
 #pragma clang loop unroll(full)
         for (int i = 0; i < 16; i++) {
             const v16 alpha = ld16(x->alpha + i * kp + c);
             v16 y = splat16(0.0f), r = y;
 #pragma clang loop unroll(full)
             for (int j = 0; j < i; j++) {
+                before[i * (i - 1) / 2 + j] = m[j];
                 m[j] = m[j] * alpha;
                 y = fma16(splat16(da[16 * i + j]), m[j], y);
                 r = fma16(splat16(dl[16 * i + j]), m[j], r);
             }
             m[i] = ld16(x->k + i * kp + c);
             st16(dq + i * kp + c, y);
-            st16(drow + i * kp + c, r);
+            st16(dk + i * kp + c, r);
         }
 #pragma clang loop unroll(full)
         for (int j = 0; j < 16; j++) m[j] = splat16(0.0f);
@@ -305,10 +308,14 @@ UNUSED static void kda_pairs_grad(const struct kda_keys *x, int64_t kp, const fl
         for (int i = 15; i >= 0; i--) {
             const v16 alpha = ld16(x->alpha + i * kp + c), k = ld16(x->k + i * kp + c),
                       q = ld16(x->q + i * kp + c);
-            st16(dcol + i * kp + c, m[i]);
+            v16 sum = splat16(0.0f);
+            st16(dk + i * kp + c, ld16(dk + i * kp + c) + m[i]);
 #pragma clang loop unroll(full)
-            for (int j = 0; j < i; j++)
+            for (int j = 0; j < i; j++) {
                 m[j] = fma16(splat16(dl[16 * i + j]), k, fma16(splat16(da[16 * i + j]), q, m[j])) * alpha;
+                sum = fma16(before[i * (i - 1) / 2 + j], m[j], sum);
+            }
+            st16(dg + i * kp + c, sum);
         }
     }
 }
@@ -352,11 +359,11 @@ struct kda_grads_of {
 };
 
 /* Brings together the gradients of q, k and g of a chunk. flat: parts through the state, [32][kp]
- * d(kd), d(qd); dkg [16][kp]; dq, drow, dcol of kda_pairs_grad; da for its diagonal; carry[k] = the
- * chunk's decay times sum over v of S0 dS1. */
+ * d(kd), d(qd); dkg [16][kp]; dq, dk, dpair (of g) of kda_pairs_grad; da for its diagonal; carry[k] =
+ * the chunk's decay times sum over v of S0 dS1. */
 UNUSED static void kda_finish(const struct kda_keys *x, const struct kda_rows_of *in,
                               const struct kda_grads_of *to, int64_t t0, int64_t n, const float *flat,
-                              const float *dkg, const float *dq, const float *drow, const float *dcol,
+                              const float *dkg, const float *dq, const float *dk, const float *dpair,
                               const float *da, const float *carry) {
     const int64_t kp = in->kp;
     for (int64_t c = 0; c < kp; c += 16) {
@@ -367,12 +374,11 @@ UNUSED static void kda_finish(const struct kda_keys *x, const struct kda_rows_of
             const int64_t at = i * kp + c;
             const v16 k = ld16(x->k + at), q = ld16(x->q + at), own = splat16(da[17 * i]);
             run = run * ld16(x->alpha + at);
-            const v16 dk = ld16(flat + at) * run, dqs = ld16(flat + KDA_C * kp + at) * run;
-            const v16 row = ld16(drow + at), col = ld16(dcol + at), y = ld16(dq + at);
-            /* row operands times their gradients less column operands times theirs */
-            dg[i] = k * dk + q * dqs + (q * y + k * row - k * col);
-            part[i] = dk + (row + col + own * q);
-            if (i < n) st16k(to->dq + (t0 + i) * to->ldq + c, (dqs + (y + own * k)) * in->scale, w);
+            const v16 dks = ld16(flat + at) * run, dqs = ld16(flat + KDA_C * kp + at) * run;
+            dg[i] = k * dks + q * dqs;
+            part[i] = dks + (ld16(dk + at) + own * q);
+            if (i < n)
+                st16k(to->dq + (t0 + i) * to->ldq + c, (dqs + (ld16(dq + at) + own * k)) * in->scale, w);
         }
         run = splat16(1.0f);
 #pragma clang loop unroll(full)
@@ -382,7 +388,7 @@ UNUSED static void kda_finish(const struct kda_keys *x, const struct kda_rows_of
             run = run * ld16(x->alpha + at);
             if (i < n) st16k(to->dk + (t0 + i) * to->ldk + c, part[i] + up, w);
             later = later + dg[i];
-            dg[i] = later;
+            dg[i] = later + ld16(dpair + at);
             part[i] = up * ld16(x->k + at);
         }
         v16 before = ld16(carry + c);
@@ -420,8 +426,8 @@ UNUSED static void kda_chunk_grad(const struct kda_rows_of *x, const struct kda_
     float *d = bd + 2 * vc;              /* [16][vp] */
     float *ut = d + vc, *bdt = ut + vc;  /* [vp][16], [vp][32] */
     float *pt = bdt + 2 * vc;            /* [kp][32], then [kp][16] */
-    float *flat = pt + 3 * kc, *dkg = flat + 2 * kc, *dq = dkg + kc, *drow = dq + kc, *dcol = drow + kc;
-    float *dla = dcol + kc, *carry = dla + 2 * 256, beta[16], dbeta[16];
+    float *flat = pt + 3 * kc, *dkg = flat + 2 * kc, *dq = dkg + kc, *dk = dq + kc, *dpair = dk + kc;
+    float *dla = dpair + kc, *carry = dla + 2 * 256, beta[16], dbeta[16];
     kda_load(&keys, x->q + t0 * x->ldq, x->ldq, x->k + t0 * x->ldk, x->ldk, x->g + t0 * x->ldg, x->ldg, n,
              x->K, kp, x->scale);
     kda_betas(beta, x, t0, n);
@@ -437,7 +443,7 @@ UNUSED static void kda_chunk_grad(const struct kda_rows_of *x, const struct kda_
     kda_transpose(bdt + 16, 32, bd + vc, vp, vp);
     kda_multiply(&(struct kda_product){.a = bd, .am = vp, .ak = 1, .b = ut, .ldb = 16, .c = dla, .ldc = 16,
                                        .rows = 32, .cols = 16, .kn = vp});
-    kda_pairs_grad(&keys, kp, dla, dla + 256, dq, drow, dcol);
+    kda_pairs_grad(&keys, kp, dla, dla + 256, dq, dk, dpair);
     kda_multiply(&(struct kda_product){.a = state, .am = vp, .ak = 1, .b = bdt, .ldb = 32, .c = pt, .ldc = 32,
                                        .rows = kp, .cols = 32, .kn = vp});
     kda_multiply(&(struct kda_product){.a = ds, .am = vp, .ak = 1, .b = ut, .ldb = 16, .c = pt + 2 * kc,
@@ -448,7 +454,7 @@ UNUSED static void kda_chunk_grad(const struct kda_rows_of *x, const struct kda_
         kda_transpose(dkg + k, kp, pt + 2 * kc + k * 16, 16, 16);
     }
     kda_carry(carry, keys.total, state, ds, kp, vp);
-    kda_finish(&keys, x, to, t0, n, flat, dkg, dq, drow, dcol, dla + 256, carry);
+    kda_finish(&keys, x, to, t0, n, flat, dkg, dq, dk, dpair, dla + 256, carry);
     kda_update(&(struct kda_product){.a = keys.kd, .am = 1, .ak = kp, .b = bd, .ldb = vp, .c = ds, .ldc = vp,
                                      .from = ds, .decay = keys.total, .rows = kp, .cols = vp,
                                      .kn = 2 * KDA_C});

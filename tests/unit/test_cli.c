@@ -137,7 +137,6 @@ static void check_numbers(void **state)
 {
     (void)state;
     for (const char *const *name = fixture_names(a); *name; name++) {
-        if (!fixture_compiles(*name)) continue;
         struct fixture *f = fixture_open(*name, NULL);
         json_int_t total, active;
         json_t *j = check_json(str_fmt(a, "tests/fixtures/%s/spec.yaml", *name));

@@ -83,10 +83,9 @@ static void test_fixtures(void **state)
     (void)state;
     struct arena *a = arena_open("names");
     size_t n = 0;
-    for (const char *const *p = fixture_names(a); *p; p++)
-        if (fixture_compiles(*p)) check_fixture(*p), n++;
+    for (const char *const *p = fixture_names(a); *p; p++, n++) check_fixture(*p);
     printf("%zu fixtures; most of a tolerance used: %.3f (%s)\n", n, worst.share, worst.name);
-    assert_true(n >= 19);
+    assert_true(n >= 32);
     arena_close(a);
 }
 
@@ -172,9 +171,8 @@ static void test_muon(void **state)
 static void test_kimi(void **state)
 {
     (void)state;
-    const char *const names[] = {"traj-kimi", "traj-kimi-adamw"};
-    for (size_t i = 0; i < 2; i++)
-        if (fixture_compiles(names[i])) check_trajectory(names[i]);
+    check_trajectory("traj-kimi");
+    check_trajectory("traj-kimi-adamw");
 }
 
 int main(void)
