@@ -132,7 +132,7 @@ static inline ir_id ir_src(const struct ir_graph *g, ir_id n, uint32_t i)
 }
 static inline const ir_id *ir_srcs(const struct ir_graph *g, ir_id n)
 {
-    return g->edge.p + ir_at(g, n)->src;
+    return g->edge.n ? g->edge.p + ir_at(g, n)->src : NULL; /* a graph may have no edges */
 }
 static inline const struct ir_type *ir_ty(const struct ir_graph *g, ir_id n)
 {
