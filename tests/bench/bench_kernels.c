@@ -198,10 +198,10 @@ static void bench_grouped(void *so, int64_t E, int64_t rows, int64_t N, int64_t 
     free(a), free(c), free(dw), free(w), free(x), free(off);
 }
 
-static void bench_attention(int64_t B, int64_t T, int h, int kv, int hd)
+static void bench_attention(int64_t B, int64_t T, int h, int kv, int hd, int vd)
 {
-    int64_t n = B * T, ld = (h + 2 * kv) * hd;
-    struct cg_attn a = {"att", h, kv, hd, hd, 0, ld, ld, ld, h * hd, h * hd, ld, ld, ld, 0.125f};
+    int64_t n = B * T, ld = (h + kv) * hd + kv * vd;
+    struct cg_attn a = {"att", h, kv, hd, vd, 0, ld, ld, ld, h * vd, h * vd, ld, ld, ld, 0.125f};
     struct sb text = {0};
     sb_str(&text, cg_text_prelude);
     sb_str(&text, cg_text_tile);
@@ -209,23 +209,23 @@ static void bench_attention(int64_t B, int64_t T, int h, int kv, int hd)
     cg_attn_text(&text, &a);
     void *so = kernel_build(&text, "native");
     sb_free(&text);
-    float *qkv = buffer(n * ld), *o = buffer(n * h * hd), *lse = buffer(n * h),
+    float *qkv = buffer(n * ld), *o = buffer(n * h * vd), *lse = buffer(n * h),
           *most = buffer(n * h);
-    float *dout = buffer(n * h * hd), *dqkv = buffer(n * ld);
-    double flops = (double)(B * h) * (double)T * (double)(T + 1) * hd * 2; /* of the causal half */
+    float *dout = buffer(n * h * vd), *dqkv = buffer(n * ld);
+    double pairs = (double)(B * h) * (double)T * (double)(T + 1); /* the causal half, 2 each */
     int64_t k = h * hd, v = (h + kv) * hd;
     struct job fwd = {kernel_of(so, "att_fwd"),
                       {qkv, qkv + k, qkv + v, o, lse, most},
                       {B, T},
                       cg_attn_fwd_items(B, T, h, kv),
-                      flops};
+                      pairs * (hd + vd)};
     struct job bwd = {kernel_of(so, "att_bwd"),
                       {qkv, qkv + k, qkv + v, o, lse, dout, dqkv, dqkv + k, dqkv + v},
                       {B, T},
                       cg_attn_bwd_items(B, kv),
-                      flops * 2.5};
+                      pairs * (3 * hd + 2 * vd)};
     char name[80];
-    snprintf(name, sizeof name, "attention B%d T%d H%d/%d HD%d", (int)B, (int)T, h, kv, hd);
+    snprintf(name, sizeof name, "attention B%d T%d H%d/%d HD%d/%d", (int)B, (int)T, h, kv, hd, vd);
     report(name, &fwd, 1);
     report("  backward", &bwd, 1);
     free(qkv), free(o), free(lse), free(most), free(dout), free(dqkv);
@@ -271,10 +271,12 @@ int main(int argc, char **argv)
         bench_gemm(so, shapes[i][0], shapes[i][1], shapes[i][2]);
     bench_grouped(so, 8, 4096, 512, 256);
     bench_grouped(so, 32, 4096, 384, 384);
-    bench_attention(8, 256, 6, 6, 64);
-    bench_attention(8, 128, 8, 8, 32);
-    bench_attention(4, 256, 8, 2, 64);
-    bench_attention(2, 1024, 6, 6, 64);
+    bench_attention(8, 256, 6, 6, 64, 64);
+    bench_attention(8, 128, 8, 8, 32, 32);
+    bench_attention(4, 256, 8, 2, 64, 64);
+    bench_attention(2, 1024, 6, 6, 64, 64);
+    bench_attention(8, 128, 2, 2, 24, 16);
+    bench_attention(1, 1024, 8, 8, 192, 128);
     pool.job = NULL;
     pthread_barrier_wait(&pool.start);
     pthread_join(thread, NULL);
