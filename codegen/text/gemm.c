@@ -137,9 +137,65 @@ void k_pack_cols(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSE
     }
 }
 
+/* Few rows: B = W^T is read once and in place, blocks of 16 rows of W and 16 k turned in registers. An
+ * element adds its products as everywhere, in the order of k. */
+enum { GEMM_FEW = 4 };
+
+/* MR rows of 16 columns, of which `cols` are stored; w: the first column's row of W. */
+INLINE void gemm_few_tile(const struct gemm *g, const float *w, int64_t ldw, float *c, int64_t cols,
+                          const int MR) {
+    v16 acc[GEMM_FEW], r[16];
+    const float *a[GEMM_FEW], *row[16];
+    for (int i = 0; i < 16; i++) row[i] = w + min64(i, cols - 1) * ldw;
+#pragma clang loop unroll(full)
+    for (int m = 0; m < MR; m++) {
+        a[m] = gemm_row(g, m);
+        acc[m] = g->flags & GEMM_ADD ? ld16k(c + m * g->ldc, cols) : splat16(0.0f);
+    }
+    int64_t k = 0;
+    for (; k + 16 <= g->depth; k += 16) {
+        /* what these rows, or the next 16, hold 256 bytes further on */
+        const int64_t ahead = k + 64 < g->depth ? k + 64 : 16 * ldw + k + 64 - g->depth;
+#pragma clang loop unroll(full)
+        for (int i = 0; i < 16; i++) {
+            r[i] = ld16(row[i] + k);
+            __builtin_prefetch(row[i] + ahead, 0, 3);
+        }
+        transpose16(r);
+#pragma clang loop unroll(full)
+        for (int u = 0; u < 16; u++)
+#pragma clang loop unroll(full)
+            for (int m = 0; m < MR; m++) acc[m] = fma16(splat16(a[m][k + u]), r[u], acc[m]);
+    }
+    if (k < g->depth) {
+        for (int i = 0; i < 16; i++) r[i] = ld16k(row[i] + k, g->depth - k);
+        transpose16(r);
+        for (int u = 0; u < g->depth - k; u++)
+#pragma clang loop unroll(full)
+            for (int m = 0; m < MR; m++) acc[m] = fma16(splat16(a[m][k + u]), r[u], acc[m]);
+    }
+    for (int m = 0; m < MR; m++) st16k(c + m * g->ldc, acc[m], cols);
+}
+
+static void gemm_few(const struct gemm *g, const float *w, int64_t ldw, int64_t rows, int64_t n0, int64_t n1) {
+    for (int64_t n = n0; n < n1; n += 16) {
+        const int64_t cols = min64(16, n1 - n);
+        switch (rows) {
+        case 1: gemm_few_tile(g, w + n * ldw, ldw, g->c + n, cols, 1); break;
+        case 2: gemm_few_tile(g, w + n * ldw, ldw, g->c + n, cols, 2); break;
+        case 3: gemm_few_tile(g, w + n * ldw, ldw, g->c + n, cols, 3); break;
+        default: gemm_few_tile(g, w + n * ldw, ldw, g->c + n, cols, 4);
+        }
+    }
+}
+
 /* All rows of columns n0 .. n1-1 of one product of a stack; B is packed here, after the block of A. */
 static void gemm_own(struct gemm g, const float *b, int64_t ldb, int64_t rows, int64_t n0, int64_t n1,
                      float *scratch) {
+    if (rows <= GEMM_FEW && g.kind == &gemm_f32 && (g.flags & (GEMM_TRANS_B | GEMM_TRANS_A)) == GEMM_TRANS_B) {
+        if (rows > 0) gemm_few(&g, b, ldb, rows, n0, n1);
+        return;
+    }
     float *own = scratch + GEMM_MC * GEMM_KC;
     for (int64_t k = 0; k < g.depth; k += 256) {
         float *to = own + k / g.kind->per * 16;

@@ -172,6 +172,54 @@ static void bench_gemm(void *so, int64_t M, int64_t N, int64_t K)
     free(a), free(b), free(c), free(packed);
 }
 
+/* Few rows, as in decoding: weights [N,K] read from memory, as GB/s of them: by the kernel that
+ * packs for itself or turns them in registers, and by packing first. 64 MiB of weights, so that
+ * none is in a cache. */
+static void bench_few(void *so, int64_t M, int64_t N, int64_t K)
+{
+    int64_t copies = ((int64_t)16 << 20) / (N * K);
+    float *a = buffer(M * K), *w = buffer(copies * N * K), *c = buffer(M * N);
+    float *packed = buffer(cg_gemm_packed(K, N));
+    struct cg_stack_plan own = cg_gemm_stack_plan(1, M, N, K);
+    struct cg_gemm_plan plan = cg_gemm_plan(M, N, K);
+    printf("%2lld rows, weights %lldx%lld          ", (long long)M, (long long)N, (long long)K);
+    for (int form = 0; form < 2; form++)
+        for (int threads = 1; threads <= THREADS; threads++) {
+            double best = 1e9;
+            for (int r = 0; r < 8; r++) {
+                double t = 0;
+                for (int64_t i = 0; i < copies; i++) {
+                    float *b = w + i * N * K;
+                    struct job one = {kernel_of(so, "k_gemm_stack"),
+                                      {c, a, b},
+                                      {M, N, K, K, N, K, 8, own.nb},
+                                      own.items,
+                                      0};
+                    struct job two[2] = {{kernel_of(so, "k_pack_cols"),
+                                          {packed, b},
+                                          {K, N, K},
+                                          cg_pack_cols_items(K, N),
+                                          0},
+                                         {kernel_of(so, "k_gemm"),
+                                          {c, a, packed},
+                                          {M, N, K, K, N, 0, plan.mb, plan.nb},
+                                          plan.items,
+                                          0}};
+                    t += form ? once(two, 2, threads) : once(&one, 1, threads);
+                }
+                best = t < best ? t : best;
+            }
+            printf("  %s%d: %5.1f GB/s",
+                   threads > 1 ? ""
+                   : form      ? "packed before "
+                               : "in place ",
+                   threads, (double)(copies * N * K) * 4e-9 / best);
+        }
+    printf("\n");
+    fflush(stdout);
+    free(a), free(w), free(c), free(packed);
+}
+
 static void bench_grouped(void *so, int64_t E, int64_t rows, int64_t N, int64_t K)
 {
     float *a = buffer(rows * K), *c = buffer(rows * N), *dw = buffer(E * N * K);
@@ -269,6 +317,12 @@ int main(int argc, char **argv)
                                         {64, 512, 512},    {1, 768, 768},     {1, 4096, 4096}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         bench_gemm(so, shapes[i][0], shapes[i][1], shapes[i][2]);
+    static const int64_t few[] = {1, 2, 4, 8, 24, 48, 96};
+    for (size_t i = 0; i < sizeof few / sizeof *few; i++) {
+        bench_few(so, few[i], 768, 768);
+        bench_few(so, few[i], 2048, 512);
+        bench_few(so, few[i], 1024, 4096);
+    }
     bench_grouped(so, 8, 4096, 512, 256);
     bench_grouped(so, 32, 4096, 384, 384);
     bench_attention(8, 256, 6, 6, 64, 64);

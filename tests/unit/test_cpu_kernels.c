@@ -233,7 +233,8 @@ static void test_stack(void **state)
 {
     (void)state;
     static const int64_t sizes[][3] = {
-        {1, 1, 1}, {1, 70, 33}, {7, 65, 517}, {145, 300, 31}, {40, 64, 1200}};
+        {1, 1, 1},  {1, 70, 33},  {2, 3, 16},     {3, 130, 50},  {4, 65, 1517},
+        {4, 16, 0}, {7, 65, 517}, {145, 300, 31}, {40, 64, 1200}};
     static const int flags[] = {0, 1, 8, 9};
     bool bf = kernel_of(lib[0], "k_gemm_stack_bf16") != NULL;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
