@@ -232,9 +232,9 @@ static void stack_case(int l, const char *kind, int64_t M, int64_t N, int64_t K,
 static void test_stack(void **state)
 {
     (void)state;
-    static const int64_t sizes[][3] = {
-        {1, 1, 1},  {1, 70, 33},  {2, 3, 16},     {3, 130, 50},  {4, 65, 1517},
-        {4, 16, 0}, {7, 65, 517}, {145, 300, 31}, {40, 64, 1200}};
+    static const int64_t sizes[][3] = {{1, 1, 1},    {1, 70, 33},    {2, 3, 16},
+                                       {3, 130, 50}, {4, 65, 1517},  {4, 16, 0},
+                                       {7, 65, 517}, {145, 300, 31}, {40, 64, 1200}};
     static const int flags[] = {0, 1, 8, 9};
     bool bf = kernel_of(lib[0], "k_gemm_stack_bf16") != NULL;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
