@@ -96,7 +96,7 @@ static void programs_round_where_the_evaluator_does(void **state)
         skip();
     }
     static const char *const name[] = {"attention-all", "attnres-size-3", "moe-sigmoid",
-                                       "everything"};
+                                       "everything", "kda-bounded-full"};
     for (size_t i = 0; i < sizeof name / sizeof *name; i++) check(name[i]);
 }
 
