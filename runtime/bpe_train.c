@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { LONGEST = 1024, NO_ENTRY = UINT32_MAX };
+enum { LONGEST = 1024 };
+#define NO_ENTRY UINT32_MAX
 
 struct word { /* a piece that occurs `count` times: ids at `at` of the list of all */
     size_t at;

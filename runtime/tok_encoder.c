@@ -1,5 +1,6 @@
 /* Texts in parts: what is not done yet is kept until there is more of it. */
 #include "runtime/tokenize.h"
+#include "runtime/nfc.h"
 #include "runtime/pattern.h"
 #include "runtime/utf8.h"
 #include <stdlib.h>
@@ -13,6 +14,10 @@ struct tok_encoder {
     size_t valid;    /* of held: checked to be whole characters */
     size_t want;     /* bytes of held without which trying again would be wasted */
     uint64_t offset; /* of held.p[from] in the text */
+    /* a text that is normalized first: what may still change with what follows, checked so far */
+    struct sb raw;
+    size_t raw_valid;
+    uint64_t raw_offset;
 };
 
 enum rt_status tok_encoder_open(const struct tokenizer *t, unsigned flags, struct tok_encoder **out,
@@ -35,17 +40,15 @@ void tok_encoder_close(struct tok_encoder *e)
     if (!e) return;
     if (e->state) e->t->ops->state_close(e->state);
     sb_free(&e->held);
+    sb_free(&e->raw);
     free(e);
 }
 
-/* Moves `valid` behind the whole characters of s. */
-static enum rt_status check(struct tok_encoder *e, struct str s, bool last, struct rt_error *err)
+/* Moves *valid, whose offset in the text is `offset`, behind the whole characters of s. */
+static enum rt_status check(struct str s, bool last, size_t *valid, uint64_t offset,
+                            struct rt_error *err)
 {
-    if (!e->check) {
-        e->valid = s.n;
-        return RT_ok;
-    }
-    size_t i = e->valid;
+    size_t first = *valid, i = first;
     while (i < s.n) {
         uint64_t eight; /* mostly ASCII */
         if (s.n - i >= 8 && (memcpy(&eight, s.p + i, 8), !(eight & 0x8080808080808080u))) {
@@ -57,10 +60,34 @@ static enum rt_status check(struct tok_encoder *e, struct str s, bool last, stru
         if (n < 0 && !last) break;
         if (n <= 0)
             return rt_fail(err, RT_user, "invalid UTF-8 at byte %llu of the text",
-                           (unsigned long long)(e->offset + (i - e->from)));
+                           (unsigned long long)(offset + (i - first)));
         i += (size_t)n;
     }
-    e->valid = i;
+    *valid = i;
+    return RT_ok;
+}
+
+/* Adds a part to `raw` and moves the normal form of what cannot change any more to `held`. */
+static enum rt_status normalize(struct tok_encoder *e, struct str part, bool last,
+                                struct rt_error *err)
+{
+    size_t before = e->raw_valid;
+    sb_add(&e->raw, part.p ? part.p : "", part.n);
+    struct str s = {e->raw.p, e->raw.n};
+    RT_TRY(check(s, last, &e->raw_valid, e->raw_offset + before, err));
+    size_t cut = e->raw_valid;
+    while (!last && cut > 0) { /* in front of the last character that begins */
+        uint32_t cp;
+        do cut--;
+        while (cut > 0 && (s.p[cut] & 0xc0) == 0x80);
+        if (cut < before) cut = 0; /* there was none in what came before */
+        if (cut && utf8_next(s.p + cut, s.n - cut, &cp) > 0 && nfc_begins(cp)) break;
+    }
+    nfc_add((struct str){s.p, cut}, &e->held);
+    memmove(e->raw.p, e->raw.p + cut, e->raw.n - cut);
+    e->raw.n -= cut;
+    e->raw_valid -= cut;
+    e->raw_offset += cut;
     return RT_ok;
 }
 
@@ -91,16 +118,19 @@ enum rt_status tok_encoder_add(struct tok_encoder *e, struct str part, bool last
                                struct tok_ids *out, struct rt_error *err)
 {
     struct str text = part;
-    bool whole = last && !e->held.n; /* without a copy */
-    if (!whole) {
-        sb_add(&e->held, part.p ? part.p : "", part.n);
-        text = (struct str){e->held.p, e->held.n};
-    }
-    RT_TRY(check(e, text, last, err));
+    bool plain = !e->t->nfc || (last && !e->raw.n && nfc_plain(part));
+    bool whole = plain && last && !e->held.n; /* without a copy */
+    if (!plain) RT_TRY(normalize(e, part, last, err));
+    if (plain && !whole) sb_add(&e->held, part.p ? part.p : "", part.n);
+    if (!whole) text = (struct str){e->held.p ? e->held.p : "", e->held.n};
+    if (!plain || !e->check)
+        e->valid = text.n;
+    else
+        RT_TRY(check(text, last, &e->valid, e->offset + (e->valid - e->from), err));
     if (last || e->valid >= e->want) RT_TRY(encode(e, text, last, out, err));
     if (last) {
         e->held.n = e->from = e->valid = e->want = 0;
-        e->offset = 0;
+        e->offset = e->raw_offset = 0;
     } else if (e->valid >= e->want) {
         drop(e);
         /* a long piece is tried again only when it is twice as long */

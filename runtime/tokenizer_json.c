@@ -156,6 +156,10 @@ static enum rt_status normalizer(struct reading *r, const json_t *o)
         s->spaces = true;
         return RT_ok;
     }
+    if (is(o, "NFC")) {
+        r->t->base.nfc = true;
+        return RT_ok;
+    }
     if (!is(o, "Sequence")) return refuse(r, "the normalizer", text(o, "type"));
     size_t i;
     const json_t *part;

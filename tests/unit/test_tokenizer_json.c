@@ -1,6 +1,7 @@
 /* tokenizer.json, beside the rank file that it is made from; training a vocabulary. */
 #include "base/map.h"
 #include "runtime/bpe_train.h"
+#include "runtime/nfc.h"
 #include "runtime/utf8.h"
 #include "scratch.h"
 #include <setjmp.h>
@@ -296,6 +297,59 @@ static void made_both_ways(void **state)
     sb_free(&r.beside);
 }
 
+/* ---- normal form ---- */
+
+static void normal_form(void **state)
+{
+    (void)state;
+    static const char *const pairs[][2] = {
+        {"abc \xcb\xbf", "abc \xcb\xbf"},
+        {"e\xcc\x81x", "\xc3\xa9x"},                              /* e, acute */
+        {"\xe2\x84\xab", "\xc3\x85"},                             /* the sign of angstrom */
+        {"a\xcc\xa3\xcc\x82", "\xe1\xba\xad"},                    /* dot below, circumflex */
+        {"a\xcc\x82\xcc\xa3", "\xe1\xba\xad"},                    /* in the other order */
+        {"\xe1\x84\x92\xe1\x85\xa1\xe1\x86\xab", "\xed\x95\x9c"}, /* Hangul by letters */
+        {"\xe0\xbd\xb3", "\xe0\xbd\xb1\xe0\xbd\xb2"},             /* composes no more */
+        {"\xe0\xaf\x86\xe0\xae\xbe", "\xe0\xaf\x8a"},             /* Tamil vowel in two */
+        {"\xcc\x81", "\xcc\x81"},
+    };
+    struct sb out = {0}, all = {0}, want = {0};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        out.n = 0;
+        nfc_add(str_of(pairs[i][0]), &out);
+        assert_true(str_is((struct str){out.p, out.n}, pairs[i][1]));
+        sb_printf(&all, "%s, ", pairs[i][0]);
+        sb_printf(&want, "%s, ", pairs[i][1]);
+    }
+    assert_true(nfc_plain(STR("caf\xc3\xa9 \xcb\xbf")) && !nfc_plain(STR("e\xcc\x81")));
+    /* in a tokenizer, also of a text in parts */
+    struct bpe_trained r = train("gpt2", 280, STR(sample));
+    struct tok_file_text f = {
+        .text = {r.ranks.p, r.ranks.n}, .beside = {r.beside.p, r.beside.n}, .label = "made"};
+    struct tokenizer *t, *n;
+    struct sb json = {0}, ids = {0};
+    assert_int_equal(tokenizer_file_parse(&f, &t, &err), RT_ok);
+    as_json(t, 279, false,
+            "\"normalizer\": {\"type\": \"NFC\"}, \"pre_tokenizer\": {\"type\": "
+            "\"ByteLevel\", \"add_prefix_space\": false}",
+            &json);
+    n = parse(json.p);
+    struct tok_ids v = encode(t, (struct str){want.p, want.n}, 0);
+    for (size_t i = 0; i < v.n; i++) sb_printf(&ids, i ? " %d" : "%d", v.p[i]);
+    expect_ids(n, all.p, 0, ids.p);
+    expect_ids(n, want.p, 0, ids.p);
+    struct tok_ids none = {0};
+    assert_int_equal(tokenizer_encode(n, STR("e\xcc\x81\xff"), &none, &err), RT_user);
+    assert_non_null(strstr(err.text, "byte 3"));
+    free(none.p);
+    free(v.p);
+    tokenizer_close(n);
+    tokenizer_close(t);
+    sb_free(&out), sb_free(&all), sb_free(&want), sb_free(&json), sb_free(&ids);
+    sb_free(&r.ranks);
+    sb_free(&r.beside);
+}
+
 /* ---- over characters ---- */
 
 #define UND "\xe2\x96\x81"
@@ -415,7 +469,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gpt2_both_ways),  cmocka_unit_test(training_by_definition),
         cmocka_unit_test(trained_is_used), cmocka_unit_test(made_both_ways),
-        cmocka_unit_test(over_characters), cmocka_unit_test(refuses_by_name),
+        cmocka_unit_test(over_characters), cmocka_unit_test(normal_form),
+        cmocka_unit_test(refuses_by_name),
     };
     if (!scratch_open()) return 1;
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
