@@ -1,8 +1,10 @@
 /* Speed of the CPU kernel texts: every kernel as a share of the float32 multiply-add peak that a
  * tiny loop reaches on this machine in the same seconds, on 1 and 2 threads. Best of many runs. */
 #include "codegen/gemm_shape.h"
+#include "codegen/kernel.h"
 #include "codegen/text.h"
 #include "kernel_build.h"
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
@@ -43,8 +45,8 @@ static const char loops_text[] =
 /* A kernel call; items are handed out one by one. */
 struct job {
     kernel_fn *fn;
-    void *p[9];
-    int64_t n[9], items;
+    void *p[12];
+    int64_t n[12], items;
     double flops;
 };
 
@@ -279,6 +281,62 @@ static void bench_attention(int64_t B, int64_t T, int h, int kv, int hd, int vd)
     free(qkv), free(o), free(lse), free(most), free(dout), free(dqkv);
 }
 
+/* The one step of node n as a job over `buf`, as many as it refers to. */
+static struct job job_of(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
+                         float *const *buf, double flops)
+{
+    struct cg_lowering low = {0};
+    const struct cg_target t = {false};
+    cg_lower_node(a, g, n, b, &t, &low);
+    const struct cg_step *s = &low.step.p[0];
+    CHECK(s->scratch <= SCRATCH && s->nref <= 12 && s->nnum <= 12);
+    struct sb text = {0};
+    sb_str(&text, cg_cpu_prelude());
+    sb_str(&text, s->text.p);
+    struct job j = {.fn = kernel_of(kernel_build(&text, "native"), s->symbol),
+                    .items = s->items,
+                    .flops = flops};
+    sb_free(&text);
+    for (size_t i = 0; i < s->nref; i++) j.p[i] = buf[i];
+    memcpy(j.n, s->num, s->nnum * sizeof *s->num);
+    return j;
+}
+
+/* Work is counted as that of chunks of 16, whole squares: 6 D^2 + 10 * 16 D a token and head, and
+ * 16 D^2 + 24 * 16 D backward, which computes the states again. */
+static void bench_kda(int64_t B, int64_t T, int64_t h, int64_t d)
+{
+    struct arena *a = arena_open("bench_kda");
+    struct ir_graph *g = graph_open(a, "kda", STAGE_K, NULL, NULL);
+    const struct ir_bind b = {B, T};
+    ir_id src[6];
+    float *buf[11];
+    for (int i = 0; i < 11; i++) {
+        const char *name = str_fmt(a, "x%d", i);
+        int64_t cols = i % 6 == 4 ? h : h * d, n = B * T * cols;
+        ir_type_id type = ir_type2(g, IR_f32, dim_sym(SYM_N, 1), dim_const(cols));
+        if (i < 6)
+            src[i] = ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, name)), name);
+        buf[i] = buffer(B * T * h * d);
+        for (int64_t k = 0; k < n; k++)
+            buf[i][k] = i == 3   ? -0.2f - 0.4f * buf[i][k]
+                        : i == 4 ? 0.5f
+                        : i < 2  ? buf[i][k] * 3 / sqrtf((float)d)
+                                 : buf[i][k];
+    }
+    double size = (double)d, tokens = (double)(B * T * h);
+    ir_id f = ir_add(g, OP_kda, src, 5, ATTRS(A_INT(heads, h), A_NUM(scale, 0.125)), NULL);
+    ir_id r = ir_add(g, OP_kda_grad, src, 6, ATTRS(A_INT(heads, h), A_NUM(scale, 0.125)), NULL);
+    struct job fwd = job_of(a, g, f, b, buf, tokens * (6 * size * size + 160 * size));
+    struct job bwd = job_of(a, g, r, b, buf, tokens * (16 * size * size + 384 * size));
+    char name[80];
+    snprintf(name, sizeof name, "kda B%d T%d H%d D%d", (int)B, (int)T, (int)h, (int)d);
+    report(name, &fwd, 1);
+    report("  backward", &bwd, 1);
+    for (int i = 0; i < 11; i++) free(buf[i]);
+    arena_close(a);
+}
+
 int main(int argc, char **argv)
 {
     struct sb text = {0};
@@ -331,6 +389,11 @@ int main(int argc, char **argv)
     bench_attention(2, 1024, 6, 6, 64, 64);
     bench_attention(8, 128, 2, 2, 24, 16);
     bench_attention(1, 1024, 8, 8, 192, 128);
+    bench_kda(1, 512, 4, 32);
+    bench_kda(1, 512, 4, 64);
+    bench_kda(1, 512, 4, 128);
+    bench_kda(8, 512, 4, 32);
+    bench_kda(4, 512, 4, 128);
     pool.job = NULL;
     pthread_barrier_wait(&pool.start);
     pthread_join(thread, NULL);

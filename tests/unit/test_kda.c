@@ -153,6 +153,19 @@ static void compare(struct ir_value want, void *const *got, double tol, const ch
     }
 }
 
+/* Gradients of gates times gates, as what makes the gates sees them, are as right: where a gate is
+ * -50 its gradient is as small as the decay. */
+static void compare_gates(const float *g, struct ir_array want, const float *got, const char *what)
+{
+    double most = 0, worst = 0;
+    for (int64_t j = 0; j < want.n; j++) {
+        double off = fabs(((double)got[j] - want.v[j]) * (double)g[j]);
+        if (!(off <= worst)) worst = off;
+        most = fmax(most, fabs(want.v[j] * (double)g[j]));
+    }
+    if (!(worst <= 5e-6 * most)) fail_msg("%s: g dg is off by %g of %g", what, worst, most);
+}
+
 /* The operation over `nsrc` operands, all gates and lengths. */
 static void check_sizes(enum ir_op op, size_t nsrc, int64_t k, int64_t v)
 {
@@ -169,9 +182,10 @@ static void check_sizes(enum ir_op op, size_t nsrc, int64_t k, int64_t v)
             struct ir_value want = in_float64(&o, nsrc, b, x);
             for (uint32_t r = 0; r < want.count; r++) got[r] = room(want.e[r].n);
             launch(&o, b, (void **)x, got);
-            compare(want, got, 5e-6,
-                    str_fmt(arena, "%s K %d V %d T %d gates %d", op_info(op)->name, (int)k, (int)v,
-                            (int)b.T, kind));
+            const char *what = str_fmt(arena, "%s K %d V %d T %d gates %d", op_info(op)->name,
+                                       (int)k, (int)v, (int)b.T, kind);
+            compare(want, got, 5e-6, what);
+            if (nsrc > 5) compare_gates(x[3], want.e[3], got[3], what);
         }
 }
 
