@@ -54,7 +54,7 @@ struct tokenizer {
     int32_t bos;
     int32_t stop[TOK_STOPS]; /* ids that end a text, num_stop of them */
     int num_stop;
-    bool nfc; /* texts are brought to Normalization Form C first */
+    bool nfc;         /* texts are brought to Normalization Form C first */
     bool space_first; /* texts are encoded with a space in front, which decoding takes off again */
 };
 
