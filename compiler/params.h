@@ -20,8 +20,8 @@ struct param_part {
     int64_t dim[4];     /* checkpoint shape */
     int rank;           /* 1 to 4 */
     int64_t offset;     /* elements from the parameter's start */
-    bool per_head; /* A_log [H]: also read as [1, 1, H, 1] or longer than H, of which the first H
-                    * count (Kimi K3 pads to 128) */
+    bool per_head; /* A_log [H]: also read as [1, 1, H, 1], either longer than H too, of which the
+                    * first H count (Kimi K3 pads to 128) */
 };
 struct param {
     const char *name; /* IR name; the tensor's own name where there is one part */

@@ -60,12 +60,12 @@ static bool same_shape(const struct tf_tensor *t, const struct tf_tensor *want)
     return true;
 }
 
-/* A_log as the releases have it: [1, 1, H, 1], or [n] of which the first H count. */
+/* A_log as the releases have it: [n] or [1, 1, n, 1], of which the first H count. */
 static bool fits_per_head(const struct tf_tensor *t, int64_t heads)
 {
     const int64_t *s = t->shape;
     if (t->rank == 1) return s[0] >= heads;
-    return t->rank == 4 && s[0] == 1 && s[1] == 1 && s[2] == heads && s[3] == 1;
+    return t->rank == 4 && s[0] == 1 && s[1] == 1 && s[2] >= heads && s[3] == 1;
 }
 
 /* Whether the tensor can be read as that part; else it is reported. */

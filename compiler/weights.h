@@ -17,7 +17,7 @@ struct weight_source {
 /* The source of every part, in params order, in the arena. Every tensor of the file is used, known
  * to be of no use to a model of text (a vision tower, rotary periods, heads that draft; a note says
  * so), or a mistake; every mistake is a diagnostic, and then it is NULL. Read are the names and
- * shapes of Hugging Face: a prefix `language_model.`, A_log in its three shapes, MXFP4 experts, and
+ * shapes of Hugging Face: a prefix `language_model.`, A_log in its shapes, MXFP4 experts, and
  * a tied head stored a second time. */
 struct weight_source *weights_match(struct arena *a, const struct params *ps,
                                     const struct tensorfile *f, const char *label, struct diag *d);

@@ -117,23 +117,24 @@ static void a_log_shapes(void **state)
     (void)state;
     const struct params *ps = some_params(true);
     const char *name = "model.layers.0.A_log", *w = "model.layers.0.w1.weight";
-    for (int form = 0; form < 3; form++) {
+    for (int form = 0; form < 4; form++) {
         start("");
         put(w, TF_F32, numbers, 2, 2, 64, 0, 0);
         if (form == 0) put(name, TF_F32, numbers + 5, 1, 3, 0, 0, 0);
         if (form == 1) put(name, TF_F32, numbers + 5, 4, 1, 1, 3, 1);
         if (form == 2) put(name, TF_F32, numbers + 5, 1, 8, 0, 0, 0);
+        if (form == 3) put(name, TF_F32, numbers + 5, 4, 1, 1, 8, 1);
         if (load(ps) != RT_ok) fail_msg("form %d: %s", form, said());
         assert_memory_equal(loaded[1], numbers + 5, 3 * sizeof(float));
         assert_true(loaded[1][3] == -7);
     }
-    static const int64_t wrong[][4] = {{1, 2, 0, 0}, {4, 1, 1, 4}, {2, 3, 1, 0}};
+    static const int64_t wrong[][4] = {{1, 2, 0, 0}, {4, 1, 1, 2}, {2, 3, 1, 0}};
     for (int i = 0; i < 3; i++) {
         start("");
         put(w, TF_F32, numbers, 2, 2, 64, 0, 0);
         int rank = (int)wrong[i][0];
         if (rank == 1) put(name, TF_F32, numbers, 1, 2, 0, 0, 0);
-        if (rank == 4) put(name, TF_F32, numbers, 4, 1, 1, 4, 1);
+        if (rank == 4) put(name, TF_F32, numbers, 4, 1, 1, 2, 1);
         if (rank == 2) put(name, TF_F32, numbers, 2, 3, 1, 0, 0);
         assert_int_equal(load(ps), RT_user);
         expect_said("tensor 'model.layers.0.A_log' has shape [");
