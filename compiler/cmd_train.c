@@ -11,6 +11,9 @@ static const char help[] =
     "train.checkpoint.dir; --resume continues from the newest valid checkpoint there, bit for bit "
     "as\n"
     "if the run had not been interrupted. SIGINT (Ctrl-C) and SIGTERM save and leave.\n\n"
+    "An alarm, on standard error and in metrics.jsonl, tells of weights that are not finite or\n"
+    "were never initialised, of a first loss far from that of fresh weights, and of experts\n"
+    "without a token for 100 steps. The run goes on.\n\n"
     "  strata train examples/tiny-moe/spec.yaml\n"
     "  strata train examples/tiny-moe/spec.yaml --resume\n"
     "  strata train examples/tiny-moe/spec.yaml --set model.residual.blocks=1 --set "
@@ -134,6 +137,17 @@ static void not_finite(struct loop *l, const struct step_result *r)
              TRAIN_MAX_BAD, r->culprit);
 }
 
+/* A run too short for not_finite, of which no step changed the weights. */
+static void never_finite(struct loop *l)
+{
+    if (stop || l->t.step == 0 || l->t.skipped < l->t.step) return;
+    progress_end(&l->bar);
+    cli_fail(RT_machine,
+             "none of %llu steps was finite\n"
+             "hint: An alarm at step 0 names weights that were not finite to begin with.",
+             (unsigned long long)l->t.step);
+}
+
 static void run_steps(struct loop *l, uint64_t end)
 {
     const struct train_spec *s = &l->t.run.model->train;
@@ -214,6 +228,7 @@ int cmd_train(int argc, char **argv)
     if (prof) exec_profile(plan_exec(l->t.train), true), exec_profile(plan_exec(l->t.apply), true);
     progress_start(&l->bar, STDERR_FILENO, l->t.step, end, 10);
     run_steps(l, end);
+    never_finite(l);
     save(l);
     progress_end(&l->bar);
     if (prof) profile(l);

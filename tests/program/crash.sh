@@ -119,7 +119,13 @@ ok "a changed spec, a folder in use and a folder with checkpoints are refused; S
 expect 3 train bad --set train.optimizer.lr=1000000 --set train.schedule='{type: constant}' --set train.grad_clip=null
 said "10 steps in a row"
 grep -q '"skipped": *"[a-z]' "$tmp/bad/metrics.jsonl" || fail "no tensor is named in metrics.jsonl"
-ok "10 steps that are not finite end a run with 3, tensors named"
+cp "$tmp/whole/step-$steps/model.safetensors" "$tmp/nan.safetensors"
+printf '\377\377\377\377' | dd of="$tmp/nan.safetensors" bs=1 conv=notrunc status=none \
+    seek=$(($(wc -c <"$tmp/nan.safetensors") - 4))
+expect 3 train bad2 --weights "$tmp/nan.safetensors" --steps 2
+said "step 0: alarm: "
+said "none of 2 steps was finite"
+ok "steps that are not finite end a run with 3, tensors named"
 
 # ---- no room ----
 mkdir "$tmp/disk"
