@@ -152,7 +152,10 @@ static void check_weights(struct import *i, const struct model *m)
     struct cli *c = i->c;
     struct tensorfile *f;
     const struct params *ps = params_of(c->arena, m);
-    cli_check(c, tensorfile_open(i->dir, &f, &c->err));
+    enum rt_status st = tensorfile_open(i->dir, &f, &c->err);
+    if (st == RT_user)
+        cli_fail(st, "%s\nhint: --config-only makes the spec without the weights.", c->err.text);
+    cli_check(c, st);
     if (!weights_match(c->arena, ps, f, i->dir, c->diag)) stop_at_errors(i);
     cli_diagnostics(c);
     fprintf(stderr, "%s: %zu tensors accounted for, %s parameters\n", i->dir, tensorfile_count(f),

@@ -262,6 +262,9 @@ set -- "$tmp"/*.export-*
 [ ! -e "$1" ] || fail "$1 is left"
 mkdir "$tmp/empty"
 expect 0 "$strata" export "$tmp/llama.yaml" --weights "$tmp/w.safetensors" -o "$tmp/empty/"
+rm "$tmp/empty/model.safetensors"
+expect 1 "$strata" import "$tmp/empty"
+said "hint: --config-only"
 expect 0 "$strata" import --config-only "$tmp/empty" --name other
 grep -q '^name: other' "$tmp/out" || fail "no name"
 ok "export leaves a whole folder or none"
