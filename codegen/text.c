@@ -23,6 +23,9 @@ const char cg_text_attention_rows[] =
 const char cg_text_attention[] =
 #include "text/attention.c.inc"
     ;
+const char cg_text_cuda_prelude[] =
+#include "text/cuda_prelude.c.inc"
+    ;
 const char cg_text_peak[] =
 #include "text/peak.c.inc"
     ;
