@@ -68,7 +68,7 @@ enum rt_status jit_open(const struct jit_options *options, struct jit **out, str
     const char *cpu = options && options->cpu ? options->cpu : "native";
     j->arena = a;
     j->root = io_join(a, io_cache_dir(a), "kernels");
-    j->cache_bytes = options && options->cache_bytes ? options->cache_bytes : UINT64_C(512) << 20;
+    j->cache_bytes = options && options->cache_bytes ? options->cache_bytes : STORE_MAX_BYTES;
     enum rt_status st = cc_cpu(a, cpu, &j->cpu, err);
     if (!st) st = cc_find(a, &j->clang, err);
     if (st) {

@@ -101,6 +101,15 @@ void store_rescan(struct store *s)
     arena_close(a);
 }
 
+static enum rt_status make_folder(const char *dir, struct rt_error *err)
+{
+    int e = io_mkdirs(dir);
+    if (!e) return RT_ok;
+    return rt_fail(err, e == ENOSPC || e == EIO ? RT_machine : RT_user,
+                   "cannot make the cache folder '%s': %s (STRATA_CACHE names another)", dir,
+                   strerror(e));
+}
+
 enum rt_status store_open(struct arena *a, const char *dir, struct store **out,
                           struct rt_error *err)
 {
@@ -110,11 +119,7 @@ enum rt_status store_open(struct arena *a, const char *dir, struct store **out,
     map_init(&s->by_name, a);
     map_init(&s->by_entry, a);
     *out = s;
-    int e = io_mkdirs(dir);
-    if (e)
-        return rt_fail(err, e == ENOSPC || e == EIO ? RT_machine : RT_user,
-                       "cannot make the cache folder '%s': %s (STRATA_CACHE names another)", dir,
-                       strerror(e));
+    RT_TRY(make_folder(dir, err));
     store_rescan(s);
     return RT_ok;
 }
@@ -216,8 +221,47 @@ void store_unlock(int lock)
     if (lock >= 0) close(lock);
 }
 
+/* ---- blobs: the checksum in hex, a line break, the bytes ---- */
+
+bool store_read_blob(struct arena *a, const char *dir, const char *key, struct str *data)
+{
+    const char *path = str_fmt(a, "%s/%s.blob", dir, key);
+    struct str file;
+    char sum[NAME + 1];
+    if (io_read(a, path, MAX_OBJECT, &file)) return false;
+    if (file.n > NAME) {
+        *data = (struct str){file.p + NAME + 1, file.n - NAME - 1};
+        hash_hex(data->p, data->n, sum);
+        if (!memcmp(sum, file.p, NAME)) {
+            utimensat(AT_FDCWD, path, NULL, 0); /* used now, for store_trim */
+            return true;
+        }
+    }
+    unlink(path);
+    return false;
+}
+
+enum rt_status store_write_blob(const char *dir, const char *key, struct str data,
+                                struct rt_error *err)
+{
+    RT_TRY(make_folder(dir, err));
+    struct arena *a = arena_open("store");
+    struct sb s = {0};
+    char sum[NAME + 1];
+    hash_hex(data.p, data.n, sum);
+    sb_printf(&s, "%s\n", sum);
+    sb_add(&s, data.p, data.n);
+    int e = io_write_atomic(str_fmt(a, "%s/%s.blob", dir, key), s.p, s.n);
+    sb_free(&s);
+    arena_close(a);
+    return e ? rt_fail(err, RT_machine, "cannot write to the cache '%s': %s", dir, strerror(e))
+             : RT_ok;
+}
+
+/* ---- size ---- */
+
 struct file {
-    const char *path; /* of the shared object */
+    const char *path; /* of the shared object or blob */
     struct timespec used;
     uint64_t bytes;
 };
@@ -238,7 +282,8 @@ static void list_objects(struct arena *a, const char *dir, struct files *f)
         if (S_ISDIR(st.st_mode) && str_starts(str_of(e->d_name), "work-") &&
             st.st_mtim.tv_sec < time(NULL) - 86400)
             io_remove_tree(path);
-        if (!S_ISREG(st.st_mode) || !str_ends(str_of(e->d_name), ".so")) continue;
+        struct str name = str_of(e->d_name);
+        if (!S_ISREG(st.st_mode) || !(str_ends(name, ".so") || str_ends(name, ".blob"))) continue;
         struct file one = {path, st.st_mtim, (uint64_t)st.st_size};
         vec_push(a, &f->list, one);
         f->bytes += one.bytes;
@@ -254,18 +299,33 @@ static int oldest_first(const void *pa, const void *pb)
     return strcmp(a->path, b->path);
 }
 
-void store_trim(const char *root, uint64_t bytes)
+static struct files list_stores(struct arena *a, const char *root)
 {
-    struct arena *a = arena_open("store");
     struct files f = {0};
     DIR *d = opendir(root);
     for (struct dirent *e; d && (e = readdir(d));)
         if (e->d_name[0] != '.') list_objects(a, io_join(a, root, e->d_name), &f);
     if (d) closedir(d);
+    return f;
+}
+
+uint64_t store_bytes(const char *root)
+{
+    struct arena *a = arena_open("store");
+    uint64_t bytes = list_stores(a, root).bytes;
+    arena_close(a);
+    return bytes;
+}
+
+void store_trim(const char *root, uint64_t bytes)
+{
+    struct arena *a = arena_open("store");
+    struct files f = list_stores(a, root);
     if (f.bytes > bytes) qsort(f.list.p, f.list.n, sizeof *f.list.p, oldest_first);
     for (size_t i = 0; i < f.list.n && f.bytes > bytes; i++) {
         const char *path = f.list.p[i].path;
-        unlink(str_fmt(a, "%sidx", str_dup(a, (struct str){path, strlen(path) - 2})));
+        if (str_ends(str_of(path), ".so"))
+            unlink(str_fmt(a, "%sidx", str_dup(a, (struct str){path, strlen(path) - 2})));
         unlink(path);
         f.bytes -= f.list.p[i].bytes;
     }

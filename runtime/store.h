@@ -34,8 +34,17 @@ enum rt_status store_add(struct store *s, const char *path, const char *const *e
  * (two processes may then compile the same thing, which does no harm). */
 int store_lock(struct store *s);
 void store_unlock(int lock);
-/* Deletes the objects that were used longest ago, in all stores that are folders of `root`, until
- * the rest is at most `bytes`, and working folders left over since a day. Objects that a process
- * has loaded stay usable there. */
+/* Bytes that are no shared object, in the file <key>.blob of a folder of `root` as above: whole or
+ * absent, and loaded only when their checksum is right. */
+bool store_read_blob(struct arena *a, const char *dir, const char *key, struct str *data);
+/* Makes the folder where it is missing. RT_user when that fails, RT_machine when writing does. */
+enum rt_status store_write_blob(const char *dir, const char *key, struct str data,
+                                struct rt_error *err);
+/* What all stores that are folders of `root` hold, and how much they may by default. */
+uint64_t store_bytes(const char *root);
+#define STORE_MAX_BYTES (UINT64_C(512) << 20)
+/* Deletes the objects and blobs that were used longest ago, in all those stores, until the rest is
+ * at most `bytes`, and working folders left over since a day. Objects that a process has loaded
+ * stay usable there. */
 void store_trim(const char *root, uint64_t bytes);
 #endif

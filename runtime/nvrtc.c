@@ -1,0 +1,228 @@
+#include "runtime/nvrtc.h"
+#include "base/io.h"
+#include "base/map.h"
+#include "base/vec.h"
+#include "runtime/cc.h"
+#include "runtime/cuda_api.h"
+#include "runtime/mem.h"
+#include "runtime/store.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Raised when the layout of a cached result changes: the size of the log, a line break, log, code.
+ */
+#define FORMAT "strata cuda 1"
+
+static const char *const options[] = {"--std=c++17", "--fmad=false", "-lineinfo", "-Xptxas=-v"};
+enum { OPTIONS = sizeof options / sizeof *options };
+
+#define TRY(call) RT_TRY(cuda_check(CUDA_nvrtc, cu->call, #call, err))
+
+/* ---- architectures ---- */
+
+static enum rt_status supported(struct arena *a, int **arch, int *n, struct rt_error *err)
+{
+    const struct cuda_api *cu;
+    RT_TRY(cuda_load(CUDA_nvrtc, &cu, err));
+    TRY(nvrtcGetNumSupportedArchs(n));
+    *arch = NEW(a, int, (size_t)*n);
+    TRY(nvrtcGetSupportedArchs(*arch));
+    return RT_ok;
+}
+
+enum rt_status nvrtc_archs(struct arena *a, const char **list, struct rt_error *err)
+{
+    int *arch, n;
+    struct sb s = {0};
+    RT_TRY(supported(a, &arch, &n, err));
+    for (int i = 0; i < n; i++) sb_printf(&s, "%ssm_%d", i ? " " : "", arch[i]);
+    *list = sb_take(&s, a).p;
+    return RT_ok;
+}
+
+/* Whether the number in sm_NN, sm_NNa or compute_NN is one that NVRTC has. */
+static enum rt_status check_arch(struct arena *a, const char *name, struct rt_error *err)
+{
+    int *arch, n;
+    const char *list;
+    RT_TRY(supported(a, &arch, &n, err));
+    const char *digits = str_starts(str_of(name), "sm_")        ? name + 3
+                         : str_starts(str_of(name), "compute_") ? name + 8
+                                                                : "";
+    char *end;
+    long number = strtol(digits, &end, 10);
+    bool whole = end > digits && (!*end || ((*end == 'a' || *end == 'f') && !end[1]));
+    for (int i = 0; i < n && whole; i++)
+        if (arch[i] == number) return RT_ok;
+    RT_TRY(nvrtc_archs(a, &list, err));
+    return rt_fail(err, RT_user,
+                   "NVRTC %s does not compile for '%s': it knows %s (also compute_NN for PTX)",
+                   cuda_version(CUDA_nvrtc), name, list);
+}
+
+/* ---- what ptxas says ---- */
+
+/* The number before `word` in a line, 0 where the word is not in it. */
+static unsigned before(const char *line, const char *word)
+{
+    const char *p = strstr(line, word);
+    if (!p) return 0;
+    while (p > line && p[-1] >= '0' && p[-1] <= '9') p--;
+    return (unsigned)strtoul(p, NULL, 10);
+}
+
+/* Each kernel has a line "Compiling entry function 'NAME'"; then lines of its own, and of functions
+ * that were not inlined, whose stack and spills are counted to it. */
+static void read_log(struct arena *a, struct nvrtc_image *out)
+{
+    static const char entry[] = "Compiling entry function '";
+    VEC(struct nvrtc_kernel) list = {0};
+    for (const char *p = out->log, *e; *p; p = *e ? e + 1 : e) {
+        e = p + strcspn(p, "\n");
+        const char *line = str_dup(a, (struct str){p, (size_t)(e - p)});
+        const char *name = strstr(line, entry);
+        if (name) {
+            name += strlen(entry);
+            struct nvrtc_kernel k = {.name = str_dup(a, (struct str){name, strcspn(name, "'")})};
+            vec_push(a, &list, k);
+        }
+        if (!list.n) continue;
+        struct nvrtc_kernel *k = &list.p[list.n - 1];
+        k->stack += before(line, " bytes stack frame");
+        k->spill_stores += before(line, " bytes spill stores");
+        k->spill_loads += before(line, " bytes spill loads");
+        k->registers += before(line, " registers");
+        k->shared += before(line, " bytes smem");
+    }
+    out->kernel = list.p;
+    out->kernels = list.n;
+}
+
+/* ---- compiling ---- */
+
+static const char *folder(struct arena *a)
+{
+    return io_join(a, io_join(a, io_cache_dir(a), "kernels"), "cuda");
+}
+
+static const char *get_log(struct arena *a, const struct cuda_api *cu, struct _nvrtcProgram *p)
+{
+    size_t n = 0;
+    if (cu->nvrtcGetProgramLogSize(p, &n) || !n) return "";
+    char *log = NEW(a, char, n + 1);
+    return cu->nvrtcGetProgramLog(p, log) ? "" : log;
+}
+
+/* A failed compilation: whose fault is it? Errors with a line of the text are ours. */
+static enum rt_status judge(struct arena *a, unsigned code, const char *text, const char *name,
+                            const char *arch, const char *log, struct rt_error *err)
+{
+    if (code == C_NVRTC_ERROR_COMPILATION && strstr(log, str_fmt(a, "%s(", name))) {
+        const char *path = io_join(a, folder(a), name);
+        io_mkdirs(folder(a));
+        bool kept = !io_write_atomic(path, text, strlen(text));
+        BUG("generated CUDA C does not compile for %s\n%.4000s\nsource: %s", arch, log,
+            kept ? path : "could not be kept");
+    }
+    bool option = code == C_NVRTC_ERROR_INVALID_OPTION || strstr(log, "Command-line error");
+    return rt_fail(err, option ? RT_user : RT_machine, "NVRTC cannot compile for '%s' (%u): %.300s",
+                   arch, code, log);
+}
+
+static enum rt_status translate(struct arena *a, const struct cuda_api *cu, struct _nvrtcProgram *p,
+                                const char *text, const char *name, const char *arch,
+                                struct nvrtc_image *out, struct rt_error *err)
+{
+    const char *option[OPTIONS + 1];
+    memcpy(option, options, sizeof options);
+    option[OPTIONS] = str_fmt(a, "--gpu-architecture=%s", arch);
+    unsigned code = cu->nvrtcCompileProgram(p, OPTIONS + 1, option);
+    out->log = get_log(a, cu, p);
+    if (code) return judge(a, code, text, name, arch, out->log, err);
+    bool ptx = *arch == 'c';
+    size_t n = 0;
+    if (ptx)
+        TRY(nvrtcGetPTXSize(p, &n));
+    else
+        TRY(nvrtcGetCUBINSize(p, &n));
+    char *image = arena_alloc(a, n + 1, 64, STRATA_SITE);
+    if (ptx)
+        TRY(nvrtcGetPTX(p, image));
+    else
+        TRY(nvrtcGetCUBIN(p, image));
+    out->code = (struct str){image, n};
+    return RT_ok;
+}
+
+static enum rt_status compile(struct arena *a, const char *text, const char *key, const char *arch,
+                              struct nvrtc_image *out, struct rt_error *err)
+{
+    const struct cuda_api *cu;
+    struct _nvrtcProgram *p;
+    const char *name = str_fmt(a, "%s.cu", key);
+    RT_TRY(cuda_load(CUDA_nvrtc, &cu, err));
+    double begin = mem_seconds();
+    TRY(nvrtcCreateProgram(&p, text, name, 0, NULL, NULL));
+    enum rt_status st = translate(a, cu, p, text, name, arch, out, err);
+    cu->nvrtcDestroyProgram(&p);
+    out->seconds = mem_seconds() - begin;
+    return st;
+}
+
+/* ---- the cache ---- */
+
+/* Depends on all that the result does. */
+static const char *key_of(struct arena *a, const char *text, const char *arch)
+{
+    struct sb s = {0};
+    char hex[33];
+    sb_printf(&s, FORMAT "\n%s\n%s\n", cc_identity(a, cuda_path(CUDA_nvrtc)), arch);
+    for (int i = 0; i < OPTIONS; i++) sb_printf(&s, "%s\n", options[i]);
+    sb_str(&s, text);
+    hash_hex(s.p, s.n, hex);
+    sb_free(&s);
+    return str_dup(a, str_of(hex));
+}
+
+static bool look_up(struct arena *a, const char *key, struct nvrtc_image *out)
+{
+    struct str data;
+    if (!store_read_blob(a, folder(a), key, &data)) return false;
+    char *log;
+    size_t n = strtoul(data.p, &log, 10);
+    if (*log != '\n' || n > data.n - (size_t)(log + 1 - data.p)) return false;
+    log++;
+    out->log = str_dup(a, (struct str){log, n});
+    size_t bytes = data.n - (size_t)(log + n - data.p);
+    char *image = arena_alloc(a, bytes + 1, 64, STRATA_SITE);
+    memcpy(image, log + n, bytes);
+    out->code = (struct str){image, bytes};
+    out->cached = true;
+    return true;
+}
+
+static enum rt_status keep_result(struct arena *a, const char *key, const struct nvrtc_image *image,
+                                  struct rt_error *err)
+{
+    struct sb s = {0};
+    sb_printf(&s, "%zu\n%s", strlen(image->log), image->log);
+    sb_add(&s, image->code.p, image->code.n);
+    enum rt_status st = store_write_blob(folder(a), key, (struct str){s.p, s.n}, err);
+    sb_free(&s);
+    if (!st) store_trim(io_dirname(a, folder(a)), STORE_MAX_BYTES);
+    return st;
+}
+
+enum rt_status nvrtc_compile(struct arena *a, const char *text, const char *arch, bool keep,
+                             struct nvrtc_image *out, struct rt_error *err)
+{
+    *out = (struct nvrtc_image){.log = ""};
+    RT_TRY(check_arch(a, arch, err));
+    const char *key = key_of(a, text, arch);
+    if (!keep || !look_up(a, key, out)) {
+        RT_TRY(compile(a, text, key, arch, out, err));
+        if (keep) RT_TRY(keep_result(a, key, out, err));
+    }
+    read_log(a, out);
+    return RT_ok;
+}

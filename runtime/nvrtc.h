@@ -1,0 +1,33 @@
+/* CUDA C to machine code by NVRTC, which needs neither a GPU nor a driver, with a cache of what was
+ * compiled before beside that of the CPU's kernels. */
+#ifndef STRATA_RUNTIME_NVRTC_H
+#define STRATA_RUNTIME_NVRTC_H
+#include "base/str.h"
+#include "runtime/status.h"
+
+/* What ptxas says of one kernel. Bytes are per thread, of `shared` per block. */
+struct nvrtc_kernel {
+    const char *name;
+    unsigned registers, shared, stack, spill_stores, spill_loads;
+};
+
+struct nvrtc_image {
+    struct str code;             /* a cubin, or PTX (terminated), as cuModuleLoadData takes both */
+    struct nvrtc_kernel *kernel; /* of a cubin, in ptxas's order */
+    size_t kernels;
+    const char *log; /* of NVRTC and ptxas */
+    bool cached;     /* came from the cache */
+    double seconds;  /* spent in NVRTC */
+};
+
+/* What NVRTC compiles for: "sm_75 sm_80 ...", in the arena. RT_* as cuda_load. */
+enum rt_status nvrtc_archs(struct arena *a, const char **list, struct rt_error *err);
+/* Compiles for `arch`: sm_NN gives a cubin, compute_NN PTX, either with a suffix (sm_90a). The text
+ * includes nothing: no header is found. Products and sums are not contracted, as on the CPU. With
+ * `keep` the cache is looked at first and takes the result. All of *out lies in the arena.
+ * RT_user when NVRTC is not there or does not know the architecture, RT_machine when it fails. An
+ * error in the text is our bug: aborts with the log; the text stays in the cache's folder and its
+ * lines are those of the log. */
+enum rt_status nvrtc_compile(struct arena *a, const char *text, const char *arch, bool keep,
+                             struct nvrtc_image *out, struct rt_error *err);
+#endif
