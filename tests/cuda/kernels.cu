@@ -235,6 +235,38 @@ extern "C" __global__ void k_named(float *y, const float *x)
     }
 }
 
+/* What the others do not use, by one warp: rows of c (10,32) by lane. x (16,8) of 16-bit numbers;
+ * top (2) starts at 0. */
+extern "C" __global__ void k_pieces(uint32_t *c, const uint16_t *x, int *top)
+{
+    __shared__ __align__(16) uint16_t tile[16 * 8];
+    int lane = threadIdx.x;
+    cp_async8(tile + 4 * lane, x + 4 * lane, lane != 31);
+    cp_async_commit();
+    cp_async_wait(0);
+    __syncwarp();
+    uint32_t r[4];
+    ldmatrix2(r, tile + lane % 16 * 8);
+    ldmatrix2_trans(r + 2, tile + lane % 16 * 8);
+    UNROLL for (int i = 0; i < 4; i++) c[32 * i + lane] = r[i];
+    c[32 * 4 + lane] = __shfl_down_sync(ALL_LANES, lane, 3, 8);
+    c[32 * 5 + lane] = __shfl_up_sync(ALL_LANES, lane, 3, 8);
+    c[32 * 6 + lane] = __shfl_xor_sync(ALL_LANES, lane, 5, 8);
+    c[32 * 7 + lane] = __shfl_sync(ALL_LANES, lane, 9, 8);
+    c[32 * 8 + lane] = (uint32_t)__any_sync(ALL_LANES, lane == 7) +
+                       2 * (uint32_t)__all_sync(ALL_LANES, lane < 32) +
+                       4 * (uint32_t)__all_sync(ALL_LANES, lane < 31);
+    uint32_t low = 0xffffu; /* half a warp on its own */
+    if (lane < 16) c[32 * 9 + lane] = (uint32_t)__shfl_xor_sync(low, lane, 15);
+    else c[32 * 9 + lane] = (uint32_t)__shfl_sync(~low, lane, 16);
+    atomicMax(&top[0], lane * 37 % 32);
+    int seen = 0; /* a sum by compare and swap */
+    for (int was = -1; was != seen;) {
+        was = seen;
+        seen = atomicCAS(&top[1], was, was + lane);
+    }
+}
+
 extern "C" __global__ void k_random(uint64_t *y, uint64_t seed, uint64_t stream, int n)
 {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
