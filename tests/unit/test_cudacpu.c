@@ -5,6 +5,7 @@
 #include "codegen/text.h"
 #include "cudacpu.h"
 #include "kernel_build.h"
+#include "runtime/nvrtc.h"
 #include "runtime/philox.h"
 #include <math.h>
 #include <stdarg.h>
@@ -374,71 +375,30 @@ static void test_compilers(void **state)
     arena_close(a);
 }
 
-/* The few functions of NVRTC that the next test needs. */
-struct nvrtc {
-    int (*create)(void **, const char *, const char *, int, const char *const *,
-                  const char *const *);
-    int (*compile)(void *, int, const char *const *);
-    int (*log_size)(void *, size_t *);
-    int (*log)(void *, char *);
-    int (*destroy)(void **);
-};
-
-static bool nvrtc_open(struct nvrtc *n)
-{
-    static const char *const names[] = {"libnvrtc.so.13", "/usr/local/cuda/lib64/libnvrtc.so.13",
-                                        "/usr/local/cuda-13.0/lib/libnvrtc.so.13",
-                                        "libnvrtc.so.12"};
-    static const char *const symbols[] = {"nvrtcCreateProgram", "nvrtcCompileProgram",
-                                          "nvrtcGetProgramLogSize", "nvrtcGetProgramLog",
-                                          "nvrtcDestroyProgram"};
-    void *lib = NULL, *at[5];
-    for (size_t i = 0; i < sizeof names / sizeof *names && !lib; i++)
-        lib = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-    if (!lib) return false;
-    for (int i = 0; i < 5; i++)
-        if (!(at[i] = dlsym(lib, symbols[i]))) return false;
-    memcpy(&n->create, &at[0], sizeof at[0]);
-    memcpy(&n->compile, &at[1], sizeof at[1]);
-    memcpy(&n->log_size, &at[2], sizeof at[2]);
-    memcpy(&n->log, &at[3], sizeof at[3]);
-    memcpy(&n->destroy, &at[4], sizeof at[4]);
-    return true;
-}
-
 /* The same texts are CUDA: NVRTC takes them without a warning, and no kernel spills. */
 static void test_nvrtc(void **state)
 {
     (void)state;
-    static const char *const arch[] = {"sm_80", "sm_90", "sm_100"}, *const paths[] = {
-                                                                        "tests/cuda/kernels.cu",
-                                                                        "tests/cuda/wrong.cu"};
-    struct nvrtc n = {0};
-    if (!nvrtc_open(&n)) {
-        printf("skipped: no libnvrtc.so.13\n");
+    static const char *const arch[] = {"sm_80", "sm_90", "sm_100"};
+    static const char *const paths[] = {"tests/cuda/kernels.cu", "tests/cuda/wrong.cu"};
+    struct arena *a = arena_open("test_nvrtc");
+    struct rt_error err = {0};
+    const char *known;
+    if (nvrtc_archs(a, &known, &err) != RT_ok) {
+        printf("skipped: no NVRTC\n");
+        arena_close(a);
         skip();
     }
-    struct arena *a = arena_open("test_nvrtc");
     for (int i = 0; i < 6; i++) {
         const char *text = str_fmt(a, "%s\n#line 1 \"kernels\"\n%s", cg_text_cuda_prelude,
                                    text_of(a, paths[i / 3]));
-        const char *option[] = {str_fmt(a, "--gpu-architecture=%s", arch[i % 3]), "--fmad=false",
-                                "-Xptxas=-v"};
-        void *program = NULL;
-        size_t size = 0;
-        assert_int_equal(n.create(&program, text, "prelude", 0, NULL, NULL), 0);
-        int failed = n.compile(program, 3, option), kernels = 0;
-        assert_int_equal(n.log_size(program, &size), 0);
-        char *log = NEW(a, char, size + 1);
-        assert_int_equal(n.log(program, log), 0);
-        if (failed || strstr(log, "warning")) fail_msg("%s: %s", arch[i % 3], log);
-        for (const char *p = log; (p = strstr(p, " bytes stack frame, ")); kernels++) {
-            p += strlen(" bytes stack frame, ");
-            if (strncmp(p, "0 bytes spill stores, 0 bytes spill loads", 41) != 0)
-                fail_msg("%s: spills: %s", arch[i % 3], log);
-        }
-        assert_int_equal(kernels, i < 3 ? 13 : 14);
-        n.destroy(&program);
+        struct nvrtc_image image;
+        assert_int_equal(nvrtc_compile(a, text, arch[i % 3], false, &image, &err), RT_ok);
+        assert_int_equal(image.kernels, i < 3 ? 13 : 14);
+        if (strstr(image.log, "warning")) fail_msg("%s: %s", arch[i % 3], image.log);
+        for (size_t k = 0; k < image.kernels; k++)
+            if (image.kernel[k].spill_stores || image.kernel[k].spill_loads)
+                fail_msg("%s spills on %s", image.kernel[k].name, arch[i % 3]);
     }
     arena_close(a);
 }
