@@ -79,12 +79,6 @@ struct step {
     ir_id ctl, hyper;
 };
 
-static bool ends(const char *name, const char *with)
-{
-    size_t n = strlen(name), k = strlen(with);
-    return n >= k && !strcmp(name + n - k, with);
-}
-
 /* Rows first.. of w, which are the heads of mixer x, scaled by what their logits went over. */
 static ir_id clip(struct builder *b, const struct mixer *x, ir_id w, ir_id top, ir_id ctl,
                   const char *part, int64_t first, int64_t head, int64_t from, int64_t to)
@@ -111,14 +105,14 @@ static ir_id clip_logits(struct builder *b, const struct param *p, ir_id w, ir_i
     bool mla = x->type == MIXER_mla;
     int64_t nope = x->qk_nope_head_dim, head = mla ? nope + x->qk_rope_head_dim : x->head_dim;
     for (size_t i = 0; i < p->num_parts; i++) {
-        const char *t = p->part[i].tensor;
+        struct str t = str_of(p->part[i].tensor);
         int64_t first = p->part[i].offset / p->dim[1];
-        if (ends(t, ".q_proj.weight") || ends(t, ".q_b_proj.weight")) {
+        if (str_ends(t, ".q_proj.weight") || str_ends(t, ".q_b_proj.weight")) {
             w = clip(b, x, w, top, ctl, "q", first, head, 0, mla ? nope : head);
             if (mla) w = clip(b, x, w, top, ctl, "rope", first, head, nope, head);
-        } else if (ends(t, ".k_proj.weight")) {
+        } else if (str_ends(t, ".k_proj.weight")) {
             w = clip(b, x, w, top, ctl, "k", first, head, 0, head);
-        } else if (ends(t, ".kv_b_proj.weight")) {
+        } else if (str_ends(t, ".kv_b_proj.weight")) {
             w = clip(b, x, w, top, ctl, "k", first, nope + x->v_head_dim, 0, nope);
         }
     }

@@ -69,7 +69,7 @@ static void save(struct loop *l)
     l->any_saved = true;
 }
 
-/* What this step makes worth a sentence; the last of several, which are rare. */
+/* What this step makes worth a sentence, or two. */
 static const char *alarm_of(struct loop *l, const struct step_result *r, struct balance_state *b)
 {
     struct trainer *t = &l->t;
@@ -79,7 +79,7 @@ static const char *alarm_of(struct loop *l, const struct step_result *r, struct 
     l->alarm = NULL;
     if (!alarm && l->fresh && t->step == 1)
         alarm = alarm_first_loss(a, t->run.model, (double)r->loss);
-    if (dead) alarm = dead;
+    if (dead) alarm = alarm ? str_fmt(a, "%s; %s", alarm, dead) : dead;
     if (alarm)
         progress_message(&l->bar, "step %llu: alarm: %s", (unsigned long long)t->step - 1, alarm);
     return alarm;

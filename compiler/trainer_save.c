@@ -31,14 +31,15 @@ static void list_idle(const struct trainer *t, struct arena *a, tf_list *out)
     }
 }
 
-static void load_idle(struct trainer *t, const struct tensorfile *f)
+static void load_idle(struct trainer *t, const struct tensorfile *f, const char *path)
 {
     struct cli *c = t->run.cli;
     for (size_t i = 0; i < t->loads.n; i++) {
         const char *name = str_fmt(c->arena, "idle.%s", t->loads.p[i].name + strlen("load."));
         const struct tf_tensor *x = tensorfile_find(f, name);
         if (!x || x->count != t->loads.p[i].n)
-            cli_fail(RT_user, "%s is not there, or not of %zu experts", name, t->loads.p[i].n);
+            cli_fail(RT_user, "%s: %s is not there, or not of %zu experts", path, name,
+                     t->loads.p[i].n);
         cli_check(c, tf_read_f32(x, 0, x->count, t->idle[i], &c->err));
     }
 }
@@ -113,7 +114,7 @@ static void load_moments(struct trainer *t, const char *path)
     cli_check(c, tensorfile_open(path, &f, &c->err));
     cli_check(c, weights_read(t->run.params, f, path, "m.", m.keep, m.p, c->diag, &c->err));
     cli_check(c, weights_read(t->run.params, f, path, "v.", v.keep, v.p, c->diag, &c->err));
-    load_idle(t, f);
+    load_idle(t, f, path);
     tensorfile_close(f);
 }
 

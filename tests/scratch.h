@@ -33,6 +33,18 @@ static inline char *in_dir(const char *name)
     return p;
 }
 
+/* The path of build/strata, which a test at build/test/test_NAME finds beside its folder; false
+ * when there is no telling. */
+static inline bool strata_path(char path[512])
+{
+    ssize_t n = readlink("/proc/self/exe", path, 512 - sizeof "/strata");
+    if (n <= 0) return false;
+    path[n] = 0;
+    for (int i = 0; i < 2; i++) *strrchr(path, '/') = 0;
+    strcat(path, "/strata");
+    return true;
+}
+
 /* The path of a file of the shared data folder ($STRATA_DATA, ../shared/data), or NULL with a
  * message where it is absent, on which the test skips. */
 static inline const char *shared_data(const char *name)

@@ -1,35 +1,16 @@
 /* Fuzz target: any bytes as the model.safetensors.index.json of a folder with two small shards. It
  * is refused with a message, or it lists exactly their tensors. */
-#include "base/io.h"
 #include "runtime/tensorfile.h"
-#include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
+#include "../scratch.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static char dir[64];
-
-static void leave(void)
-{
-    io_remove_tree(dir);
-}
-
-static const char *in_dir(const char *name)
-{
-    static char path[128];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    return path;
-}
 
 static void start(void)
 {
     static const float x[2] = {1, 2};
     struct rt_error err;
-    strcpy(dir,
-           access("/dev/shm", W_OK) ? "/tmp/strata-fuzz-XXXXXX" : "/dev/shm/strata-fuzz-XXXXXX");
-    if (!mkdtemp(dir)) abort();
-    atexit(leave);
+    if (!scratch_open()) abort();
+    atexit(scratch_close);
     for (int i = 0; i < 2; i++) {
         struct tf_tensor t = {
             .name = i ? "b" : "a", .dtype = TF_F32, .rank = 1, .shape = {2}, .data = x};
@@ -43,10 +24,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct tensorfile *f;
     struct rt_error err = {0};
-    if (!*dir) start();
+    if (!*scratch_dir) start();
     FILE *to = fopen(in_dir("model.safetensors.index.json"), "wb");
     if (!to || fwrite(data, 1, size, to) != size || fclose(to)) abort();
-    if (tensorfile_open(dir, &f, &err) != RT_ok) {
+    if (tensorfile_open(scratch_dir, &f, &err) != RT_ok) {
         CHECK(err.text[0]);
         return 0;
     }

@@ -499,11 +499,7 @@ static void help(void **state)
 static int open_all(void **state)
 {
     (void)state;
-    ssize_t n = readlink("/proc/self/exe", strata, sizeof strata - 16);
-    if (n <= 0 || !scratch_open()) return -1;
-    strata[n] = 0; /* BUILD/test/test_cli -> BUILD/strata */
-    for (int i = 0; i < 2; i++) *strrchr(strata, '/') = 0;
-    strcat(strata, "/strata");
+    if (!strata_path(strata) || !scratch_open()) return -1;
     a = arena_open("test_cli");
     return 0;
 }
