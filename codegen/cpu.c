@@ -63,6 +63,10 @@ static cg_emit_fn *emitter(const struct ir_graph *g, ir_id n)
 void cg_lower_node(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                    const struct cg_target *t, struct cg_lowering *out)
 {
+    if (t->sm) {
+        cg_cuda_lower_node(a, g, n, b, t, out);
+        return;
+    }
     enum ir_op op = (enum ir_op)ir_at(g, n)->op;
     cg_emit_fn *fn = emitter(g, n);
     if (fn)

@@ -12,6 +12,9 @@ struct cg_emit {
     struct ir_bind b;
     struct cg_lowering *out;
 };
+/* cg_lower_node where the target is a GPU (cuda.c). */
+void cg_cuda_lower_node(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
+                        const struct cg_target *t, struct cg_lowering *out);
 /* A number as the text of a placeholder; in the arena. */
 const char *cg_number(const struct cg_emit *e, int64_t n);
 

@@ -74,6 +74,7 @@ ir_id cg_concat_of(const struct ir_graph *g, ir_id n, uint32_t result)
         if (at != IR_NONE || ir_at(g, r->reader[u])->op != OP_concat) return IR_NONE;
         at = r->reader[u];
     }
+    if (at != IR_NONE && ir_narrow(g, at) != ir_narrow_result(g, n, result)) return IR_NONE;
     return at;
 }
 

@@ -1,8 +1,15 @@
 /* How a node of the K stage becomes steps: kernel text plus the buffers, integers and item counts
  * of a run. The text depends on feature sizes only, so one kernel set serves every batch size; the
- * rest of a step is numbers for one (B, T). The planner turns the references into addresses. */
+ * rest of a step is numbers for one (B, T). The planner turns the references into addresses.
+ *
+ * On the CPU a kernel is an sa_kernel. On a GPU it is
+ *     extern "C" __global__ void __launch_bounds__(threads) @FN@(parameters)
+ * whose parameters are eight bytes each: an address for every reference, then an int64_t for every
+ * number. A struct by value takes as many references as it holds pointers (tables of sources).
+ * Everything a text defines at file scope has @FN@ in its name: one translation unit holds all. */
 #ifndef STRATA_CODEGEN_KERNEL_H
 #define STRATA_CODEGEN_KERNEL_H
+#include "abi.h"
 #include "graph.h"
 
 enum cg_ref_kind {
@@ -25,8 +32,12 @@ struct cg_step {
     size_t nref;
     int64_t *num; /* run-time integers n[0..] of the kernel */
     size_t nnum;
-    int64_t items, grain; /* work items; at least `grain` of them go to one thread at a time */
-    size_t scratch;       /* bytes of per-thread scratch */
+    int64_t items, grain; /* CPU: work items; at least `grain` of them go to one thread at a time */
+    size_t scratch;       /* CPU: bytes of per-thread scratch */
+    struct sa_launch
+        launch;   /* CUDA: grid, threads, dynamic shared memory; no blocks: nothing to do */
+    bool product; /* CUDA: a matrix product of cuBLAS instead of a kernel: refs A, B, C, nums as
+                     enum sa_product; neither symbol nor text */
 };
 
 struct cg_memo; /* texts of the regions of one graph that were lowered already */
@@ -38,13 +49,15 @@ struct cg_lowering {
     size_t workspace; /* bytes that live only during this node's steps */
 };
 
-struct cg_target { /* what the emitter must know of the machine */
-    bool bf16_dot; /* vdpbf16ps is there */
+struct cg_target {   /* what the emitter must know of the machine */
+    bool bf16_dot;   /* CPU: vdpbf16ps is there */
+    unsigned sm;     /* compute capability, as 90; 0: a CPU */
+    bool no_library; /* CUDA: all products by kernels of ours */
 };
 
 /* Steps of node n for the sizes b; appended to out. Views and leaves give none. Everything is in
- * the arena. Ops that the back end does not know are BUG(). (cpu.c dispatches to the emitters
- * below.) */
+ * the arena. Ops that the back end does not know are BUG(). (cpu.c and cuda.c dispatch to the
+ * emitters below.) */
 void cg_lower_node(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                    const struct cg_target *t, struct cg_lowering *out);
 
@@ -91,6 +104,22 @@ cg_emit_fn cg_cpu_depth;     /* depth_mix, depth_mix_grad, depth_inter, depth_in
 cg_emit_fn cg_cpu_token; /* embed, embed_grad, cross_entropy*, count_valid, sum, concat copies */
 cg_emit_fn cg_cpu_moe;   /* moe_* (cpu_moe.c) */
 cg_emit_fn cg_cpu_optim; /* adamw, momentum, muon_step, grad_norm, balance (cpu_optim.c) */
+cg_emit_fn cg_cuda_rows; /* rows (cuda_rows.c) */
+cg_emit_fn cg_cuda_gemm; /* matmul, grouped_matmul, grouped_matmul_dw (cuda_gemm.c) */
+cg_emit_fn cg_cuda_head; /* head_loss, head_nll (cuda_head.c) */
+cg_emit_fn cg_cuda_attention; /* attention, attention_grad, rope, rope_table (cuda_attention.c) */
+cg_emit_fn cg_cuda_cache;     /* last_rows, cache_write, attention_cached (cuda_cache.c) */
+cg_emit_fn cg_cuda_mla;       /* mla_keys, mla_keys_grad, mla_cached (cuda_mla.c) */
+cg_emit_fn cg_cuda_conv;      /* repeat, short_conv(_grad), conv_cached (cuda_conv.c) */
+cg_emit_fn cg_cuda_kda;       /* kda, kda_grad, kda_cached (cuda_kda.c) */
+cg_emit_fn cg_cuda_depth;     /* depth_mix, depth_inter, and their gradients (cuda_depth.c) */
+cg_emit_fn cg_cuda_token; /* embed(_grad), cross_entropy(_grad), count_valid, sum, colmax, concat
+                             and reshape copies (cuda_token.c) */
+cg_emit_fn cg_cuda_moe;   /* moe_* (cuda_moe.c) */
+cg_emit_fn
+    cg_cuda_optim; /* adamw, momentum, muon_step, grad_norm, balance, qk_clip (cuda_optim.c) */
 /* The text every kernel of the CPU back end is compiled after (codegen/text/prelude.c). */
 const char *cg_cpu_prelude(void);
+/* The text every CUDA translation unit starts with (codegen/text/cuda_prelude.c). */
+const char *cg_cuda_prelude(void);
 #endif

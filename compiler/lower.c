@@ -39,7 +39,34 @@ static const char fill_text[] =
     "        __builtin_memcpy((char *)p[0] + i * n[0], &n[1], n[0]);\n"
     "}\n";
 
+static const char cuda_copy_text[] =
+    "/* rows of n bytes, `gap` bytes apart, to rows without gaps; all a multiple of 4 */\n"
+    "extern \"C\" __global__ void __launch_bounds__(256)\n"
+    "@FN@(const uint32_t *x, uint32_t *y, int64_t n, int64_t gap, int64_t rows)\n"
+    "{\n"
+    "    const int64_t words = n / 4, step = (int64_t)gridDim.x * 256;\n"
+    "    for (int64_t i = blockIdx.x * 256ll + threadIdx.x; i < rows * words; i += step)\n"
+    "        y[i] = x[i / words * (gap / 4) + i % words];\n"
+    "}\n";
+
+static const char cuda_fill_text[] =
+    "/* `items` elements of `bytes` (4 or 8) become those of `bits` */\n"
+    "extern \"C\" __global__ void __launch_bounds__(256)\n"
+    "@FN@(uint32_t *y, int64_t bytes, int64_t bits, int64_t items)\n"
+    "{\n"
+    "    const int64_t words = bytes / 4, step = (int64_t)gridDim.x * 256;\n"
+    "    for (int64_t i = blockIdx.x * 256ll + threadIdx.x; i < items * words; i += step)\n"
+    "        y[i] = (uint32_t)(bits >> (i % words * 32));\n"
+    "}\n";
+
 enum { PIECE = 1 << 18 }; /* bytes that are worth a thread's time */
+
+/* Enough blocks of 256 threads for so many words, a few each. */
+static struct sa_launch word_launch(int64_t words)
+{
+    int64_t blocks = (words + 1023) / 1024;
+    return (struct sa_launch){{(uint32_t)(blocks < 2048 ? blocks : 2048), 1, 1}, 256, 0};
+}
 
 static void fill_const(struct lowering *c, ir_id n)
 {
@@ -56,11 +83,17 @@ static void fill_const(struct lowering *c, ir_id n)
         memcpy(&bits, &v, sizeof v);
     else
         BUG("a constant of type %s", dtype_name((enum ir_dtype)t->dtype));
-    struct cg_step *s = cg_add(c->a, &c->node[n], "fill", str_of(fill_text), "constant");
+    bool gpu = c->t->sm != 0;
+    struct cg_step *s =
+        cg_add(c->a, &c->node[n], "fill", str_of(gpu ? cuda_fill_text : fill_text), "constant");
     cg_refs(c->a, s, CG_REFS(R_(0)));
-    cg_nums(c->a, s, CG_NUMS(bytes, bits));
     s->items = type_count(c->g->types, ir_at(c->g, n)->type, c->b);
     s->grain = PIECE / bytes;
+    s->launch = word_launch(s->items * bytes / 4);
+    if (gpu)
+        cg_nums(c->a, s, CG_NUMS(bytes, bits, s->items));
+    else
+        cg_nums(c->a, s, CG_NUMS(bytes, bits));
 }
 
 /* ---- plan arrays ---- */
@@ -81,6 +114,10 @@ static uint32_t add_kernel(struct lowering *c, const struct cg_step *s, const ch
 /* What other sizes would use is loaded too, so that they compile nothing. */
 static uint32_t kernel_of(struct lowering *c, const struct cg_step *s, ir_id n)
 {
+    if (s->product) {
+        CHECK(s->nref == 3 && s->nnum == SA_P_ints);
+        return SA_PRODUCT;
+    }
     uint32_t k = add_kernel(c, s, s->symbol, n);
     c->kernel.p[k].steps++;
     for (size_t i = 0; i < sizeof s->beside / sizeof *s->beside; i++)
@@ -112,6 +149,7 @@ static struct sa_step *open_step(struct lowering *c, const struct cg_step *s, ir
                         .items = s->items,
                         .grain = s->grain,
                         .scratch_bytes = s->scratch,
+                        .launch = s->launch,
                         .label = s->label};
     for (size_t i = 0; i < s->nnum; i++) vec_push(c->a, &c->num, s->num[i]);
     vec_push(c->a, &c->step, x);
@@ -132,14 +170,20 @@ static void node_steps(struct lowering *c, ir_id n)
 static void copy_step(struct lowering *c, const struct mem_copy *x)
 {
     struct cg_lowering one = {0};
-    struct cg_step *s = cg_add(c->a, &one, "move", str_of(copy_text), "output copy");
+    bool gpu = c->t->sm != 0;
+    struct cg_step *s =
+        cg_add(c->a, &one, "move", str_of(gpu ? cuda_copy_text : copy_text), "output copy");
     int64_t bytes = x->cols * x->elem_bytes, ld = x->ld * x->elem_bytes, rows = x->rows;
     if (ld == bytes && rows * bytes > PIECE && rows < 16) { /* few long rows: as 64-byte pieces */
         int64_t all = rows * bytes;
         if (all % 64 == 0) rows = all / 64, ld = bytes = 64;
     }
-    cg_nums(c->a, s, CG_NUMS(bytes, ld));
+    if (gpu)
+        cg_nums(c->a, s, CG_NUMS(bytes, ld, rows));
+    else
+        cg_nums(c->a, s, CG_NUMS(bytes, ld));
     s->items = rows;
+    s->launch = word_launch(rows * bytes / 4);
     s->grain = bytes < PIECE ? PIECE / (bytes ? bytes : 1) : 1;
     struct sa_step *step = open_step(c, s, (ir_id)c->g->node.n);
     step->num_bufs = 2;
@@ -177,6 +221,7 @@ static void finish(struct lowering *c)
     l->code = c->code.p;
     l->kernel = c->kernel.p;
     l->node_of_step = c->node_of_step.p;
+    l->gpu = c->t->sm != 0;
     l->plan = (struct sa_plan){
         .kernels = c->code.p,
         .num_kernels = (uint32_t)c->code.n,
@@ -246,8 +291,16 @@ void lower_print(const struct lowered *l, struct sb *out)
               (long long)m->bind.T);
     for (uint32_t i = 0; i < p->num_steps; i++) {
         const struct sa_step *s = &p->steps[i];
-        sb_printf(out, "step %u node %u %s items=%lld grain=%lld [", i, l->node_of_step[i],
-                  p->kernels[s->kernel].symbol, (long long)s->items, (long long)s->grain);
+        const struct sa_launch *x = &s->launch;
+        sb_printf(out, "step %u node %u ", i, l->node_of_step[i]);
+        if (s->kernel == SA_PRODUCT)
+            sb_str(out, "cublas [");
+        else if (l->gpu)
+            sb_printf(out, "%s grid=%u,%u,%u threads=%u shared=%u [", p->kernels[s->kernel].symbol,
+                      x->grid[0], x->grid[1], x->grid[2], x->threads, x->shared);
+        else
+            sb_printf(out, "%s items=%lld grain=%lld [", p->kernels[s->kernel].symbol,
+                      (long long)s->items, (long long)s->grain);
         for (uint32_t k = 0; k < s->num_bufs; k++) {
             struct sa_buf b = p->bufs[s->first_buf + k];
             sb_printf(out, "%s@%u+%llu", k ? " " : "", b.arena, (unsigned long long)b.offset);
@@ -290,7 +343,7 @@ void lower_emit_c(const struct lowered *l, const struct diag *d, const char *tit
               "/* %s\n * program %s, B=%lld, T=%lld: %u kernels, %u steps\n * graph %016llx */\n",
               title, l->mem->g->program, (long long)l->mem->bind.B, (long long)l->mem->bind.T,
               l->plan.num_kernels, l->plan.num_steps, (unsigned long long)graph_hash(l->mem->g));
-    sb_str(out, cg_cpu_prelude());
+    sb_str(out, l->gpu ? cg_cuda_prelude() : cg_cpu_prelude());
     for (uint32_t k = 0; k < l->plan.num_kernels; k++) { /* a text may hold several kernels */
         if (same_text(l, k, 0) < k) continue;
         sb_char(out, '\n');

@@ -17,6 +17,7 @@ struct lowered {
     struct lower_kernel *kernel;
     struct memplan *mem;
     uint32_t *node_of_step; /* node of each step; the number of nodes for copies of outputs */
+    bool gpu;               /* kernels are CUDA C */
 };
 
 /* Lowers a K graph for the sizes b. Names get places in the layout. Everything is in the arena,
@@ -25,7 +26,7 @@ struct lowered *lower(struct arena *a, const struct ir_graph *g, struct ir_bind 
                       const struct cg_target *t, struct layout *l);
 /* The stage-P text: steps with kernel, places and numbers, then the memory plan. */
 void lower_print(const struct lowered *l, struct sb *out);
-/* C text of all kernels after the prelude. `title` and lines about origin go into comments; d gives
- * the places in the specification and may be NULL. */
+/* C or CUDA C text of all kernels after the prelude. `title` and lines about origin go into
+ * comments; d gives the places in the specification and may be NULL. */
 void lower_emit_c(const struct lowered *l, const struct diag *d, const char *title, struct sb *out);
 #endif

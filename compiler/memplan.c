@@ -53,10 +53,17 @@ static ir_type_id result_type(const struct ir_graph *g, ir_id n, uint32_t i)
     return type_get(g->types, t)->dtype == IR_tuple ? type_elem(g->types, t, i) : t;
 }
 
-static uint64_t type_bytes(const struct planner *c, ir_type_id t)
+static uint64_t result_bytes(const struct planner *c, ir_id n, uint32_t i)
 {
-    size_t one = dtype_size((enum ir_dtype)type_get(c->g->types, t)->dtype);
-    return (uint64_t)type_count(c->g->types, t, c->p->bind) * one;
+    return (uint64_t)type_count(c->g->types, result_type(c->g, n, i), c->p->bind) *
+           ir_result_bytes(c->g, n, i);
+}
+
+/* Of a value: views and elements of tuples too. */
+static uint64_t value_bytes(const struct planner *c, ir_id n)
+{
+    return (uint64_t)type_count(c->g->types, ir_at(c->g, n)->type, c->p->bind) *
+           ir_elem_bytes(c->g, n);
 }
 
 /* The element that a value (not a tuple) shows, and how far behind its beginning in bytes. */
@@ -64,9 +71,7 @@ static uint32_t elem_of(const struct memplan *p, ir_id n, uint64_t *offset)
 {
     const struct ir_graph *g = p->g;
     struct ir_view v = ir_view(g, n);
-    if (offset)
-        *offset =
-            (uint64_t)dim_value(v.offset, p->bind) * dtype_size((enum ir_dtype)ir_ty(g, n)->dtype);
+    if (offset) *offset = (uint64_t)dim_value(v.offset, p->bind) * ir_elem_bytes(g, n);
     if (ir_at(g, v.root)->op != OP_get) return p->first_elem[v.root];
     ir_id tuple = ir_src(g, v.root, 0);
     return p->first_elem[tuple] + (uint32_t)ir_int(g, v.root, AK_index, 0);
@@ -113,7 +118,8 @@ static uint32_t new_buffer(struct planner *c, const char *name, uint64_t bytes)
 static struct sa_buf named_place(struct planner *c, const char *name, ir_type_id type)
 {
     const struct ir_type *t = type_get(c->g->types, type);
-    uint64_t bytes = type_bytes(c, type);
+    uint64_t bytes =
+        (uint64_t)type_count(c->g->types, type, c->p->bind) * dtype_size((enum ir_dtype)t->dtype);
     struct layout_item item = {name, (enum ir_dtype)t->dtype, t->rank, {0}, 0, bytes};
     bool constant = true;
     for (unsigned i = 0; i < t->rank; i++) {
@@ -154,7 +160,7 @@ static uint32_t leaf_buffer(struct planner *c, ir_id n)
     if (!*name) BUG("%s: node %u has no name", c->g->program, n);
     uint32_t *have = map_str(&c->named, str_of(name));
     if (*have) return *have - 1;
-    uint32_t b = new_buffer(c, name, type_bytes(c, ir_at(c->g, n)->type));
+    uint32_t b = new_buffer(c, name, value_bytes(c, n));
     c->p->buf.p[b].at = named_place(c, name, ir_at(c->g, n)->type);
     c->p->buf.p[b].named = true;
     *have = b + 1;
@@ -176,14 +182,13 @@ static uint64_t piece_offset(const struct planner *c, ir_id concat, ir_id v)
             inner *= dim_value(ir_ty(g, s)->dim[d], c->p->bind);
         at += inner;
     }
-    return (uint64_t)at * dtype_size((enum ir_dtype)ir_ty(g, v)->dtype);
+    return (uint64_t)at * ir_elem_bytes(g, v);
 }
 
 static uint32_t concat_buffer(struct planner *c, ir_id concat)
 {
     uint32_t *b = &c->concat_buf[concat];
-    if (*b == NOBUF)
-        *b = new_buffer(c, label_of(c, concat, ""), type_bytes(c, ir_at(c->g, concat)->type));
+    if (*b == NOBUF) *b = new_buffer(c, label_of(c, concat, ""), value_bytes(c, concat));
     return *b;
 }
 
@@ -206,10 +211,10 @@ static bool may_take(const struct planner *c, ir_id n, uint32_t i, uint32_t j)
     ir_id s = ir_src(c->g, n, j);
     uint64_t offset;
     uint32_t e = elem_of(p, s, &offset);
-    uint64_t bytes = type_bytes(c, result_type(c->g, n, i));
+    uint64_t bytes = result_bytes(c, n, i);
     bool whole = offset == 0 && p->elem[e].buf != NOBUF && p->elem[e].concat == IR_NONE &&
                  p->elem[e].offset == 0 && p->buf.p[p->elem[e].buf].bytes == bytes &&
-                 type_bytes(c, ir_at(c->g, s)->type) == bytes;
+                 value_bytes(c, s) == bytes;
     if (op_info((enum ir_op)ir_at(c->g, n)->op)->flags & F_STATE) {
         if (!whole || p->elem[e].last != n)
             BUG("%s: node %u cannot replace operand %u", c->g->program, n, j);
@@ -238,7 +243,7 @@ static void result_buffer(struct planner *c, ir_id n, uint32_t i)
     }
     bool tuple = ir_ty(c->g, n)->dtype == IR_tuple;
     const char *name = label_of(c, n, tuple ? str_fmt(c->a, ".%u", i) : "");
-    e->buf = new_buffer(c, name, type_bytes(c, result_type(c->g, n, i)));
+    e->buf = new_buffer(c, name, result_bytes(c, n, i));
 }
 
 static void find_buffers(struct planner *c)
@@ -271,7 +276,7 @@ static void copy_output(struct planner *c, ir_id n, struct sa_buf to)
     x.rows = dim_value(ir_rows(c->g, n), c->p->bind);
     x.cols = dim_value(ir_cols(c->g, n), c->p->bind);
     if (ir_ty(c->g, n)->rank <= 1 || !x.ld) x.ld = x.cols;
-    x.elem_bytes = (uint32_t)dtype_size((enum ir_dtype)ir_ty(c->g, n)->dtype);
+    x.elem_bytes = (uint32_t)ir_elem_bytes(c->g, n);
     vec_push(c->a, &c->p->copy, x);
 }
 
@@ -291,10 +296,9 @@ static void place_output(struct planner *c, const struct ir_output *o)
         if (e->buf != *input - 1) copy_output(c, o->id, at);
         return;
     }
-    ir_type_id type = ir_at(c->g, o->id)->type;
-    struct sa_buf at = named_place(c, name, type);
+    struct sa_buf at = named_place(c, name, ir_at(c->g, o->id)->type);
     add_named(c, name, o->id, at);
-    if (b->named || offset || e->offset || b->bytes != type_bytes(c, type)) {
+    if (b->named || offset || e->offset || b->bytes != value_bytes(c, o->id)) {
         copy_output(c, o->id, at);
         return;
     }

@@ -2,6 +2,7 @@
 #include "runtime/cc.h"
 #include "runtime/mem.h"
 #include "runtime/reserve.h"
+#include <stdio.h>
 
 struct plan {
     struct program *program;
@@ -46,6 +47,12 @@ enum rt_status session_open(const struct session_options *o, struct session **ou
         return st;
     }
     s->target.bf16_dot = !strcmp(s->o.cpu, "native") && __builtin_cpu_supports("avx512bf16");
+    if (s->o.gpu && (sscanf(s->o.gpu, "sm_%u", &s->target.sm) != 1 || !s->target.sm)) {
+        st = rt_fail(err, RT_user, "no architecture '%s': it is sm_80, sm_90a, sm_100 ...",
+                     s->o.gpu);
+        arena_close(a);
+        return st;
+    }
     layout_init(&s->layout, a);
     map_init(&s->loaded, a);
     *out = s;
@@ -81,7 +88,7 @@ struct pool *session_pool(const struct session *s)
 struct program *program_open(struct session *s, const struct ir_graph *g, const char *name,
                              struct ir_bind bind)
 {
-    struct pass_ctx c = {.arena = s->a, .diag = s->o.diag, .bind = bind};
+    struct pass_ctx c = {.arena = s->a, .diag = s->o.diag, .bind = bind, .gpu = s->o.gpu != NULL};
     size_t n;
     const struct pass_row *rows = pass_rows(&n);
     if (g->stage == STAGE_T) g = pipeline_run(&c, &s->o.pipeline, rows, n, g);

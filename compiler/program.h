@@ -21,6 +21,7 @@ struct plan;
 
 struct session_options {
     const char *cpu;   /* native (also NULL), x86-64-v3, x86-64-v4 */
+    const char *gpu;   /* plans for a GPU of this architecture, as sm_90a; NULL: for the CPU */
     unsigned threads;  /* 0: as pool_open */
     struct diag *diag; /* for passes and for places in the specification; outlives the session */
     struct pipeline_options pipeline;

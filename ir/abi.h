@@ -38,9 +38,37 @@ struct sa_code {
     sa_kernel *fn;
 };
 
-/* One kernel call over `items` items. */
+/* How a CUDA kernel is launched. */
+struct sa_launch {
+    uint32_t grid[3]; /* blocks; [0] = 0: nothing to do */
+    uint32_t threads; /* of a block */
+    uint32_t shared;  /* bytes of dynamic shared memory */
+};
+
+/* The kernel of a step that is a product by a library, C = op(A) op(B) for row-major matrices
+ * [M,K] [K,N], and what its integers are. Sums are float32. */
+#define SA_PRODUCT UINT32_MAX
+enum sa_product {
+    SA_P_ta, /* A is stored as [K,M] */
+    SA_P_tb, /* B is stored as [N,K] */
+    SA_P_M,
+    SA_P_N,
+    SA_P_K,
+    SA_P_lda, /* row strides in elements */
+    SA_P_ldb,
+    SA_P_ldc,
+    SA_P_batch, /* so many products, matrices that far apart (elements) */
+    SA_P_stride_a,
+    SA_P_stride_b,
+    SA_P_stride_c,
+    SA_P_bf16_in, /* A and B, C: bf16 or else float32 */
+    SA_P_bf16_out,
+    SA_P_ints
+};
+
+/* One kernel call over `items` items, or (GPU) one launch. */
 struct sa_step {
-    uint32_t kernel;              /* index into sa_plan.kernels */
+    uint32_t kernel;              /* index into sa_plan.kernels, or SA_PRODUCT */
     uint32_t first_buf, num_bufs; /* p: slice of sa_plan.bufs */
     uint32_t first_int, num_ints; /* n: slice of sa_plan.ints */
     int64_t items;                /* 0: nothing to do */
@@ -48,6 +76,7 @@ struct sa_step {
                                      the calling thread, so pieces are worth 20 microseconds */
     uint64_t scratch_bytes;       /* per call; 0: none, the pointer is then undefined */
     const char *label;            /* for profiles and messages: "layers.3.ffn gemm+swiglu" */
+    struct sa_launch launch;      /* GPU */
 };
 
 /* A part of the program that can be run: forward, backward, apply, ... */

@@ -151,6 +151,18 @@ static struct ir_value allocate(struct arena *a, const struct ir_graph *g, ir_ty
     return v;
 }
 
+/* Results with `narrow`. Arrays may be shared with what they pass on, so these are new. */
+static void round_results(struct eval *e)
+{
+    for (uint32_t i = 0; i < e->out.count; i++) {
+        if (!ir_narrow_result(e->g, e->n, i)) continue;
+        struct ir_array *x = &e->out.e[i];
+        double *v = NEW(e->a, double, x->n);
+        for (int64_t k = 0; k < x->n; k++) v[k] = ev_bf16(x->v[k]);
+        x->v = v;
+    }
+}
+
 struct ir_values ev_graph(struct arena *a, const struct ir_graph *g, struct ir_bind b,
                           const struct eval_env *env)
 {
@@ -158,6 +170,7 @@ struct ir_values ev_graph(struct arena *a, const struct ir_graph *g, struct ir_b
     for (ir_id n = 0; n < g->node.n; n++) {
         struct eval e = {a, g, n, b, env, node, allocate(a, g, ir_at(g, n)->type, b)};
         op_fn[ir_at(g, n)->op](&e);
+        round_results(&e);
         node[n] = e.out;
     }
     return (struct ir_values){g, node};

@@ -34,6 +34,8 @@ int64_t ev_int(const struct eval *e, enum ir_attr_key k, int64_t absent);
 double ev_num(const struct eval *e, enum ir_attr_key k, double absent);
 /* An element that is an index: BUG() unless 0 <= v < limit. */
 int64_t ev_index(const struct eval *e, double v, int64_t limit);
+/* The nearest bf16 number of a float32, ties to even. */
+double ev_bf16(double a);
 /* All nodes of a graph; used for the whole and for regions. */
 struct ir_values ev_graph(struct arena *a, const struct ir_graph *g, struct ir_bind b,
                           const struct eval_env *env);

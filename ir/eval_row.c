@@ -15,7 +15,7 @@
     }
 
 /* Nearest number with 8 significant bits, ties to even: what a float32 rounds to as bf16. */
-static double to_bf16(double a)
+double ev_bf16(double a)
 {
     if (a == 0 || !isfinite(a)) return a;
     int exponent;
@@ -34,7 +34,7 @@ UNARY(sqrt, sqrt(a))
 UNARY(rsqrt, 1 / sqrt(a))
 UNARY(recip, 1 / a)
 UNARY(softplus, a > 20 ? a : log1p(exp(a)))
-UNARY(round_bf16, to_bf16(a))
+UNARY(round_bf16, ev_bf16(a))
 
 /* Index of the element of operand i that belongs to (row, col) of the result. */
 static int64_t spread(const struct eval *e, size_t i, int64_t row, int64_t col)
@@ -170,7 +170,7 @@ static const double *operand(struct eval *e, size_t i)
     const double *v = ev_src(e, i);
     if (!ev_int(e, AK_bf16, 0)) return v;
     double *r = NEW(e->a, double, ev_count(e, i));
-    for (int64_t k = 0; k < ev_count(e, i); k++) r[k] = to_bf16(v[k]);
+    for (int64_t k = 0; k < ev_count(e, i); k++) r[k] = ev_bf16(v[k]);
     return r;
 }
 

@@ -419,3 +419,32 @@ uint64_t graph_hash(const struct ir_graph *g)
     sb_free(&s);
     return h;
 }
+
+bool ir_narrow_result(const struct ir_graph *g, ir_id n, uint32_t i)
+{
+    const char *w = ir_word(g, n, AK_narrow, "");
+    return strlen(w) > i && w[i] == '1';
+}
+
+bool ir_narrow(const struct ir_graph *g, ir_id n)
+{
+    enum ir_op op = (enum ir_op)ir_at(g, n)->op;
+    if (op == OP_get)
+        return ir_narrow_result(g, ir_src(g, n, 0), (uint32_t)ir_int(g, n, AK_index, 0));
+    if ((op == OP_slice || op == OP_reshape) && ir_view(g, n).root != n)
+        return ir_narrow(g, ir_src(g, n, 0));
+    return ir_narrow_result(g, n, 0);
+}
+
+size_t ir_elem_bytes(const struct ir_graph *g, ir_id n)
+{
+    return ir_narrow(g, n) ? 2 : dtype_size((enum ir_dtype)ir_ty(g, n)->dtype);
+}
+
+size_t ir_result_bytes(const struct ir_graph *g, ir_id n, uint32_t i)
+{
+    const struct ir_type *t = ir_ty(g, n);
+    if (ir_narrow_result(g, n, i)) return 2;
+    if (t->dtype == IR_tuple) t = type_get(g->types, type_elem(g->types, ir_at(g, n)->type, i));
+    return dtype_size((enum ir_dtype)t->dtype);
+}

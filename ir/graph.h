@@ -176,6 +176,14 @@ struct ir_view {
 };
 struct ir_view ir_view(const struct ir_graph *g, ir_id n);
 
+/* Whether result element i of node n (0 of a single result), or a value (views followed), holds
+ * bf16 numbers only and is stored in two bytes an element: attribute `narrow`. */
+bool ir_narrow_result(const struct ir_graph *g, ir_id n, uint32_t i);
+bool ir_narrow(const struct ir_graph *g, ir_id n);
+/* Bytes of an element of a value, or of result element i, as it is stored. */
+size_t ir_elem_bytes(const struct ir_graph *g, ir_id n);
+size_t ir_result_bytes(const struct ir_graph *g, ir_id n, uint32_t i);
+
 /* Canonical text (print.c) and back (parse.c). Round trip is exact: print(parse(print(g))) =
  * print(g). Spans are printed as comments where d is given. */
 void graph_print(const struct ir_graph *g, const struct diag *d, struct sb *out);

@@ -27,6 +27,23 @@ static const char *check_node(struct ir_graph *g, ir_id n, enum ir_stage stage)
     return NULL;
 }
 
+/* What is narrow is float32, is no named value and knows its words. */
+static const char *check_narrow(const struct ir_graph *g, ir_id n)
+{
+    const char *w = ir_word(g, n, AK_narrow, NULL);
+    if (!w) return NULL;
+    const struct ir_type *t = ir_ty(g, n);
+    bool tuple = t->dtype == IR_tuple;
+    if (strlen(w) != (tuple ? t->count : 1) || strspn(w, "01") != strlen(w))
+        return "`narrow` is a 0 or 1 for each result";
+    for (uint32_t i = 0; w[i]; i++) {
+        const struct ir_type *e =
+            tuple ? type_get(g->types, type_elem(g->types, ir_at(g, n)->type, i)) : t;
+        if (w[i] == '1' && e->dtype != IR_f32) return "a narrow result that is not float32";
+    }
+    return NULL;
+}
+
 /* Which source an op's result element `index` replaces in place; -1 where it has memory of its own.
  */
 static int replaces(const struct ir_graph *g, ir_id n, uint32_t index)
@@ -81,9 +98,11 @@ static const char *check_nodes(struct ir_graph *g, enum ir_stage stage, ir_id *a
 {
     const char *why = NULL;
     for (*at = 0; *at < g->node.n; ++*at)
-        if ((why = check_node(g, *at, stage))) return why;
-    for (size_t i = 0; i < g->out.n; i++)
+        if ((why = check_node(g, *at, stage)) || (why = check_narrow(g, *at))) return why;
+    for (size_t i = 0; i < g->out.n; i++) {
         if (g->out.p[i].id >= g->node.n) return "an output that does not exist";
+        if (ir_narrow(g, g->out.p[i].id)) return "an output in two bytes";
+    }
     struct arena *a = arena_open("verify");
     const ir_id *last = last_readers(g, a);
     for (*at = 0; *at < g->node.n && !why; ++*at)

@@ -64,7 +64,7 @@ static size_t scheduler_size;
 static struct region *dynamic;
 static const char *kernel_name;
 static void (*kernel)(void *const *);
-static void *const *kernel_args;
+static const void *kernel_args;
 static uint32_t blocks_run;
 static char report[1024];
 
@@ -494,11 +494,11 @@ static void machine_open(void)
     dynamic = cudacpu_region(cudacpu_dynamic, DYNAMIC, true, true);
 }
 
-const char *cudacpu_run(struct cudacpu *c, const char *name, struct cudacpu_launch l,
-                        void *const *args)
+static const char *launch(struct cudacpu *c, const char *name, const char *how,
+                          struct cudacpu_launch l, const void *args)
 {
     char entry[256];
-    snprintf(entry, sizeof entry, "%s_entry", name);
+    snprintf(entry, sizeof entry, "%s_%s", name, how);
     void *at = dlsym(c->lib, entry);
     unsigned blocks = l.grid.x * l.grid.y * l.grid.z;
     machine_open();
@@ -525,4 +525,16 @@ const char *cudacpu_run(struct cudacpu *c, const char *name, struct cudacpu_laun
     }
     free(order);
     return report[0] ? report : NULL;
+}
+
+const char *cudacpu_run(struct cudacpu *c, const char *name, struct cudacpu_launch l,
+                        void *const *args)
+{
+    return launch(c, name, "entry", l, args);
+}
+
+const char *cudacpu_run_packed(struct cudacpu *c, const char *name, struct cudacpu_launch l,
+                               const void *parameters)
+{
+    return launch(c, name, "packed", l, parameters);
 }

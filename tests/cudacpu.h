@@ -45,6 +45,10 @@ struct cudacpu_launch {
  * what was wrong, valid until the next call; the launch ends there. */
 const char *cudacpu_run(struct cudacpu *c, const char *kernel, struct cudacpu_launch launch,
                         void *const *args);
+/* The same with the parameters as they lie in CUDA's parameter buffer: each aligned to its type,
+ * one after the other, structs by value. */
+const char *cudacpu_run_packed(struct cudacpu *c, const char *kernel, struct cudacpu_launch launch,
+                               const void *parameters);
 #endif
 
 /* What kernels call. file, line: where they do. */
@@ -257,11 +261,29 @@ template <class... A> static void cudacpu_unpack(void (*kernel)(A...), void *con
     cudacpu_call{kernel, cudacpu_next<A>(&p)...};
     (void)p;
 }
+/* The same from a packed parameter buffer. */
+template <class T> CUDACPU_FN T cudacpu_packed(const char **p)
+{
+    T v;
+    uintptr_t at = ((uintptr_t)*p + alignof(T) - 1) / alignof(T) * alignof(T);
+    memcpy(&v, (const void *)at, sizeof v);
+    *p = (const char *)at + sizeof v;
+    return v;
+}
+template <class... A> static void cudacpu_unpack_packed(void (*kernel)(A...), const char *p)
+{
+    cudacpu_call{kernel, cudacpu_packed<A>(&p)...};
+    (void)p;
+}
 /* One of these stands after the text for each of its kernels, and one CUDACPU_END. */
 #define CUDACPU_ENTRY(kernel)                      \
     extern "C" void kernel##_entry(void *const *p) \
     {                                              \
         cudacpu_unpack(kernel, p);                 \
+    }                                              \
+    extern "C" void kernel##_packed(const char *p) \
+    {                                              \
+        cudacpu_unpack_packed(kernel, p);          \
     }
 #define CUDACPU_END                                                                   \
     extern "C" char __start_cudashared[] __attribute__((weak, visibility("hidden"))); \

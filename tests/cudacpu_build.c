@@ -138,7 +138,7 @@ void cudacpu_close(struct cudacpu *c)
 }
 
 /* Arrays of global memory, for their regions. */
-enum { ARRAYS = 48 };
+enum { ARRAYS = 512 };
 static struct {
     char *p;
     size_t room; /* with guards */

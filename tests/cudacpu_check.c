@@ -21,7 +21,7 @@ struct region {
     struct cell *cell;
 };
 
-enum { REGIONS = 64 };
+enum { REGIONS = 528 };
 static struct region regions[REGIONS];
 static uint32_t clock_of[THREADS][THREADS];
 static bool *fenced; /* per block of the launch: has used __threadfence */

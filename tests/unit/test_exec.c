@@ -42,10 +42,10 @@ static const struct sa_buf bufs[] = {{SA_persistent, 64}, {SA_external, 0},     
                                      {SA_slot, 128},      {SA_external + 1, 4}, {SA_persistent, 0}};
 static const int64_t ints[] = {COLS, SIZE};
 static const struct sa_step steps[] = {
-    {0, 0, 3, 0, 1, ROWS, 2, COLS * sizeof(float), "axpy"},
-    {1, 3, 3, 1, 1, 1, 1, 0, "sum"},
-    {0, 0, 3, 0, 1, 0, 2, 0, "empty"},
-    {0, 0, 3, 0, 1, ROWS, ROWS, COLS * sizeof(float), "axpy"},
+    {0, 0, 3, 0, 1, ROWS, 2, COLS * sizeof(float), "axpy", {{0}, 0, 0}},
+    {1, 3, 3, 1, 1, 1, 1, 0, "sum", {{0}, 0, 0}},
+    {0, 0, 3, 0, 1, 0, 2, 0, "empty", {{0}, 0, 0}},
+    {0, 0, 3, 0, 1, ROWS, ROWS, COLS * sizeof(float), "axpy", {{0}, 0, 0}},
 };
 static const struct sa_entry entries[] = {{"both", 0, 3}, {"axpy", 3, 1}};
 static const struct sa_value values[] = {

@@ -1,0 +1,121 @@
+/* The CUDA back end: which emitter lowers which operation, and what emitters share. */
+#include "codegen/cuda.h"
+
+static cg_emit_fn *emitter(enum ir_op op)
+{
+    switch (op) {
+        /* rows */
+
+        /* gemm */
+
+        /* head */
+
+        /* attention */
+
+    case OP_last_rows:
+        return cg_cuda_cache;
+
+        /* mla */
+
+        /* conv */
+
+        /* kda */
+
+        /* depth */
+
+        /* token */
+
+        /* moe */
+
+        /* optim */
+
+    default: return NULL;
+    }
+}
+
+void cg_cuda_lower_node(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
+                        const struct cg_target *t, struct cg_lowering *out)
+{
+    enum ir_op op = (enum ir_op)ir_at(g, n)->op;
+    cg_emit_fn *fn = emitter(op);
+    if (fn)
+        fn(a, g, n, b, t, out);
+    else if (!(op_info(op)->flags & (F_LEAF | F_VIEW)))
+        BUG("the CUDA back end has no emitter for %s", op_info(op)->name);
+}
+
+const char *cg_cuda_prelude(void)
+{
+    return cg_text_cuda_prelude;
+}
+
+static const char *type_name(enum ir_dtype t, bool narrow)
+{
+    if (narrow) return "uint16_t";
+    if (t == IR_i32) return "int32_t";
+    if (t == IR_f64) return "double";
+    CHECK(t == IR_f32);
+    return "float";
+}
+
+const char *cg_cuda_src_type(const struct ir_graph *g, ir_id n, uint32_t i)
+{
+    ir_id v = ir_src(g, n, i);
+    return type_name((enum ir_dtype)ir_ty(g, v)->dtype, ir_narrow(g, v));
+}
+
+const char *cg_cuda_res_type(const struct ir_graph *g, ir_id n, uint32_t i)
+{
+    const struct ir_type *t = ir_ty(g, n);
+    if (t->dtype == IR_tuple) t = type_get(g->types, type_elem(g->types, ir_at(g, n)->type, i));
+    return type_name((enum ir_dtype)t->dtype, ir_narrow_result(g, n, i));
+}
+
+/* The largest power of two up to 16 that divides x. */
+static int64_t divides(int64_t x)
+{
+    int64_t p = x & -x;
+    return p && p < 16 ? p : 16;
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+int64_t cg_cuda_src_align(const struct ir_graph *g, ir_id n, uint32_t i)
+{
+    ir_id v = ir_src(g, n, i);
+    struct ir_view w = ir_view(g, v);
+    int64_t bytes = (int64_t)ir_elem_bytes(g, v), rows = ir_ty(g, v)->rank > 1 ? w.ld : 0;
+    int64_t at = least(divides(w.offset.add * bytes), divides(w.offset.mul * bytes));
+    return least(at, divides(rows * bytes));
+}
+
+int64_t cg_cuda_res_align(const struct ir_graph *g, ir_id n, uint32_t i)
+{
+    int64_t bytes = (int64_t)ir_result_bytes(g, n, i), at = 0;
+    ir_id c = cg_concat_of(g, n, i);
+    if (c == IR_NONE || ir_int(g, c, AK_axis, 0) != 1)
+        return divides(cg_result_ld(g, n, i) * bytes);
+    for (uint32_t k = 0; k < ir_at(g, c)->nsrc; k++) { /* where the pieces of a row begin */
+        ir_id s = ir_src(g, c, k);
+        bool get = ir_at(g, s)->op == OP_get;
+        if ((get ? ir_src(g, s, 0) : s) == n && (!get || ir_int(g, s, AK_index, 0) == i)) break;
+        at += ir_cols(g, s).add;
+    }
+    return least(divides(at * bytes), divides(cg_result_ld(g, n, i) * bytes));
+}
+
+void cg_launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t shared)
+{
+    CHECK(blocks >= 0 && blocks <= INT32_MAX && threads > 0 && threads <= 1024 && shared >= 0);
+    s->launch = (struct sa_launch){{(uint32_t)blocks, 1, 1}, (uint32_t)threads, (uint32_t)shared};
+}
+
+struct cg_step *cg_add_product(struct arena *a, struct cg_lowering *out, const char *label)
+{
+    struct cg_step s = {.product = true, .grain = 1, .label = str_dup(a, str_of(label))};
+    vec_push(a, &out->step, s);
+    return &vec_last(&out->step);
+}

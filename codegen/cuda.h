@@ -1,0 +1,20 @@
+/* Shared by the emitters of the CUDA back end. */
+#ifndef STRATA_CODEGEN_CUDA_H
+#define STRATA_CODEGEN_CUDA_H
+#include "codegen/cpu.h"
+
+/* C type of an operand's or result's elements: "float", "uint16_t" (bf16) or "int32_t". */
+const char *cg_cuda_src_type(const struct ir_graph *g, ir_id n, uint32_t i);
+const char *cg_cuda_res_type(const struct ir_graph *g, ir_id n, uint32_t i);
+/* The largest power of two up to 16 that divides the address of every row of operand i, or of
+ * result i where the kernel writes it: what vector accesses may rely on. A matter of feature sizes.
+ */
+int64_t cg_cuda_src_align(const struct ir_graph *g, ir_id n, uint32_t i);
+int64_t cg_cuda_res_align(const struct ir_graph *g, ir_id n, uint32_t i);
+
+/* Sets a one-dimensional launch: blocks (0: nothing to do), threads of each, dynamic shared bytes.
+ */
+void cg_launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t shared);
+/* Adds a product of cuBLAS; the caller sets refs (A, B, C) and nums (enum sa_product). */
+struct cg_step *cg_add_product(struct arena *a, struct cg_lowering *out, const char *label);
+#endif

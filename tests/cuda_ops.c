@@ -1,0 +1,360 @@
+#include "cuda_ops.h"
+#include "cudacpu.h"
+#include "runtime/nvrtc.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <cmocka.h>
+
+struct job {
+    const char *name;
+    int64_t variant;
+    double tol;
+    bool narrow;
+    struct ir_graph *g;
+    struct ir_bind b;
+    struct ir_values v;
+    ir_id n;
+    struct cg_lowering low;
+};
+struct cuda_ops {
+    struct arena *a;
+    VEC(struct job) job;
+    struct map kernels; /* symbol: 1 */
+    struct sb text;     /* of all kernels, once each */
+};
+
+struct cuda_ops *cuda_ops_open(void)
+{
+    struct arena *a = arena_open("cuda_ops");
+    struct cuda_ops *c = NEW(a, struct cuda_ops, 1);
+    c->a = a;
+    map_init(&c->kernels, a);
+    return c;
+}
+
+void cuda_ops_add(struct cuda_ops *c, const char *name, int64_t variant, double tol,
+                  struct ir_graph *g, ir_id n, struct ir_bind b)
+{
+    struct job j = {.name = name, .variant = variant, .tol = tol, .g = g, .b = b, .n = n};
+    size_t nin;
+    struct ir_named *in = op_case_inputs(c->a, g, b, 7, &nin);
+    const struct cg_target t = {.sm = 90};
+    j.v = ir_eval(c->a, g, b, in, nin);
+    cg_lower_node(c->a, g, n, b, &t, &j.low);
+    for (size_t i = 0; i < j.low.step.n; i++) {
+        const struct cg_step *s = &j.low.step.p[i];
+        if (s->product || (*map_str(&c->kernels, str_of(s->symbol)))++) continue;
+        sb_add(&c->text, s->text.p, s->text.n);
+        sb_char(&c->text, '\n');
+    }
+    vec_push(c->a, &c->job, j);
+}
+
+/* ---- narrow forms ---- */
+
+static bool marked(const char *words, uint32_t i)
+{
+    size_t n = strlen(words);
+    return words[i < n ? i : n - 1] == '1';
+}
+
+/* Adds result i of node n to what is narrow. */
+static void mark(struct arena *a, const struct ir_graph *g, char **narrow, ir_id n, uint32_t i)
+{
+    const struct ir_type *t = ir_ty(g, n);
+    uint32_t count = t->dtype == IR_tuple ? t->count : 1;
+    if (t->dtype == IR_tuple) t = type_get(g->types, type_elem(g->types, ir_at(g, n)->type, i));
+    if (t->dtype != IR_f32) return;
+    if (!narrow[n]) {
+        narrow[n] = NEW(a, char, count + 1);
+        memset(narrow[n], '0', count);
+    }
+    narrow[n][i] = '1';
+}
+
+void cuda_ops_add_narrow(struct cuda_ops *c, const char *name, int64_t variant, double tol,
+                         const char *src, const char *res, struct ir_graph *g, ir_id n,
+                         struct ir_bind b)
+{
+    char **narrow = NEW(c->a, char *, g->node.n);
+    for (uint32_t i = 0; i < ir_at(g, n)->nsrc; i++) {
+        if (!marked(src, i)) continue;
+        ir_id v = ir_view(g, ir_src(g, n, i)).root;
+        bool get = ir_at(g, v)->op == OP_get;
+        mark(c->a, g, narrow, get ? ir_src(g, v, 0) : v,
+             get ? (uint32_t)ir_int(g, v, AK_index, 0) : 0);
+    }
+    uint32_t results = ir_ty(g, n)->dtype == IR_tuple ? ir_ty(g, n)->count : 1;
+    for (uint32_t i = 0; i < results; i++)
+        if (marked(res, i)) mark(c->a, g, narrow, n, i);
+    struct ir_graph *to = graph_open(c->a, g->program, g->stage, g->types, g->names);
+    to->region = g->region;
+    for (ir_id x = 0; x <= n; x++) {
+        struct ir_attr attr[AK_COUNT + 1];
+        size_t nattr = ir_attrs(g, x, attr);
+        if (narrow[x]) attr[nattr++] = A_STR(narrow, narrow[x]);
+        ir_id at =
+            ir_add_instance(to, (enum ir_op)ir_at(g, x)->op, ir_at(g, x)->type, ir_srcs(g, x),
+                            ir_at(g, x)->nsrc, attr, nattr, x + 1, ir_name(g, x));
+        CHECK(at == x);
+    }
+    cuda_ops_add(c, name, variant, tol, to, n, b);
+    vec_last(&c->job).narrow = true;
+}
+
+/* ---- running ---- */
+
+static const struct ir_type *result_type(const struct job *j, uint32_t i)
+{
+    const struct ir_type *t = ir_ty(j->g, j->n);
+    if (t->dtype != IR_tuple) return t;
+    return type_get(j->g->types, type_elem(j->g->types, ir_at(j->g, j->n)->type, i));
+}
+
+static uint16_t to_bf16(double x)
+{
+    float f = (float)x;
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return x != x ? 0x7fff : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+static double of_bf16(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return (double)f;
+}
+
+static void store(void *to, enum ir_dtype t, bool narrow, struct ir_array x)
+{
+    for (int64_t i = 0; i < x.n; i++)
+        if (t == IR_i32)
+            ((int32_t *)to)[i] = (int32_t)x.v[i];
+        else if (narrow)
+            ((uint16_t *)to)[i] = to_bf16(x.v[i]);
+        else
+            ((float *)to)[i] = (float)x.v[i];
+}
+
+static double element(const void *p, enum ir_dtype t, bool narrow, int64_t i)
+{
+    if (t == IR_i32) return ((const int32_t *)p)[i];
+    if (t == IR_f64) return ((const double *)p)[i];
+    return narrow ? of_bf16(((const uint16_t *)p)[i]) : (double)((const float *)p)[i];
+}
+
+static void product(const int64_t *n, void *const *p)
+{
+    for (int64_t z = 0; z < n[SA_P_batch]; z++)
+        for (int64_t i = 0; i < n[SA_P_M]; i++)
+            for (int64_t k = 0; k < n[SA_P_N]; k++) {
+                double sum = 0;
+                for (int64_t q = 0; q < n[SA_P_K]; q++) {
+                    int64_t x = n[SA_P_ta] ? q * n[SA_P_lda] + i : i * n[SA_P_lda] + q;
+                    int64_t y = n[SA_P_tb] ? k * n[SA_P_ldb] + q : q * n[SA_P_ldb] + k;
+                    sum += element(p[0], IR_f32, n[SA_P_bf16_in], z * n[SA_P_stride_a] + x) *
+                           element(p[1], IR_f32, n[SA_P_bf16_in], z * n[SA_P_stride_b] + y);
+                }
+                int64_t at = z * n[SA_P_stride_c] + i * n[SA_P_ldc] + k;
+                if (n[SA_P_bf16_out])
+                    ((uint16_t *)p[2])[at] = to_bf16(sum);
+                else
+                    ((float *)p[2])[at] = (float)sum;
+            }
+}
+
+static void step(struct cudacpu *cpu, const struct job *j, const struct cg_step *s, void *const *p,
+                 enum cudacpu_order order)
+{
+    if (s->product) {
+        product(s->num, p);
+        return;
+    }
+    if (!s->launch.grid[0]) return;
+    char buffer[32764];
+    CHECK(8 * (s->nref + s->nnum) <= sizeof buffer);
+    memcpy(buffer, p, s->nref * 8);
+    if (s->nnum) memcpy(buffer + s->nref * 8, s->num, s->nnum * 8);
+    const struct cudacpu_launch l = {
+        .grid = {s->launch.grid[0], s->launch.grid[1], s->launch.grid[2]},
+        .block = {s->launch.threads, 1, 1},
+        .shared = s->launch.shared,
+        .order = order,
+        .seed = (unsigned)j->variant,
+    };
+    const char *why = cudacpu_run_packed(cpu, s->symbol, l, buffer);
+    if (why) fail_msg("%s variant %lld: %s", j->name, (long long)j->variant, why);
+}
+
+/* Runs all steps; out[i] are the results. */
+static void run(struct cuda_ops *c, struct cudacpu *cpu, const struct job *j,
+                enum cudacpu_order order, char **out)
+{
+    const struct ir_node *x = ir_at(j->g, j->n);
+    char **src = NEW(c->a, char *, x->nsrc), **at = NEW(c->a, char *, x->nsrc);
+    char *work = cudacpu_alloc(j->low.workspace + 1);
+    for (uint32_t i = 0; i < x->nsrc; i++) {
+        ir_id s = ir_src(j->g, j->n, i);
+        struct ir_view v = ir_view(j->g, s);
+        struct ir_array value = j->v.node[v.root].e[0];
+        size_t bytes = ir_elem_bytes(j->g, s);
+        src[i] = cudacpu_alloc((size_t)value.n * bytes);
+        store(src[i], (enum ir_dtype)ir_ty(j->g, s)->dtype, ir_narrow(j->g, s), value);
+        at[i] = src[i] + (size_t)dim_value(v.offset, j->b) * bytes;
+    }
+    for (uint32_t i = 0; i < j->v.node[j->n].count; i++) {
+        int from = cg_in_place(j->g, j->n, i);
+        size_t bytes = (size_t)j->v.node[j->n].e[i].n * ir_result_bytes(j->g, j->n, i);
+        out[i] = cudacpu_alloc(bytes);
+        if (from < 0) continue;
+        memcpy(out[i], at[from], bytes);
+        at[from] = out[i];
+    }
+    for (size_t i = 0; i < j->low.step.n; i++) {
+        const struct cg_step *s = &j->low.step.p[i];
+        void **p = NEW(c->a, void *, s->nref);
+        for (size_t k = 0; k < s->nref; k++) {
+            struct cg_ref r = s->ref[k];
+            char *base = r.kind == CG_SRC ? at[r.index] : r.kind == CG_RES ? out[r.index] : work;
+            p[k] = base + r.offset;
+        }
+        step(cpu, j, s, p, order);
+    }
+    for (uint32_t i = 0; i < x->nsrc; i++) cudacpu_free(src[i]);
+    cudacpu_free(work);
+}
+
+/* A momentum update that is not written stays undefined. */
+static bool skipped(const struct job *j, uint32_t i)
+{
+    if (ir_at(j->g, j->n)->op != OP_momentum || i != 0) return false;
+    return j->v.node[ir_src(j->g, j->n, 2)].e[0].v[2] == 0;
+}
+
+static void compare(const struct job *j, uint32_t i, const void *got)
+{
+    struct ir_array want = j->v.node[j->n].e[i];
+    enum ir_dtype t = (enum ir_dtype)result_type(j, i)->dtype;
+    bool narrow = ir_narrow_result(j->g, j->n, i);
+    double most = 0;
+    for (int64_t k = 0; k < want.n; k++) most = fmax(most, fabs(want.v[k]));
+    for (int64_t k = 0; k < want.n; k++) {
+        double g = element(got, t, narrow, k), allowed = j->tol * (most + 1);
+        if (narrow) allowed += fabs(want.v[k]) / 128;
+        if (!isfinite(want.v[k]) && !isfinite(g)) continue;
+        if (!(fabs(g - want.v[k]) <= allowed))
+            fail_msg("%s%s variant %lld: element %lld of result %u is %.9g, wanted %.9g", j->name,
+                     j->narrow ? " (narrow)" : "", (long long)j->variant, (long long)k, i, g,
+                     want.v[k]);
+    }
+}
+
+static void check_job(struct cuda_ops *c, struct cudacpu *cpu, const struct job *j)
+{
+    uint32_t count = j->v.node[j->n].count;
+    char **one = NEW(c->a, char *, count), **two = NEW(c->a, char *, count);
+    if (!j->low.step.n) { /* a view after all */
+        assert_int_equal(ir_at(j->g, j->n)->op, OP_reshape);
+        return;
+    }
+    run(c, cpu, j, CUDACPU_forward, one);
+    run(c, cpu, j, CUDACPU_shuffled, two);
+    for (uint32_t i = 0; i < count; i++) {
+        size_t bytes = (size_t)j->v.node[j->n].e[i].n * ir_result_bytes(j->g, j->n, i);
+        if (!skipped(j, i)) compare(j, i, one[i]);
+        if (memcmp(one[i], two[i], bytes))
+            fail_msg("%s variant %lld: result %u depends on the order of threads", j->name,
+                     (long long)j->variant, i);
+        cudacpu_free(one[i]);
+        cudacpu_free(two[i]);
+    }
+}
+
+/* ---- NVRTC ---- */
+
+static void compile(struct cuda_ops *c)
+{
+    struct sb all = {0};
+    struct nvrtc_image image;
+    struct rt_error err;
+    const char *known, *arch = getenv("STRATA_TEST_ARCH");
+    if (nvrtc_archs(c->a, &known, &err) != RT_ok) {
+        printf("no NVRTC: kernels were not compiled for a GPU (%s)\n", err.text);
+        return;
+    }
+    if (!arch || !*arch) arch = "sm_90a";
+    sb_str(&all, cg_cuda_prelude());
+    sb_add(&all, c->text.p, c->text.n);
+    if (nvrtc_compile(c->a, all.p, arch, true, &image, &err)) fail_msg("%s", err.text);
+    sb_free(&all);
+    for (size_t i = 0; i < image.kernels; i++) {
+        const struct nvrtc_kernel *k = &image.kernel[i];
+        if (getenv("STRATA_TEST_VERBOSE"))
+            printf("%-44s %3u registers %6u shared %u stack\n", k->name, k->registers, k->shared,
+                   k->stack);
+        if (k->spill_stores || k->spill_loads || k->stack)
+            fail_msg("%s: %u bytes of stack, %u stored and %u loaded by spills", k->name, k->stack,
+                     k->spill_stores, k->spill_loads);
+    }
+    printf("%zu kernels for %s, no spills, NVRTC %.1f s%s\n", image.kernels, arch, image.seconds,
+           image.cached ? " (cached)" : "");
+}
+
+static const char *compiler(void)
+{
+    const char *env = getenv("STRATA_CLANG");
+    if (env && *env) return env;
+    return system("command -v clang-19 >/dev/null") == 0 ? "clang-19" : "clang-14";
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void cuda_ops_run(struct cuda_ops *c)
+{
+    double begin = now(), built;
+    struct cudacpu *cpu = cudacpu_open(compiler(), c->text.p, true);
+    built = now();
+    for (size_t i = 0; i < c->job.n; i++) check_job(c, cpu, &c->job.p[i]);
+    printf("%zu cases: %.1f s to build, %.1f s to run\n", c->job.n, built - begin, now() - built);
+    cudacpu_close(cpu);
+    compile(c);
+    sb_free(&c->text);
+    arena_close(c->a);
+}
+
+/* Logits of hundreds, which option 3 of the depth cases has, lose digits as float32 operands. */
+static bool large_logits(enum ir_op op, int variant)
+{
+    bool depth = op == OP_depth_mix || op == OP_depth_mix_grad || op == OP_depth_inter ||
+                 op == OP_depth_inter_grad;
+    return depth && variant / OP_CASE_SIZES == 3;
+}
+
+void cuda_ops_check(const struct cuda_op *ops, size_t n)
+{
+    struct cuda_ops *c = cuda_ops_open();
+    for (size_t k = 0; k < n; k++) {
+        const struct op_case *oc = op_case_find(ops[k].op);
+        for (int i = 0; i < oc->variants; i += ops[k].every ? ops[k].every : 1) {
+            struct ir_graph *g = oc->build(c->a, i);
+            double f = large_logits(ops[k].op, i) ? 50 : 1;
+            ir_id node = op_case_node(g, oc);
+            cuda_ops_add(c, oc->name, i, ops[k].tol * f, g, node, op_case_bind(i));
+            if (ops[k].src)
+                cuda_ops_add_narrow(c, oc->name, i, ops[k].tol_narrow * f, ops[k].src, ops[k].res,
+                                    g, node, op_case_bind(i));
+        }
+    }
+    cuda_ops_run(c);
+}
