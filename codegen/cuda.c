@@ -17,7 +17,11 @@ static cg_emit_fn *emitter(enum ir_op op)
 
         /* mla */
 
-        /* conv */
+    case OP_repeat:
+    case OP_short_conv:
+    case OP_short_conv_grad:
+    case OP_conv_cached:
+        return cg_cuda_conv;
 
         /* kda */
 

@@ -242,6 +242,13 @@ void *__tsan_memcpy(void *to, const void *from, size_t n)
     cudacpu_touch(cudacpu_machine.thread, to, n, 1, ACCESS_write, pc);
     return memcpy(to, from, n);
 }
+void *__tsan_memmove(void *to, const void *from, size_t n)
+{
+    const void *pc = __builtin_return_address(0);
+    cudacpu_touch(cudacpu_machine.thread, from, n, 1, ACCESS_read, pc);
+    cudacpu_touch(cudacpu_machine.thread, to, n, 1, ACCESS_write, pc);
+    return memmove(to, from, n);
+}
 void *__tsan_memset(void *to, int v, size_t n)
 {
     cudacpu_touch(cudacpu_machine.thread, to, n, 1, ACCESS_write, __builtin_return_address(0));
