@@ -25,7 +25,11 @@ static cg_emit_fn *emitter(enum ir_op op)
 
         /* kda */
 
-        /* depth */
+    case OP_depth_mix:
+    case OP_depth_inter:
+    case OP_depth_mix_grad:
+    case OP_depth_inter_grad:
+        return cg_cuda_depth;
 
         /* token */
 

@@ -100,6 +100,7 @@ void cudacpu_cp_wait(int pending);
 #define __constant__ static const
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 /* All static shared memory lies in one section, which the machine fills with NaNs for a block. */

@@ -1,0 +1,223 @@
+/* Mixes over depth on a GPU: depth_mix is depth_inter with one query, and so are their gradients,
+ * except that a whole mix forms dh . h itself. */
+#include "codegen/cuda.h"
+
+#pragma GCC diagnostic ignored "-Woverlength-strings"
+static const char text[] =
+#include "text/cuda_depth.c.inc"
+    ;
+
+enum { PARAMETERS = 32764, CHUNKS = 264 };
+
+struct depth {     /* the sizes of a node */
+    uint32_t q, n; /* queries, sources */
+    uint32_t qcap, cap, qwords, words;
+    int64_t rows, d;
+    uint32_t first_v, first_o, first_acc; /* operands: sources, row gradients, accumulators */
+    bool whole;                           /* the gradient of depth_mix */
+};
+
+static uint32_t capacity(uint32_t n)
+{
+    uint32_t c = 8;
+    while (c < n) c *= 2;
+    return c;
+}
+
+static struct depth sizes(const struct cg_emit *e)
+{
+    enum ir_op op = (enum ir_op)ir_at(e->g, e->n)->op;
+    struct depth s = {.q = (uint32_t)ir_int(e->g, e->n, AK_queries, 1),
+                      .n = (uint32_t)ir_int(e->g, e->n, AK_sources, 0)};
+    s.qcap = capacity(s.q), s.cap = capacity(s.n);
+    s.qwords = (s.qcap + 63) / 64, s.words = (s.cap + 63) / 64;
+    s.whole = op == OP_depth_mix_grad;
+    s.first_v = op == OP_depth_inter_grad ? 2 + 4 * s.q : s.whole ? 6 : s.q;
+    s.first_o = s.whole ? 0 : 2 + s.q;
+    s.first_acc = s.first_v + s.n;
+    s.rows = cg_src_rows(e->g, e->n, s.first_v, e->b);
+    s.d = cg_src_cols(e->g, e->n, s.first_v, e->b);
+    for (uint32_t i = 0; i < ir_at(e->g, e->n)->nsrc; i++)
+        if (op != OP_depth_inter_grad || i < 2 + 2 * s.q || i >= s.first_v)
+            cg_need_dense(e->g, e->n, i); /* numbers per row may be views */
+    return s;
+}
+
+/* ---- which tensors are bf16 ---- */
+
+/* What a text says of `n` tensors: true or false, or to ask the bits in kind.NAME. */
+static const char *of_bits(const struct cg_emit *e, const int64_t *bits, uint32_t n,
+                           const char *name, const char *index)
+{
+    uint32_t set = 0;
+    for (uint32_t i = 0; i < n; i++) set += bits[i / 64] >> i % 64 & 1;
+    if (set == 0) return "((void)(kind), false)";
+    if (set == n) return "((void)(kind), true)";
+    return str_fmt(e->a, "@FN@_bit(kind, %s, %s)", name, index);
+}
+
+static void set_bit(int64_t *bits, uint32_t i, bool on)
+{
+    if (on) bits[i / 64] = (int64_t)((uint64_t)bits[i / 64] | UINT64_C(1) << i % 64);
+}
+
+struct kind { /* words as the text's struct has them, and what the text says */
+    int64_t *word, *v, *o, *d, *have;
+    uint32_t words;
+};
+
+static struct kind kinds(const struct cg_emit *e, struct depth s, bool gradient)
+{
+    struct kind k = {.words = 3 * s.words + s.qwords};
+    k.word = k.v = NEW(e->a, int64_t, k.words);
+    k.o = k.v + s.words, k.d = k.o + s.qwords, k.have = k.d + s.words;
+    const char *have = ir_word(e->g, e->n, AK_have, "");
+    for (uint32_t j = 0; j < s.n; j++) {
+        set_bit(k.v, j, ir_narrow(e->g, ir_src(e->g, e->n, s.first_v + j)));
+        if (!gradient) continue;
+        set_bit(k.d, j, ir_narrow_result(e->g, e->n, j));
+        set_bit(k.have, j, have[j] == '1');
+    }
+    for (uint32_t i = 0; i < s.q; i++)
+        set_bit(k.o, i,
+                gradient ? ir_narrow(e->g, ir_src(e->g, e->n, s.first_o + i))
+                         : ir_narrow_result(e->g, e->n, i));
+    return k;
+}
+
+static struct str types(const struct cg_emit *e, struct depth s, struct kind k)
+{
+    const struct cg_var vars[] = {{"D", cg_number(e, s.d)},
+                                  {"WORDS", cg_number(e, s.words)},
+                                  {"QWORDS", cg_number(e, s.qwords)},
+                                  {"V_NARROW", of_bits(e, k.v, s.n, "v", "j")},
+                                  {"O_NARROW", of_bits(e, k.o, s.q, "o", "i")},
+                                  {"D_NARROW", of_bits(e, k.d, s.n, "d", "j")}};
+    return cg_section(e->a, text, "types", vars, sizeof vars / sizeof *vars);
+}
+
+/* ---- steps ---- */
+
+static struct cg_step *add(const struct cg_emit *e, const char *kind, const char *a, const char *b)
+{
+    const char *label = str_fmt(e->a, "%s %s", op_info((enum ir_op)ir_at(e->g, e->n)->op)->name,
+                                ir_word(e->g, e->n, AK_site, ""));
+    return cg_add(e->a, e->out, kind, str_of(str_fmt(e->a, "%s%s", a, b)), label);
+}
+
+/* References for a table of `cap` pointers: n of them, then the first again. */
+static void table(struct cg_ref **to, struct cg_ref first, uint32_t n, uint32_t cap)
+{
+    for (uint32_t i = 0; i < cap; i++) {
+        **to = first;
+        if (i < n) (*to)->index += i;
+        (*to)++;
+    }
+}
+
+static void parameters(const struct cg_emit *e, struct cg_step *step, const struct cg_ref *ref,
+                       const struct cg_ref *end, const int64_t *num, size_t nnum)
+{
+    cg_refs(e->a, step, ref, (size_t)(end - ref));
+    cg_nums(e->a, step, num, nnum);
+    if (8 * (step->nref + step->nnum) > PARAMETERS)
+        BUG("%zu sources and queries are too many for a kernel", step->nref);
+}
+
+static void mix(const struct cg_emit *e)
+{
+    struct depth s = sizes(e);
+    struct kind k = kinds(e, s, false);
+    const struct cg_var vars[] = {
+        {"CAP", cg_number(e, s.cap)},
+        {"QCAP", cg_number(e, s.qcap)},
+        {"EPS", str_fmt(e->a, "%.9ef", ir_num(e->g, e->n, AK_eps, 1e-6))},
+    };
+    struct cg_step *step =
+        add(e, "depth_mix", types(e, s, k).p, cg_section(e->a, text, "mix_plain", vars, 3).p);
+    struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 * s.qcap + s.cap + 3), *at = ref;
+    table(&at, S_(0), s.q, s.qcap);
+    table(&at, R_(0), s.q, s.qcap);
+    table(&at, S_(s.first_v), s.n, s.cap);
+    table(&at, R_(s.q), 3, 3);
+    int64_t *num = NEW(e->a, int64_t, 2 + k.words);
+    num[0] = s.n, num[1] = s.q;
+    memcpy(num + 2, k.word, k.words * sizeof *num);
+    parameters(e, step, ref, at, num, 2 + k.words);
+    cg_launch(step, s.rows, 128, s.n * (int64_t)sizeof(float));
+}
+
+static void grad_end(const struct cg_emit *e, struct depth s, int64_t chunks)
+{
+    const struct cg_var vars[] = {{"D", cg_number(e, s.d)}, {"QCAP", cg_number(e, s.qcap)}};
+    struct cg_step *step =
+        add(e, "depth_grad_end", cg_section(e->a, text, "grad_end", vars, 2).p, "");
+    struct cg_ref *ref = NEW(e->a, struct cg_ref, 1 + s.qcap), *at = ref;
+    *at++ = W_(0);
+    table(&at, R_(s.n), s.q, s.qcap);
+    parameters(e, step, ref, at, CG_NUMS(chunks, s.q));
+    cg_launch(step, (s.d + 31) / 32, 512, 0);
+    step->launch.grid[1] = s.q;
+    e->out->workspace = (size_t)(chunks * s.q * s.d) * sizeof(float);
+}
+
+/* Tables of a gradient: s, r, queries (u, dh, delta or the mix, lse), sources (v, acc, dv). */
+static struct cg_ref *grad_refs(const struct cg_emit *e, struct depth s, struct kind k,
+                                struct cg_ref *at)
+{
+    table(&at, S_(s.whole ? 3 : 0), 2, 2);
+    table(&at, S_(2), s.q, s.qcap);
+    table(&at, S_(s.first_o), s.q, s.qcap);
+    table(&at, S_(s.whole ? 1 : 2 + 2 * s.q), s.q, s.qcap);
+    table(&at, S_(s.whole ? 5 : 2 + 3 * s.q), s.q, s.qcap);
+    table(&at, S_(s.first_v), s.n, s.cap);
+    uint32_t acc = s.first_acc;
+    for (uint32_t j = 0; j < s.cap; j++) /* without one: any address, not read */
+        *at++ = j < s.n && k.have[j / 64] >> j % 64 & 1 ? S_(acc++) : S_(s.first_v);
+    table(&at, R_(0), s.n, s.cap);
+    (void)e;
+    return at;
+}
+
+static void grad(const struct cg_emit *e)
+{
+    struct depth s = sizes(e);
+    struct kind k = kinds(e, s, true);
+    int64_t chunk = (s.rows + CHUNKS - 1) / CHUNKS, chunks = (s.rows + chunk - 1) / chunk;
+    bool h_narrow = s.whole && ir_narrow(e->g, ir_src(e->g, e->n, 1));
+    const struct cg_var tables[] = {{"CAP", cg_number(e, s.cap)}, {"QCAP", cg_number(e, s.qcap)}};
+    const struct cg_var vars[] = {{"FROM_MIX", s.whole ? "true" : "false"},
+                                  {"H_NARROW", h_narrow ? "true" : "false"}};
+    struct str head = cg_section(e->a, text, "grad_tables", tables, 2);
+    struct cg_step *step = add(e, "depth_grad", str_fmt(e->a, "%s%s", types(e, s, k).p, head.p),
+                               cg_section(e->a, text, "grad_plain", vars, 2).p);
+    struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 1);
+    struct cg_ref *at = grad_refs(e, s, k, ref);
+    *at++ = W_(0);
+    size_t nnum = 4 + 2 * s.qcap + k.words;
+    int64_t *num = NEW(e->a, int64_t, nnum);
+    num[0] = s.rows, num[1] = s.n, num[2] = s.q, num[3] = chunk;
+    for (uint32_t i = 0; i < s.q && !s.whole; i++) {
+        num[4 + i] = cg_src_ld(e->g, e->n, 2 + 2 * s.q + i);
+        num[4 + s.qcap + i] = cg_src_ld(e->g, e->n, 2 + 3 * s.q + i);
+    }
+    if (s.whole) num[4 + s.qcap] = 1;
+    memcpy(num + 4 + 2 * s.qcap, k.word, k.words * sizeof *num);
+    parameters(e, step, ref, at, num, nnum);
+    cg_launch(step, chunks, 128, 3 * s.q * (int64_t)sizeof(float));
+    grad_end(e, s, chunks);
+}
+
+void cg_cuda_depth(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
+                   const struct cg_target *t, struct cg_lowering *out)
+{
+    (void)t;
+    const struct cg_emit e = {a, g, n, b, out};
+    switch (ir_at(g, n)->op) {
+    case OP_depth_mix:
+    case OP_depth_inter: mix(&e); break;
+    case OP_depth_mix_grad:
+    case OP_depth_inter_grad: grad(&e); break;
+    default: BUG("not a depth operation: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
+    }
+}
