@@ -6,9 +6,13 @@ static cg_emit_fn *emitter(enum ir_op op)
     switch (op) {
         /* rows */
 
-        /* gemm */
+    case OP_matmul:
+    case OP_grouped_matmul:
+    case OP_grouped_matmul_dw: return cg_cuda_gemm;
 
-        /* head */
+    case OP_head_loss:
+    case OP_head_nll:
+        return cg_cuda_head;
 
         /* attention */
 

@@ -63,6 +63,7 @@ enum sa_product {
     SA_P_stride_c,
     SA_P_bf16_in, /* A and B, C: bf16 or else float32 */
     SA_P_bf16_out,
+    SA_P_accumulate, /* C += op(A) op(B); C is float32 */
     SA_P_ints
 };
 

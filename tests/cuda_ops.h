@@ -16,6 +16,7 @@ struct cuda_op {
     const char *src, *res;
     double tol_narrow;
     int every; /* only each so-manieth variant is run; 0: all. Kernels take 20 ms to compile. */
+    bool no_library; /* products by kernels of ours */
 };
 /* Runs all cases; fails the cmocka test that calls it with what is wrong. Prints registers, shared
  * memory and seconds. */
@@ -25,6 +26,8 @@ void cuda_ops_check(const struct cuda_op *ops, size_t n);
  * op_case_inputs. */
 struct cuda_ops;
 struct cuda_ops *cuda_ops_open(void);
+/* Whether what is added from now on computes its products by kernels of ours. */
+void cuda_ops_no_library(struct cuda_ops *c, bool on);
 /* Node n of g, a K graph in an arena that outlives the check. */
 void cuda_ops_add(struct cuda_ops *c, const char *name, int64_t variant, double tol,
                   struct ir_graph *g, ir_id n, struct ir_bind b);
@@ -32,5 +35,8 @@ void cuda_ops_add(struct cuda_ops *c, const char *name, int64_t variant, double 
 void cuda_ops_add_narrow(struct cuda_ops *c, const char *name, int64_t variant, double tol,
                          const char *src, const char *res, struct ir_graph *g, ir_id n,
                          struct ir_bind b);
+/* The first result of what was added last begins with the bits of the one added before: its first
+ * `bytes` bytes. */
+void cuda_ops_same(struct cuda_ops *c, size_t bytes);
 void cuda_ops_run(struct cuda_ops *c);
 #endif

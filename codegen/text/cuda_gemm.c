@@ -1,0 +1,312 @@
+//== mma
+/* Tiles of products on tensor cores: bf16 operands (float32 ones are rounded as they are read),
+ * float32 sums.
+ * Order of sums: one mma adds 16 products of ascending k; the mmas of a piece of PIECE k are added
+ * in ascending order, beginning at 0, then the sums of the pieces likewise. Every form and every M
+ * has this order, so that a row has the same bits alone, in a batch and in any tile. */
+namespace tiles_@FN@ {
+typedef ${TA} TA; /* of A, B and C in memory */
+typedef ${TB} TB;
+typedef ${TC} TC;
+enum { TRANS_A = ${ta}, TRANS_B = ${tb} }; /* A is stored as [k,m], B as [n,k] */
+enum { BM = ${BM}, BN = ${BN}, BK = ${BK}, WARPS_M = ${WM}, WARPS_N = ${WN}, STAGES = ${STAGES} };
+enum { THREADS = WARP * WARPS_M * WARPS_N, PIECE = ${PIECE} };
+enum { TM = BM / WARPS_M / 16, TN = BN / WARPS_N / 16 }; /* 16x16 pieces of C of a warp */
+
+/* One tile of a product: a, b and c point to its corner. */
+struct problem {
+    const TA *a;
+    const TB *b;
+    TC *c;
+    int64_t lda, ldb, ldc;
+    int m, n, k; /* how many rows, columns and products there are */
+    bool add;    /* to what C holds */
+};
+
+/* An operand in shared memory: R rows (or columns) by BK. ALONG: k is the inner index, as in
+ * global memory. Lines are padded so that the 8 rows of an ldmatrix, or the pairs of a warp, lie in
+ * different banks. */
+template <class T, bool ALONG, bool VECTOR, int R> struct operand {
+    enum { LINES = ALONG ? R : BK, WIDTH = ALONG ? BK : R };
+    enum { PITCH = WIDTH + (sizeof(T) == 2 || ALONG ? 8 : 4), SIZE = LINES * PITCH };
+
+    /* Starts to copy k .. k+BK-1 of the rows; zeros beyond `rows` and `depth`. */
+    INLINE void load(T *to, const T *from, int64_t ld, int rows, int k, int depth)
+    {
+        enum { V = VECTOR ? 16 / (int)sizeof(T) : 1 };
+        UNROLL for (int i = threadIdx.x; i < LINES * WIDTH / V; i += THREADS) {
+            int line = i / (WIDTH / V), at = i % (WIDTH / V) * V;
+            int row = ALONG ? line : at, depth_at = k + (ALONG ? at : line);
+            bool valid = row < rows && depth_at < depth;
+            const T *p = valid ? from + (ALONG ? row * ld + depth_at : depth_at * ld + row) : from;
+            T *q = to + line * PITCH + at;
+            if (VECTOR)
+                cp_async16(q, p, valid);
+            else
+                *q = valid ? *p : T(0);
+        }
+    }
+
+    /* The elements (row, k) and (row, k+1), rounded. */
+    INLINE uint32_t pair(const float *s, int row, int k)
+    {
+        const float *p = s + (ALONG ? row * PITCH + k : k * PITCH + row);
+        return pack_bf16(p[0], p[ALONG ? 1 : (int)PITCH]);
+    }
+    INLINE uint32_t pair(const uint16_t *, int, int) { return 0; } /* never used */
+
+    /* The fragments of 16 rows by 16 k: f[i] holds rows + 8 where bit ROW of i is set, and k + 8
+     * where the other one is. A has rows in bit 0; b, two fragments of 8 columns, in bit 1. */
+    template <int ROW> INLINE void fragment(uint32_t f[4], const T *s, int row, int k)
+    {
+        int lane = threadIdx.x % WARP, i = lane / 8;
+        int high = 8 * (i >> ROW & 1), deep = 8 * (i >> (1 - ROW) & 1);
+        if (sizeof(T) == 4) {
+            UNROLL for (int x = 0; x < 4; x++)
+                f[x] = pair(s, row + lane / 4 + 8 * (x >> ROW & 1),
+                            k + lane % 4 * 2 + 8 * (x >> (1 - ROW) & 1));
+        } else if (ALONG) {
+            ldmatrix4(f, s + (row + lane % 8 + high) * PITCH + k + deep);
+        } else {
+            ldmatrix4_trans(f, s + (k + lane % 8 + deep) * PITCH + row + high);
+        }
+    }
+};
+typedef operand<TA, !TRANS_A, ${VA}, BM> in_a;
+typedef operand<TB, TRANS_B, ${VB}, BN> in_b;
+
+INLINE void put(float *c, float x, bool add) { *c = add ? *c + x : x; }
+INLINE void put(uint16_t *c, float x, bool) { *c = f32_to_bf16(x); }
+
+/* One stage: BK products for every element. */
+INLINE void multiply(float sum[TM][2 * TN][4], const TA *a, const TB *b)
+{
+    int warp = threadIdx.x / WARP, m = warp / WARPS_N * (16 * TM), n = warp % WARPS_N * (16 * TN);
+    UNROLL for (int k = 0; k < BK; k += 16) {
+        uint32_t fa[TM][4], fb[TN][4];
+        UNROLL for (int i = 0; i < TM; i++) in_a::fragment<0>(fa[i], a, m + 16 * i, k);
+        UNROLL for (int j = 0; j < TN; j++) in_b::fragment<1>(fb[j], b, n + 16 * j, k);
+        UNROLL for (int i = 0; i < TM; i++)
+            UNROLL for (int j = 0; j < 2 * TN; j++)
+                mma_bf16(sum[i][j], fa[i], fb[j / 2] + j % 2 * 2);
+    }
+}
+
+/* The whole block computes a tile; STAGES stages of operands are on their way. */
+INLINE void run(const struct problem &p)
+{
+    DYNAMIC_SHARED(unsigned char, memory);
+    TA *const a = (TA *)memory;
+    TB *const b = (TB *)(memory + STAGES * in_a::SIZE * sizeof(TA));
+    float sum[TM][2 * TN][4] = {}, total[TM][2 * TN][4] = {};
+    int steps = (p.k + BK - 1) / BK;
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < steps) {
+            in_a::load(a + s * in_a::SIZE, p.a, p.lda, p.m, s * BK, p.k);
+            in_b::load(b + s * in_b::SIZE, p.b, p.ldb, p.n, s * BK, p.k);
+        }
+        cp_async_commit();
+    }
+    for (int s = 0; s < steps; s++) {
+        cp_async_wait(STAGES - 2);
+        __syncthreads();
+        int next = s + STAGES - 1, at = next % STAGES;
+        if (next < steps) {
+            in_a::load(a + at * in_a::SIZE, p.a, p.lda, p.m, next * BK, p.k);
+            in_b::load(b + at * in_b::SIZE, p.b, p.ldb, p.n, next * BK, p.k);
+        }
+        cp_async_commit();
+        multiply(sum, a + s % STAGES * in_a::SIZE, b + s % STAGES * in_b::SIZE);
+        if ((s + 1) % (PIECE / BK) && s + 1 < steps) continue;
+        UNROLL for (int i = 0; i < TM; i++)
+            UNROLL for (int j = 0; j < 2 * TN; j++)
+                UNROLL for (int x = 0; x < 4; x++) total[i][j][x] += sum[i][j][x], sum[i][j][x] = 0;
+    }
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int m = warp / WARPS_N * (16 * TM) + lane / 4, n = warp % WARPS_N * (16 * TN) + lane % 4 * 2;
+    UNROLL for (int i = 0; i < TM; i++)
+        UNROLL for (int j = 0; j < 2 * TN; j++)
+            UNROLL for (int x = 0; x < 4; x++) {
+                int row = m + 16 * i + x / 2 * 8, col = n + 8 * j + x % 2;
+                if (row < p.m && col < p.n) put(p.c + row * p.ldc + col, total[i][j][x], p.add);
+            }
+}
+} /* namespace */
+//== simt
+/* Tiles of products in float32: every element of C is one chain of fma over ascending k, beginning
+ * at 0. So a row has the same bits alone, in a batch and on the CPU. Operands in two bytes are
+ * widened as they are read. */
+namespace tiles_@FN@ {
+typedef ${TA} TA; /* of A, B and C in memory */
+typedef ${TB} TB;
+typedef ${TC} TC;
+enum { TRANS_A = ${ta}, TRANS_B = ${tb} }; /* A is stored as [k,m], B as [n,k] */
+enum { BM = 64, BN = 64, BK = 16, THREADS = 256, PITCH = 68, EACH = BM * BK / THREADS };
+
+/* One tile of a product: a, b and c point to its corner. */
+struct problem {
+    const TA *a;
+    const TB *b;
+    TC *c;
+    int64_t lda, ldb, ldc;
+    int m, n, k; /* how many rows, columns and products there are */
+    bool add;    /* to what C holds */
+};
+
+INLINE float value(float x) { return x; }
+INLINE float value(uint16_t x) { return bf16_to_f32(x); }
+INLINE void put(float *c, float x, bool add) { *c = add ? *c + x : x; }
+INLINE void put(uint16_t *c, float x, bool) { *c = f32_to_bf16(x); }
+
+/* This thread's elements of 64 rows by BK k; ALONG: k is the inner index in memory. */
+template <bool ALONG, class T>
+INLINE void fetch(float x[EACH], const T *from, int64_t ld, int rows, int k, int depth)
+{
+    UNROLL for (int i = 0; i < EACH; i++) {
+        int at = i * THREADS + threadIdx.x, row = ALONG ? at / BK : at % BM;
+        int deep = k + (ALONG ? at % BK : at / BM);
+        bool valid = row < rows && deep < depth;
+        x[i] = valid ? value(from[ALONG ? row * ld + deep : deep * ld + row]) : 0.0f;
+    }
+}
+template <bool ALONG> INLINE void keep(float (*to)[PITCH], const float x[EACH])
+{
+    UNROLL for (int i = 0; i < EACH; i++) {
+        int at = i * THREADS + threadIdx.x;
+        to[ALONG ? at % BK : at / BM][ALONG ? at / BK : at % BM] = x[i];
+    }
+}
+
+/* The whole block computes a tile; a thread 4x4 of it, while the next operands are on their way. */
+INLINE void run(const struct problem &p)
+{
+    __shared__ __align__(16) float a[2][BK][PITCH], b[2][BK][PITCH];
+    float sum[4][4] = {}, xa[EACH], xb[EACH];
+    int m = threadIdx.x / 16 * 4, n = threadIdx.x % 16 * 4, steps = (p.k + BK - 1) / BK;
+    fetch<!TRANS_A>(xa, p.a, p.lda, p.m, 0, p.k);
+    fetch<TRANS_B>(xb, p.b, p.ldb, p.n, 0, p.k);
+    for (int s = 0; s < steps; s++) {
+        keep<!TRANS_A>(a[s % 2], xa);
+        keep<TRANS_B>(b[s % 2], xb);
+        __syncthreads();
+        fetch<!TRANS_A>(xa, p.a, p.lda, p.m, (s + 1) * BK, p.k);
+        fetch<TRANS_B>(xb, p.b, p.ldb, p.n, (s + 1) * BK, p.k);
+        UNROLL for (int k = 0; k < BK; k++) {
+            float fa[4], fb[4];
+            ld_f32x4(fa, &a[s % 2][k][m]);
+            ld_f32x4(fb, &b[s % 2][k][n]);
+            UNROLL for (int i = 0; i < 4; i++)
+                UNROLL for (int j = 0; j < 4; j++) sum[i][j] = fma1(fa[i], fb[j], sum[i][j]);
+        }
+    }
+    UNROLL for (int i = 0; i < 4; i++)
+        UNROLL for (int j = 0; j < 4; j++)
+            if (m + i < p.m && n + j < p.n) put(p.c + (m + i) * p.ldc + n + j, sum[i][j], p.add);
+}
+} /* namespace */
+//== product
+/* Block (x, y, z): tile of rows y and columns x of product z. */
+extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
+@FN@(const tiles_@FN@::TA *a, const tiles_@FN@::TB *b, tiles_@FN@::TC *c, int64_t m, int64_t n, int64_t k, int64_t lda,
+     int64_t ldb, int64_t ldc, int64_t stride_a, int64_t stride_b, int64_t stride_c, int64_t add)
+{
+    using namespace tiles_@FN@;
+    int64_t row = (int64_t)blockIdx.y * BM, col = (int64_t)blockIdx.x * BN, z = blockIdx.z;
+    problem p = {a + z * stride_a + row * (TRANS_A ? 1 : lda), b + z * stride_b + col * (TRANS_B ? ldb : 1),
+                 c + z * stride_c + row * ldc + col, lda, ldb, ldc, (int)min64(BM, m - row),
+                 (int)min64(BN, n - col), (int)k, add != 0};
+    run(p);
+}
+//== pieces
+/* Block (x, y, z): the sums of piece z of K for the tile of rows y and columns x, to part[z][m][n]:
+ * enough blocks to read a large B at full speed for a few rows. */
+extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
+@FN@(const tiles_@FN@::TA *a, const tiles_@FN@::TB *b, float *part, int64_t m, int64_t n, int64_t k, int64_t lda,
+     int64_t ldb)
+{
+    using namespace tiles_@FN@;
+    int64_t row = (int64_t)blockIdx.y * BM, col = (int64_t)blockIdx.x * BN;
+    int64_t z = blockIdx.z, from = z * PIECE;
+    problem p = {a + (TRANS_A ? from * lda + row : row * lda + from),
+                 b + (TRANS_B ? col * ldb + from : from * ldb + col), part + (z * m + row) * n + col,
+                 lda, ldb, n, (int)min64(BM, m - row), (int)min64(BN, n - col),
+                 (int)min64(PIECE, k - from), false};
+    run(p);
+}
+//== finish
+/* Adds the pieces in order; a thread for every element of C. */
+extern "C" __global__ void __launch_bounds__(256)
+@FN@(const float *part, ${TC} *c, int64_t m, int64_t n, int64_t ldc, int64_t pieces, int64_t add)
+{
+    int64_t i = blockIdx.x * (int64_t)256 + threadIdx.x;
+    if (i >= m * n) return;
+    float sum = 0;
+    for (int64_t z = 0; z < pieces; z++) sum += part[z * m * n + i];
+    ${TC} *to = c + i / n * ldc + i % n;
+    *to = ${ROUND}(add ? ${WIDEN}(*to) + sum : sum);
+}
+//== table
+/* The row tiles of all experts, at most `tiles`: expert, first row, rows of each; unused ones have
+ * no rows. One block. */
+extern "C" __global__ void __launch_bounds__(256)
+@FN@(const int32_t *offsets, int32_t *table, int64_t experts, int64_t tiles)
+{
+    __shared__ int part[WARP];
+    __shared__ int before;
+    if (threadIdx.x == 0) before = 0;
+    for (int64_t base = 0; base < experts; base += 256) {
+        int64_t e = base + threadIdx.x;
+        int from = e < experts ? offsets[e] : 0, to = e < experts ? offsets[e + 1] : 0;
+        int own = (to - from + ${BM} - 1) / ${BM}, end = block_scan(own, part);
+        int at = before + end - own;
+        for (int i = 0; i < own; i++) {
+            int32_t *t = table + 3 * (int64_t)(at + i);
+            t[0] = (int32_t)e, t[1] = from + i * ${BM}, t[2] = to - t[1];
+        }
+        __syncthreads();
+        if (threadIdx.x == 255) before = at + own;
+        __syncthreads();
+    }
+    for (int64_t i = before + threadIdx.x; i < tiles; i += 256) table[3 * i + 2] = 0;
+}
+//== grouped
+/* Block (x, y): row tile y of the table times the columns x of its expert's matrix. */
+extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
+@FN@(const tiles_@FN@::TA *a, const tiles_@FN@::TB *b, tiles_@FN@::TC *c, const int32_t *table, int64_t n, int64_t k,
+     int64_t lda, int64_t ldb, int64_t ldc)
+{
+    using namespace tiles_@FN@;
+    const int32_t *tile = table + 3 * (int64_t)blockIdx.y;
+    int64_t row = tile[1], col = (int64_t)blockIdx.x * BN;
+    if (tile[2] <= 0) return;
+    problem p = {a + row * lda, b + tile[0] * (n * k) + col * (TRANS_B ? ldb : 1),
+                 c + row * ldc + col, lda, ldb, ldc, (int)min64(BM, tile[2]),
+                 (int)min64(BN, n - col), (int)k, false};
+    run(p);
+}
+//== dw
+/* Block (x, y, z): a tile of expert z's dy^T x, over the expert's rows; zeros where it has none. */
+extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
+@FN@(const tiles_@FN@::TA *dy, const tiles_@FN@::TB *x, const int32_t *offsets, tiles_@FN@::TC *c, int64_t m, int64_t n,
+     int64_t lda, int64_t ldb)
+{
+    using namespace tiles_@FN@;
+    int64_t row = (int64_t)blockIdx.y * BM, col = (int64_t)blockIdx.x * BN, z = blockIdx.z;
+    int64_t from = offsets[z];
+    problem p = {dy + from * lda + row, x + from * ldb + col, c + (z * m + row) * n + col, lda, ldb,
+                 n, (int)min64(BM, m - row), (int)min64(BN, n - col),
+                 offsets[z + 1] - (int)from, false};
+    run(p);
+}
+//== cast
+/* A matrix as ${TO}: a thread for every ${V} elements. */
+extern "C" __global__ void __launch_bounds__(256)
+@FN@(const ${FROM} *from, ${TO} *to, int64_t rows, int64_t cols, int64_t ld, int64_t ld_to)
+{
+    int64_t i = (blockIdx.x * (int64_t)256 + threadIdx.x) * ${V};
+    if (i >= rows * cols) return;
+    int64_t row = i / cols, col = i % cols;
+    const ${FROM} *p = from + row * ld + col;
+    ${TO} *q = to + row * ld_to + col;
+    ${MOVE}
+}
