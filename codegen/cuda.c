@@ -35,11 +35,31 @@ static cg_emit_fn *emitter(enum ir_op op)
     case OP_depth_inter_grad:
         return cg_cuda_depth;
 
-        /* token */
+    case OP_embed:
+    case OP_embed_grad:
+    case OP_cross_entropy:
+    case OP_cross_entropy_grad:
+    case OP_count_valid:
+    case OP_sum:
+    case OP_colmax:
+    case OP_concat:
+    case OP_reshape: return cg_cuda_token;
 
-        /* moe */
+    case OP_moe_route:
+    case OP_moe_route_grad:
+    case OP_moe_sort:
+    case OP_moe_gather:
+    case OP_moe_gather_grad:
+    case OP_moe_combine:
+    case OP_moe_combine_grad:
+    case OP_moe_load: return cg_cuda_moe;
 
-        /* optim */
+    case OP_adamw:
+    case OP_momentum:
+    case OP_muon_step:
+    case OP_grad_norm:
+    case OP_qk_clip:
+    case OP_balance: return cg_cuda_optim;
 
     default: return NULL;
     }
@@ -117,6 +137,31 @@ int64_t cg_cuda_res_align(const struct ir_graph *g, ir_id n, uint32_t i)
         at += ir_cols(g, s).add;
     }
     return least(divides(at * bytes), divides(cg_result_ld(g, n, i) * bytes));
+}
+
+/* Whether w elements of `bytes` go in one access, or in two. */
+static bool fits(int64_t w, int64_t bytes, int64_t align)
+{
+    return w * bytes <= 16 ? align >= w * bytes : align == 16;
+}
+
+int64_t cg_cuda_width(const struct ir_graph *g, ir_id n, int64_t cols, const uint32_t *src,
+                      size_t nsrc, const uint32_t *res, size_t nres)
+{
+    bool narrow = false;
+    for (size_t i = 0; i < nsrc; i++) narrow = narrow || ir_narrow(g, ir_src(g, n, src[i]));
+    for (size_t i = 0; i < nres; i++) narrow = narrow || ir_narrow_result(g, n, res[i]);
+    int64_t w = narrow ? 8 : 4;
+    while (cols % w) w /= 2;
+    for (size_t i = 0; i < nsrc; i++) {
+        int64_t bytes = (int64_t)ir_elem_bytes(g, ir_src(g, n, src[i]));
+        while (!fits(w, bytes, cg_cuda_src_align(g, n, src[i]))) w /= 2;
+    }
+    for (size_t i = 0; i < nres; i++) {
+        int64_t bytes = (int64_t)ir_result_bytes(g, n, res[i]);
+        while (!fits(w, bytes, cg_cuda_res_align(g, n, res[i]))) w /= 2;
+    }
+    return w;
 }
 
 void cg_launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t shared)

@@ -11,6 +11,11 @@ const char *cg_cuda_res_type(const struct ir_graph *g, ir_id n, uint32_t i);
  */
 int64_t cg_cuda_src_align(const struct ir_graph *g, ir_id n, uint32_t i);
 int64_t cg_cuda_res_align(const struct ir_graph *g, ir_id n, uint32_t i);
+/* How many elements of rows of `cols` one access moves (1, 2, 4, 8) where that many of every
+ * operand and result listed go together: ld_row, st_row of the prelude. The rows' sizes are a
+ * multiple. */
+int64_t cg_cuda_width(const struct ir_graph *g, ir_id n, int64_t cols, const uint32_t *src,
+                      size_t nsrc, const uint32_t *res, size_t nres);
 
 /* Sets a one-dimensional launch: blocks (0: nothing to do), threads of each, dynamic shared bytes.
  */

@@ -160,6 +160,50 @@ INLINE void st_bf16x8(uint16_t *p, const float x[8]) {
                              pack_bf16(x[6], x[7]));
 }
 
+/* W elements (1, 2, 4 or 8) as float32, at an address that their size, up to 16 bytes, divides. */
+template <int W> INLINE void ld_row(float *x, const float *p) {
+    if constexpr (W == 8) ld_f32x4(x, p), ld_f32x4(x + 4, p + 4);
+    if constexpr (W == 4) ld_f32x4(x, p);
+    if constexpr (W == 2) {
+        float2 v = *(const float2 *)p;
+        x[0] = v.x, x[1] = v.y;
+    }
+    if constexpr (W == 1) x[0] = *p;
+}
+template <int W> INLINE void st_row(float *p, const float *x) {
+    if constexpr (W == 8) st_f32x4(p, x), st_f32x4(p + 4, x + 4);
+    if constexpr (W == 4) st_f32x4(p, x);
+    if constexpr (W == 2) *(float2 *)p = make_float2(x[0], x[1]);
+    if constexpr (W == 1) *p = x[0];
+}
+template <int W> INLINE void ld_row(float *x, const uint16_t *p) {
+    if constexpr (W == 8) ld_bf16x8(x, p);
+    if constexpr (W == 4) {
+        uint2 v = *(const uint2 *)p;
+        x[0] = __uint_as_float(v.x << 16), x[1] = __uint_as_float(v.x & 0xffff0000u);
+        x[2] = __uint_as_float(v.y << 16), x[3] = __uint_as_float(v.y & 0xffff0000u);
+    }
+    if constexpr (W == 2) {
+        uint32_t v = *(const uint32_t *)p;
+        x[0] = __uint_as_float(v << 16), x[1] = __uint_as_float(v & 0xffff0000u);
+    }
+    if constexpr (W == 1) x[0] = bf16_to_f32(*p);
+}
+template <int W> INLINE void st_row(uint16_t *p, const float *x) {
+    if constexpr (W == 8) st_bf16x8(p, x);
+    if constexpr (W == 4) *(uint2 *)p = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+    if constexpr (W == 2) *(uint32_t *)p = pack_bf16(x[0], x[1]);
+    if constexpr (W == 1) *p = f32_to_bf16(x[0]);
+}
+/* The threads of a grid along rows of n units, one row after the other: this thread's row, and its
+ * unit in there. n: a constant, for the divisions. */
+INLINE int64_t thread_row(int n, int *unit) {
+    int64_t first = (int64_t)blockIdx.x * blockDim.x;
+    unsigned at = (unsigned)(first % n) + threadIdx.x;
+    *unit = (int)(at % (unsigned)n);
+    return first / n + at / (unsigned)n;
+}
+
 /* Rounded once each, and never contracted. */
 INLINE float fma1(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 INLINE float mul1(float a, float b) { return __fmul_rn(a, b); }
