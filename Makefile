@@ -57,7 +57,7 @@ REPLAY      := $(FUZZ:%=$(BUILD)/replay/%)
 SECONDS     ?= 60
 
 .PHONY: all tests check check-random check-run check-slow check-asan check-tsan check-valgrind clean \
-        deps demo layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
+        deps demo fakecuda layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
         bench-depth bench-twin bench-tokenize $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
@@ -119,6 +119,48 @@ check-random: all
 	    /usr/bin/python3 tests/fixtures/random_specs.py --count 20 --train; \
 	else echo "== skipped: random specs need python3-torch, python3-numpy, python3-yaml"; fi
 
+# A CUDA installation for tests without a GPU (tests/fakecuda/fake.h). Not sanitized: its functions may
+# be interposed by those of a test program, whose kernels then run on the same machine.
+FAKECUDA    := $(BUILD)/fakecuda
+FAKE_driver := tests/fakecuda/driver.c tests/fakecuda/stream.c tests/cudacpu.c tests/cudacpu_check.c tests/cudacpu_load.c ir/base/arena.c
+FAKE_nvrtc  := tests/fakecuda/nvrtc.c tests/cudacpu_build.c ir/base/arena.c ir/base/io.c ir/base/str.c ir/base/map.c
+FAKE_cublas := tests/fakecuda/cublas.c
+FAKE_FLAGS  := -std=c11 -O2 -g -ftree-vectorize $(WARN) -fPIC -fsemantic-interposition -Itests
+FAKE_LIBS   := $(foreach d,$(FAKECUDA) $(FAKECUDA)/checked,$d/libcuda.so.1 $d/libnvrtc.so.13 $d/libcublas.so.13 $d/cudacpu.h)
+fakecuda: $(FAKE_LIBS)
+
+$(FAKECUDA)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(call say,CC,$@)
+	$(Q)$(CC) $(filter-out -DSTRATA_SANITIZED,$(CPPFLAGS)) $(FAKE_FLAGS) -MMD -MP -c -o $@ $<
+
+$(FAKECUDA)/obj/checked.o: tests/fakecuda/nvrtc.c
+	@mkdir -p $(@D)
+	$(call say,CC,$@)
+	$(Q)$(CC) $(filter-out -DSTRATA_SANITIZED,$(CPPFLAGS)) $(FAKE_FLAGS) -DCHECKED=1 -MMD -MP -c -o $@ $<
+
+$(FAKECUDA)/cudacpu.h $(FAKECUDA)/checked/cudacpu.h: tests/cudacpu.h
+	@mkdir -p $(@D)
+	@cp $< $@
+
+FAKE_LINK = $(CC) -shared -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN' -o $@ $^
+$(FAKECUDA)/libcuda.so.1: $(FAKE_driver:%.c=$(FAKECUDA)/obj/%.o)
+	$(call say,LD,$@)
+	$(Q)$(FAKE_LINK) -ldl -lpthread
+$(FAKECUDA)/libnvrtc.so.13: $(FAKE_nvrtc:%.c=$(FAKECUDA)/obj/%.o)
+	$(call say,LD,$@)
+	$(Q)$(FAKE_LINK) -lxxhash -ldl
+$(FAKECUDA)/libcublas.so.13: $(FAKE_cublas:%.c=$(FAKECUDA)/obj/%.o) $(FAKECUDA)/libcuda.so.1
+	$(call say,LD,$@)
+	$(Q)$(FAKE_LINK)
+$(FAKECUDA)/checked/libnvrtc.so.13: $(FAKECUDA)/obj/checked.o $(filter-out %/fakecuda/nvrtc.o,$(FAKE_nvrtc:%.c=$(FAKECUDA)/obj/%.o))
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(FAKE_LINK) -lxxhash -ldl
+$(FAKECUDA)/checked/lib%: $(FAKECUDA)/lib%
+	@mkdir -p $(@D)
+	@cp $< $@
+
 # Includes go down the layers, files and functions stay small.
 layers:
 	@sh tests/layers.sh
@@ -133,7 +175,7 @@ check:
 	@$(MAKE) --no-print-directory -j$(JOBS) all tests layers
 	@$(MAKE) --no-print-directory check-run
 
-tests: $(TESTS) $(REPLAY)
+tests: $(TESTS) $(REPLAY) $(FAKE_LIBS)
 
 # Compiled kernels of the tests stay in the build folder, so that a second run is quick.
 ABS_BUILD    := $(if $(filter /%,$(BUILD)),,$(CURDIR)/)$(BUILD)

@@ -64,10 +64,10 @@ struct cuda_api {
 
 /* Loads a library on first use, from any thread, and gives the table of functions (may be NULL), of
  * which those of this library may then be called. Looked for in the folders of STRATA_CUDA_PATH
- * (separated by colons; then nowhere else), or in $CUDA_HOME, the loader's path and
- * /usr/local/cuda; the driver is the loader's only. RT_user when it is not there or too old, with
- * what was looked for and what to install; RT_machine when it is there and does not load. The
- * answer stays the same for the life of the process. */
+ * (separated by colons; then nowhere else, the driver too), or in $CUDA_HOME, the loader's path and
+ * /usr/local/cuda; without STRATA_CUDA_PATH the driver is the loader's only. RT_user when it is not
+ * there or too old, with what was looked for and what to install; RT_machine when it is there and
+ * does not load. The answer stays the same for the life of the process. */
 enum rt_status cuda_load(enum cuda_library lib, const struct cuda_api **api, struct rt_error *err);
 /* Its id in the table: driver, nvrtc, ... */
 const char *cuda_name(enum cuda_library lib);

@@ -277,15 +277,27 @@ template <class... A> static void cudacpu_unpack_packed(void (*kernel)(A...), co
     cudacpu_call{kernel, cudacpu_packed<A>(&p)...};
     (void)p;
 }
-/* One of these stands after the text for each of its kernels, and one CUDACPU_END. */
-#define CUDACPU_ENTRY(kernel)                      \
-    extern "C" void kernel##_entry(void *const *p) \
-    {                                              \
-        cudacpu_unpack(kernel, p);                 \
-    }                                              \
-    extern "C" void kernel##_packed(const char *p) \
-    {                                              \
-        cudacpu_unpack_packed(kernel, p);          \
+/* Bytes of that buffer. */
+template <class... A> static size_t cudacpu_bytes(void (*)(A...))
+{
+    size_t at = 0;
+    ((at = (at + alignof(A) - 1) / alignof(A) * alignof(A) + sizeof(A)), ...);
+    return at;
+}
+/* One of these stands after the text for each of its kernels, with its launch bounds, and one
+ * CUDACPU_END. */
+#define CUDACPU_ENTRY(kernel, threads, ...)                          \
+    extern "C" void kernel##_entry(void *const *p)                   \
+    {                                                                \
+        cudacpu_unpack(kernel, p);                                   \
+    }                                                                \
+    extern "C" void kernel##_packed(const char *p)                   \
+    {                                                                \
+        cudacpu_unpack_packed(kernel, p);                            \
+    }                                                                \
+    extern "C" void kernel##_bounds(size_t *bytes, unsigned *most)   \
+    {                                                                \
+        *bytes = cudacpu_bytes(kernel), *most = (unsigned)(threads); \
     }
 #define CUDACPU_END                                                                   \
     extern "C" char __start_cudashared[] __attribute__((weak, visibility("hidden"))); \

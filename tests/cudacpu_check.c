@@ -64,6 +64,7 @@ void cudacpu_checks_launch(unsigned blocks)
 
 void cudacpu_checks_block(void)
 {
+    if (!cudacpu_machine.c->checked) return;
     for (unsigned t = 0; t < cudacpu_machine.threads; t++) {
         memset(clock_of[t], 0, cudacpu_machine.threads * sizeof clock_of[t][0]);
         clock_of[t][t] = 1;
