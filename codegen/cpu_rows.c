@@ -11,154 +11,12 @@
 #include "codegen/cpu_rows.h"
 
 enum {
-    MAX_LOOPS = 60,
-    CHEAP = 5,           /* cost up to which a value is computed again rather than kept */
-    CHEAP_RESULT = 2,    /* the same where it is a result and can be read again */
     BLOCK_BYTES = 49152, /* what a block of rows may touch */
 };
-
-static bool row_reduction(enum ir_op op)
-{
-    return op == OP_rowsum || op == OP_rowmax;
-}
-
-bool rows_reduces(const struct rows_gen *e, ir_id n)
-{
-    return row_reduction(rows_op(e, n)) && e->kind[ir_src(e->r, n, 0)] == FULL;
-}
-
-/* ---- analysis ---- */
-
-static void find_domain(struct rows_gen *e)
-{
-    const struct ir_graph *r = e->r;
-    e->rows = dim_const(1);
-    for (ir_id n = 0; n < r->node.n; n++)
-        if (ir_ty(r, n)->rank >= 2 && !dim_eq(ir_rows(r, n), dim_const(1))) e->rows = ir_rows(r, n);
-    for (ir_id n = 0; n < r->node.n; n++) {
-        struct ir_dim c = ir_cols(r, n);
-        CHECK(dim_is_const(c));
-        if (dim_eq(ir_rows(r, n), e->rows) && c.add > e->cols) e->cols = c.add;
-    }
-}
-
-static enum rows_kind kind_of(const struct rows_gen *e, ir_id n)
-{
-    int64_t cols = ir_cols(e->r, n).add;
-    bool rows = dim_eq(ir_rows(e->r, n), e->rows);
-    if (ir_ty(e->r, n)->dtype != IR_f32) BUG("rows: %%%u is not float32", n);
-    if (rows_op(e, n) == OP_colsum) return COLSUM;
-    if (cols != 1 && cols != e->cols)
-        BUG("rows: %lld columns in a region of %lld", (long long)cols, (long long)e->cols);
-    if (rows) return cols > 1 ? FULL : ROW;
-    if (!dim_eq(ir_rows(e->r, n), dim_const(1))) BUG("rows: two numbers of rows in a region");
-    return cols > 1 ? VECTOR : SCALAR;
-}
-
-static uint32_t weight(enum ir_op op)
-{
-    switch (op) {
-    case OP_exp:
-    case OP_log:
-    case OP_tanh:
-    case OP_sigmoid: return 10;
-    case OP_sqrt:
-    case OP_rsqrt:
-    case OP_recip:
-    case OP_div: return 3;
-    case OP_const: return 0;
-    default: return 1; /* a load, too */
-    }
-}
-
-int rows_result(const struct rows_gen *e, ir_id n)
-{
-    for (size_t i = 0; i < e->r->out.n; i++)
-        if (e->r->out.p[i].id == n) return (int)i;
-    return -1;
-}
-
-/* In which loop each value is computed, and what it costs. */
-static void find_loops(struct rows_gen *e)
-{
-    for (ir_id n = 0; n < e->r->node.n; n++) {
-        bool leaf = rows_op(e, n) == OP_arg || rows_op(e, n) == OP_const;
-        e->kind[n] = kind_of(e, n);
-        e->cost[n] = weight(rows_op(e, n));
-        e->keep[n] = -1;
-        for (uint32_t i = 0; i < ir_at(e->r, n)->nsrc; i++) {
-            ir_id s = ir_src(e->r, n, i);
-            uint32_t l = e->loop[s] + (rows_reduces(e, n) ? 1 : 0);
-            if (l > e->loop[n]) e->loop[n] = l;
-            if (e->kind[n] == FULL && e->kind[s] == VECTOR) e->cost[n]++;
-            if (e->kind[n] != FULL || e->kind[s] != FULL) continue;
-            e->cost[n] += rows_result(e, s) >= 0 && e->cost[s] > 0 ? 1 : e->cost[s];
-        }
-        if (e->kind[n] == ROW && !leaf) e->blocked = true;
-        if (!leaf && (e->kind[n] == SCALAR || e->kind[n] == VECTOR))
-            BUG("rows: %%%u has no rows", n);
-        if (e->kind[n] == COLSUM) e->chunked = true;
-        uint32_t last = e->loop[n] + (e->kind[n] == FULL);
-        if (e->kind[n] == COLSUM) last = e->kind[ir_src(e->r, n, 0)] == FULL ? last + 1 : 0;
-        if (last > e->loops) e->loops = last;
-    }
-    for (size_t i = 0; i < e->r->out.n; i++)
-        e->blocked = e->blocked || e->cols == 1 || e->kind[e->r->out.p[i].id] == ROW;
-    if (e->loops > MAX_LOOPS) BUG("rows: %u column loops in a region", e->loops);
-}
-
-/* From users to operands: the loops that need a value, and how later loops get it. */
-static void find_needs(struct rows_gen *e)
-{
-    const struct ir_graph *r = e->r;
-    for (size_t i = 0; i < r->out.n; i++) {
-        ir_id n = r->out.p[i].id;
-        if (e->kind[n] == FULL) e->need[n] |= UINT64_C(1) << e->loop[n];
-        if (e->kind[n] == SCALAR || e->kind[n] == VECTOR) BUG("rows: a result without rows");
-    }
-    for (ir_id n = (ir_id)r->node.n; n-- > 0;) {
-        uint64_t loops = e->need[n];
-        if (e->kind[n] == FULL && loops) {
-            uint64_t own = UINT64_C(1) << e->loop[n];
-            bool result = rows_result(e, n) >= 0, leaf = rows_op(e, n) == OP_arg;
-            bool cheap = e->cost[n] <= (result ? CHEAP_RESULT : CHEAP);
-            if (!leaf && (loops & ~own) && !cheap) {
-                e->keep[n] = result ? ROWS_KEEP_OUT : (int32_t)e->kept++;
-                e->again[n] = loops & ~own;
-                loops = own;
-                e->need[n] |= own;
-            }
-        } else if (rows_reduces(e, n) || e->kind[n] == COLSUM) {
-            ir_id s = ir_src(r, n, 0);
-            loops = e->kind[s] == FULL ? UINT64_C(1) << e->loop[s] : 0;
-        } else {
-            continue;
-        }
-        for (uint32_t i = 0; i < ir_at(r, n)->nsrc; i++) {
-            e->need[ir_src(r, n, i)] |= loops;
-            if (e->kind[n] == FULL || e->kind[n] == COLSUM) e->used[ir_src(r, n, i)] = true;
-        }
-    }
-}
-
-size_t rows_args(const struct rows_gen *e)
-{
-    size_t n = 0;
-    for (ir_id i = 0; i < e->r->node.n; i++) n += rows_op(e, i) == OP_arg;
-    return n;
-}
 
 int64_t rows_kept(const struct rows_gen *e)
 {
     return (e->cols + ROWS_LANES - 1) / ROWS_LANES * ROWS_LANES;
-}
-
-int64_t rows_full(const struct rows_gen *e)
-{
-    int64_t n = (int64_t)e->kept;
-    for (ir_id i = 0; i < e->r->node.n; i++) n += e->kind[i] == FULL && rows_op(e, i) == OP_arg;
-    for (size_t i = 0; i < e->r->out.n; i++) n += e->kind[e->r->out.p[i].id] == FULL;
-    return n;
 }
 
 int64_t rows_block(const struct rows_gen *e)
@@ -203,53 +61,24 @@ static int64_t row_bytes(const struct rows_gen *e)
 {
     int64_t full = 1 + rows_full(e);
     for (ir_id n = 0; n < e->r->node.n; n++)
-        full += e->kind[n] == FULL && e->need[n] && weight(rows_op(e, n)) > 3;
+        full += e->kind[n] == FULL && e->need[n] && rows_weight(rows_op(e, n)) > 3;
     return 4 * e->cols * full;
-}
-
-static void analyse(struct rows_gen *e)
-{
-    size_t n = e->r->node.n;
-    find_domain(e);
-    e->kind = NEW(e->a, enum rows_kind, n);
-    e->loop = NEW(e->a, uint32_t, n);
-    e->need = NEW(e->a, uint64_t, n);
-    e->cost = NEW(e->a, uint32_t, n);
-    e->keep = NEW(e->a, int32_t, n);
-    e->again = NEW(e->a, uint64_t, n);
-    e->used = NEW(e->a, bool, n);
-    find_loops(e);
-    find_needs(e);
-}
-
-struct cg_memo {
-    struct rows_gen *gen; /* by region; r is NULL where it was not met yet */
-    struct cg_step *kernel;
-};
-
-struct cg_memo *cg_memo_open(struct arena *a, const struct ir_graph *g)
-{
-    struct cg_memo *m = NEW(a, struct cg_memo, 1);
-    m->gen = NEW(a, struct rows_gen, g->region.n);
-    m->kernel = NEW(a, struct cg_step, g->region.n);
-    return m;
 }
 
 /* What the region is, and a step for its kernel. */
 static struct cg_step *region_step(struct arena *a, const struct ir_graph *g, int64_t region,
                                    struct cg_lowering *out, struct rows_gen *e)
 {
-    struct cg_memo *m = out->memo;
-    if (m && m->gen[region].r) {
-        *e = m->gen[region];
-        vec_push(a, &out->step, m->kernel[region]);
+    struct rows_memo *m = rows_memo(out->memo, a, (struct str){(char *)&region, sizeof region});
+    if (!m->gen.r) {
+        rows_analyse(e, a, g->region.p[region], ROWS_MEMORY);
+        m->kernel = *cg_add(a, out, "rows", rows_text(e), "");
+        m->gen = *e;
         return &vec_last(&out->step);
     }
-    *e = (struct rows_gen){.a = a, .r = g->region.p[region]};
-    analyse(e);
-    struct cg_step *s = cg_add(a, out, "rows", rows_text(e), "");
-    if (m) m->gen[region] = *e, m->kernel[region] = *s;
-    return s;
+    *e = m->gen;
+    vec_push(a, &out->step, m->kernel);
+    return &vec_last(&out->step);
 }
 
 void cg_cpu_rows(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,

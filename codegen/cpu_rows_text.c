@@ -1,29 +1,5 @@
 /* Row regions as C with explicit 16-lane vectors: see cpu_rows.c for what is computed when. */
 #include "codegen/cpu_rows.h"
-#include <math.h>
-#include <stdio.h>
-
-static void line(struct rows_gen *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void line(struct rows_gen *e, const char *fmt, ...)
-{
-    va_list ap;
-    for (int i = 0; i < e->indent; i++) sb_str(&e->out, "    ");
-    va_start(ap, fmt);
-    sb_vprintf(&e->out, fmt, ap);
-    va_end(ap);
-    sb_char(&e->out, '\n');
-}
-
-static const char *literal(struct rows_gen *e, ir_id n)
-{
-    float v = (float)ir_num(e->r, n, AK_value, 0);
-    if (isnan(v)) return "__builtin_nanf(\"\")";
-    if (isinf(v)) return v > 0 ? "INFF" : "(-INFF)";
-    char digits[40];
-    snprintf(digits, sizeof digits, "%.9g", (double)v);
-    bool point = strpbrk(digits, ".e") != NULL;
-    return str_fmt(e->a, v < 0 || signbit(v) ? "(%s%sf)" : "%s%sf", digits, point ? "" : ".0");
-}
 
 /* Variables carry the number that the value has in the comment over the kernel: x full
  * operands, t other full values, w vectors, s numbers per row (vectors, a row to a lane) and
@@ -31,7 +7,7 @@ static const char *literal(struct rows_gen *e, ir_id n)
 static const char *var(struct rows_gen *e, ir_id n, bool column)
 {
     static const char letter[] = {[SCALAR] = 's', [VECTOR] = 'w', [ROW] = 's', [FULL] = 't'};
-    if (rows_op(e, n) == OP_const) return literal(e, n);
+    if (rows_op(e, n) == OP_const) return rows_literal(e, n);
     enum rows_kind k = e->kind[n];
     char c = k == FULL && rows_op(e, n) == OP_arg ? 'x' : k == ROW && column ? 'q' : letter[k];
     return str_fmt(e->a, "%c%u", c, n);
@@ -95,52 +71,6 @@ static const char *expression(struct rows_gen *e, ir_id n)
     }
 }
 
-static const char *shape_text(const struct rows_gen *e, ir_id n)
-{
-    static const char *const one[] = {[SCALAR] = "", [ROW] = "R,1"};
-    enum rows_kind k = e->kind[n];
-    if (k == SCALAR || k == ROW) return one[k];
-    long long cols = (long long)ir_cols(e->r, n).add;
-    return str_fmt(e->a, k == FULL ? "R,%lld" : "%lld", cols);
-}
-
-static void header(struct rows_gen *e)
-{
-    const struct ir_graph *r = e->r;
-    line(e, "/* Row region, R = n[0]:");
-    for (ir_id n = 0; n < r->node.n; n++) {
-        struct sb s = {0};
-        sb_printf(&s, " *   %%%u [%s] = %s", n, shape_text(e, n), op_info(rows_op(e, n))->name);
-        if (rows_op(e, n) == OP_const) sb_printf(&s, " %s", literal(e, n));
-        if (rows_op(e, n) == OP_arg) {
-            sb_printf(&s, " p[%lld]", (long long)ir_int(r, n, AK_index, 0));
-            int64_t ld = ir_int(r, n, AK_ld, 0);
-            if (ld) sb_printf(&s, " row stride %lld", (long long)ld);
-        }
-        for (uint32_t i = 0; i < ir_at(r, n)->nsrc; i++)
-            sb_printf(&s, "%s%%%u", i ? ", " : " ", ir_src(r, n, i));
-        sb_char(&s, 0);
-        line(e, "%s", s.p);
-        sb_free(&s);
-    }
-    struct sb s = {0};
-    for (size_t i = 0; i < r->out.n; i++) sb_printf(&s, " %%%u", r->out.p[i].id);
-    sb_char(&s, 0);
-    line(e, " *   results%s */", s.p);
-    sb_free(&s);
-}
-
-static int64_t arg_ld(const struct rows_gen *e, ir_id n)
-{
-    return ir_int(e->r, n, AK_ld, ir_cols(e->r, n).add);
-}
-
-static int64_t out_ld(const struct rows_gen *e, size_t i)
-{
-    const struct ir_output *o = &e->r->out.p[i];
-    return o->ld ? o->ld : ir_cols(e->r, o->id).add;
-}
-
 /* Pointers that hold for all rows, and scalars. */
 static void prologue(struct rows_gen *e)
 {
@@ -149,56 +79,57 @@ static void prologue(struct rows_gen *e)
         if (rows_op(e, n) != OP_arg) continue;
         long long i = (long long)ir_int(e->r, n, AK_index, 0);
         if (e->kind[n] == SCALAR)
-            line(e, "const float s%u = *(const float *)p[%lld];", n, i);
+            rows_line(e, "const float s%u = *(const float *)p[%lld];", n, i);
         else
-            line(e, "const float *restrict p%u = p[%lld];", n, i);
+            rows_line(e, "const float *restrict p%u = p[%lld];", n, i);
     }
-    for (size_t i = 0; i < e->r->out.n; i++) line(e, "float *restrict y%zu = p[%zu];", i, args + i);
-    if (e->kept) line(e, "float *restrict keep = scratch;");
+    for (size_t i = 0; i < e->r->out.n; i++)
+        rows_line(e, "float *restrict y%zu = p[%zu];", i, args + i);
+    if (e->kept) rows_line(e, "float *restrict keep = scratch;");
 }
 
 /* For row r: pointers and numbers that loop k reads. */
 static void row_pointers(struct rows_gen *e, uint32_t k)
 {
     const struct ir_graph *r = e->r;
-    if (e->blocked) line(e, "const int64_t r = r0 + q;");
+    if (e->blocked) rows_line(e, "const int64_t r = r0 + q;");
     for (ir_id n = 0; n < r->node.n; n++) {
         bool arg = rows_op(e, n) == OP_arg;
-        long long ld = arg ? (long long)arg_ld(e, n) : 1;
+        long long ld = arg ? (long long)rows_arg_ld(e, n) : 1;
         if (arg && e->kind[n] == FULL && (e->need[n] >> k & 1))
-            line(e, "const float *a%u = p%u + r * %lld;", n, n, ld);
+            rows_line(e, "const float *a%u = p%u + r * %lld;", n, n, ld);
         if (e->kind[n] != ROW || !e->used[n] || !(e->need[n] >> k & 1) || rows_op(e, n) == OP_const)
             continue;
         if (!arg)
-            line(e, "const float q%u = b%u[q];", n, n);
+            rows_line(e, "const float q%u = b%u[q];", n, n);
         else if (ld == 1)
-            line(e, "const float q%u = p%u[r];", n, n);
+            rows_line(e, "const float q%u = p%u[r];", n, n);
         else
-            line(e, "const float q%u = p%u[r * %lld];", n, n, ld);
+            rows_line(e, "const float q%u = p%u[r * %lld];", n, n, ld);
     }
     for (size_t i = 0; i < r->out.n; i++) {
         ir_id n = r->out.p[i].id;
         bool again =
             e->keep[n] == ROWS_KEEP_OUT && rows_result(e, n) == (int)i && (e->again[n] >> k & 1);
         if (e->kind[n] == FULL && (e->loop[n] == k || again))
-            line(e, "float *o%zu = y%zu + r * %lld;", i, i, (long long)out_ld(e, i));
+            rows_line(e, "float *o%zu = y%zu + r * %lld;", i, i, (long long)rows_out_ld(e, i));
     }
 }
 
 static void load(struct rows_gen *e, ir_id n, const char *base, int tail)
 {
     if (tail)
-        line(e, "const v16 %s = ld16k(%s + i, %d);", var(e, n, true), base, tail);
+        rows_line(e, "const v16 %s = ld16k(%s + i, %d);", var(e, n, true), base, tail);
     else
-        line(e, "const v16 %s = ld16(%s + i);", var(e, n, true), base);
+        rows_line(e, "const v16 %s = ld16(%s + i);", var(e, n, true), base);
 }
 
 static void store(struct rows_gen *e, const char *base, const char *value, int tail)
 {
     if (tail)
-        line(e, "st16k(%s + i, %s, %d);", base, value, tail);
+        rows_line(e, "st16k(%s + i, %s, %d);", base, value, tail);
     else
-        line(e, "st16(%s + i, %s);", base, value);
+        rows_line(e, "st16(%s + i, %s);", base, value);
 }
 
 static const char *kept_base(struct rows_gen *e, ir_id n)
@@ -216,7 +147,7 @@ static void vector_value(struct rows_gen *e, ir_id n, uint32_t k, int tail)
     else if (e->keep[n] != -1 && e->loop[n] < k)
         load(e, n, kept_base(e, n), tail);
     else
-        line(e, "const v16 %s = %s;", var(e, n, true), expression(e, n));
+        rows_line(e, "const v16 %s = %s;", var(e, n, true), expression(e, n));
     if (e->keep[n] >= 0 && e->loop[n] == k) store(e, kept_base(e, n), var(e, n, true), 0);
 }
 
@@ -229,9 +160,9 @@ static void accumulate(struct rows_gen *e, ir_id n, const char *at, int tail)
     if (tail)
         v = str_fmt(e->a, "sel16(iota16() < %d, %s, splat16(%s))", tail, v, max ? "-INFF" : "0.0f");
     if (max)
-        line(e, "m%u[%s] = max16(m%u[%s], %s);", n, at, n, at, v);
+        rows_line(e, "m%u[%s] = max16(m%u[%s], %s);", n, at, n, at, v);
     else
-        line(e, "m%u[%s] += %s;", n, at, v);
+        rows_line(e, "m%u[%s] += %s;", n, at, v);
 }
 
 /* Everything loop k does at columns i..; `tail` lanes where it is not 0. */
@@ -252,9 +183,9 @@ static void loop_body(struct rows_gen *e, uint32_t k, const char *at, int tail)
         if (e->kind[s] != FULL || e->loop[s] != k) continue;
         const char *v = as_vector(e, s, true);
         if (tail)
-            line(e, "st16k(c%zu + i, ld16k(c%zu + i, %d) + %s, %d);", i, i, tail, v, tail);
+            rows_line(e, "st16k(c%zu + i, ld16k(c%zu + i, %d) + %s, %d);", i, i, tail, v, tail);
         else
-            line(e, "st16(c%zu + i, ld16(c%zu + i) + %s);", i, i, v);
+            rows_line(e, "st16(c%zu + i, ld16(c%zu + i) + %s);", i, i, v);
     }
 }
 
@@ -263,18 +194,6 @@ static bool loop_reduces(const struct rows_gen *e, uint32_t k)
     for (ir_id n = 0; n < e->r->node.n; n++)
         if (rows_reduces(e, n) && e->loop[n] == k + 1) return true;
     return false;
-}
-
-static void enter(struct rows_gen *e, const char *text)
-{
-    line(e, "%s", text);
-    e->indent++;
-}
-
-static void leave(struct rows_gen *e)
-{
-    e->indent--;
-    line(e, "}");
 }
 
 static int64_t accumulators(const struct rows_gen *e)
@@ -286,15 +205,15 @@ static int64_t accumulators(const struct rows_gen *e)
 /* Columns i = from, from + 16 ... below `to` with accumulator u = 0, 1 ... */
 static void reducing_blocks(struct rows_gen *e, uint32_t k, int64_t from, int64_t to)
 {
-    line(e, "#pragma clang loop unroll(full)");
-    line(e, "for (int u = 0; u < %lld; u++) {", (long long)((to - from) / ROWS_LANES));
+    rows_line(e, "#pragma clang loop unroll(full)");
+    rows_line(e, "for (int u = 0; u < %lld; u++) {", (long long)((to - from) / ROWS_LANES));
     e->indent++;
     if (from)
-        line(e, "const int64_t i = %lld + 16 * u;", (long long)from);
+        rows_line(e, "const int64_t i = %lld + 16 * u;", (long long)from);
     else
-        line(e, "const int64_t i = j + 16 * u;");
+        rows_line(e, "const int64_t i = j + 16 * u;");
     loop_body(e, k, "u", 0);
-    leave(e);
+    rows_leave(e);
 }
 
 static void reducing_loop(struct rows_gen *e, uint32_t k)
@@ -304,28 +223,29 @@ static void reducing_loop(struct rows_gen *e, uint32_t k)
     for (ir_id n = 0; n < e->r->node.n; n++) {
         if (!rows_reduces(e, n) || e->loop[n] != k + 1) continue;
         const char *zero = rows_op(e, n) == OP_rowmax ? "-INFF" : "0.0f";
-        line(e, "v16 m%u[%lld];", n, (long long)acc);
-        line(e, "for (int u = 0; u < %lld; u++) m%u[u] = splat16(%s);", (long long)acc, n, zero);
+        rows_line(e, "v16 m%u[%lld];", n, (long long)acc);
+        rows_line(e, "for (int u = 0; u < %lld; u++) m%u[u] = splat16(%s);", (long long)acc, n,
+                  zero);
     }
     if (body) {
-        line(e, "for (int64_t j = 0; j < %lld; j += 64) {", (long long)body);
+        rows_line(e, "for (int64_t j = 0; j < %lld; j += 64) {", (long long)body);
         e->indent++;
         reducing_blocks(e, k, 0, 64);
-        leave(e);
+        rows_leave(e);
     }
     if (whole > body && body) reducing_blocks(e, k, body, whole);
     if (whole > body && !body) {
-        enter(e, "{");
-        line(e, "const int64_t j = 0;");
+        rows_enter(e, "{");
+        rows_line(e, "const int64_t j = 0;");
         reducing_blocks(e, k, 0, whole);
-        leave(e);
+        rows_leave(e);
     }
     if (whole < e->cols) {
-        enter(e, "{");
-        line(e, "const int64_t i = %lld;", (long long)whole);
+        rows_enter(e, "{");
+        rows_line(e, "const int64_t i = %lld;", (long long)whole);
         loop_body(e, k, str_fmt(e->a, "%lld", (long long)(whole - body) / ROWS_LANES),
                   (int)(e->cols - whole));
-        leave(e);
+        rows_leave(e);
     }
 }
 
@@ -333,16 +253,16 @@ static void plain_loop(struct rows_gen *e, uint32_t k)
 {
     int64_t whole = e->cols / ROWS_LANES * ROWS_LANES;
     if (whole) {
-        line(e, "for (int64_t i = 0; i < %lld; i += 16) {", (long long)whole);
+        rows_line(e, "for (int64_t i = 0; i < %lld; i += 16) {", (long long)whole);
         e->indent++;
         loop_body(e, k, NULL, 0);
-        leave(e);
+        rows_leave(e);
     }
     if (whole < e->cols) {
-        enter(e, "{");
-        line(e, "const int64_t i = %lld;", (long long)whole);
+        rows_enter(e, "{");
+        rows_line(e, "const int64_t i = %lld;", (long long)whole);
         loop_body(e, k, NULL, (int)(e->cols - whole));
-        leave(e);
+        rows_leave(e);
     }
 }
 
@@ -359,7 +279,7 @@ static void reduced_numbers(struct rows_gen *e, uint32_t k)
         if (acc == 3) v = str_fmt(e->a, two, v, n, 2);
         if (acc == 4 && max) v = str_fmt(e->a, "max16(%s, max16(m%u[2], m%u[3]))", v, n, n);
         if (acc == 4 && !max) v = str_fmt(e->a, "(%s) + (m%u[2] + m%u[3])", v, n, n);
-        line(e, "b%u[q] = %s(%s);", n, max ? "hmax16" : "hsum16", v);
+        rows_line(e, "b%u[q] = %s(%s);", n, max ? "hmax16" : "hsum16", v);
     }
 }
 
@@ -381,18 +301,18 @@ static void row_numbers(struct rows_gen *e, uint32_t k)
         if (e->kind[n] != ROW || e->loop[n] != k || op == OP_const) continue;
         bool given = op == OP_arg || rows_reduces(e, n); /* in memory already */
         if (given && !read_in_lanes(e, n)) continue;
-        long long ld = op == OP_arg ? (long long)arg_ld(e, n) : 1;
+        long long ld = op == OP_arg ? (long long)rows_arg_ld(e, n) : 1;
         if (op == OP_arg && ld == 1)
-            line(e, "const v16 s%u = ld16k(p%u + r0, rows);", n, n);
+            rows_line(e, "const v16 s%u = ld16k(p%u + r0, rows);", n, n);
         else if (op == OP_arg)
-            line(e, "const v16 s%u = ldrows16(p%u + r0 * %lld, %lld, rows);", n, n, ld, ld);
+            rows_line(e, "const v16 s%u = ldrows16(p%u + r0 * %lld, %lld, rows);", n, n, ld, ld);
         else if (rows_reduces(e, n))
-            line(e, "const v16 s%u = ld16(b%u);", n, n);
+            rows_line(e, "const v16 s%u = ld16(b%u);", n, n);
         else
-            line(e, "const v16 s%u = %s;", n, expression(e, n));
+            rows_line(e, "const v16 s%u = %s;", n, expression(e, n));
         if (given || !e->used[n]) continue;
-        line(e, "float b%u[16];", n);
-        line(e, "st16(b%u, s%u);", n, n);
+        rows_line(e, "float b%u[16];", n);
+        rows_line(e, "st16(b%u, s%u);", n, n);
     }
 }
 
@@ -400,20 +320,20 @@ static void row_results(struct rows_gen *e)
 {
     for (size_t i = 0; i < e->r->out.n; i++) {
         ir_id n = e->r->out.p[i].id;
-        long long ld = (long long)out_ld(e, i);
+        long long ld = (long long)rows_out_ld(e, i);
         const char *v = e->kind[n] == ROW ? as_vector(e, n, false) : NULL;
         if (e->kind[n] == ROW && ld == 1)
-            line(e, "st16k(y%zu + r0, %s, rows);", i, v);
+            rows_line(e, "st16k(y%zu + r0, %s, rows);", i, v);
         else if (e->kind[n] == ROW)
-            line(e, "strows16(y%zu + r0 * %lld, %lld, %s, rows);", i, ld, ld, v);
+            rows_line(e, "strows16(y%zu + r0 * %lld, %lld, %s, rows);", i, ld, ld, v);
         if (e->kind[n] != COLSUM) continue;
         ir_id s = ir_src(e->r, n, 0);
         if (e->kind[s] != ROW) continue;
-        v = rows_op(e, s) == OP_const ? literal(e, s)
+        v = rows_op(e, s) == OP_const ? rows_literal(e, s)
             : rows_op(e, s) == OP_arg
-                ? str_fmt(e->a, "p%u[(r0 + q) * %lld]", s, (long long)arg_ld(e, s))
+                ? str_fmt(e->a, "p%u[(r0 + q) * %lld]", s, (long long)rows_arg_ld(e, s))
                 : str_fmt(e->a, "b%u[q]", s);
-        line(e, "for (int64_t q = 0; q < rows; q++) c%zu[0] += %s;", i, v);
+        rows_line(e, "for (int64_t q = 0; q < rows; q++) c%zu[0] += %s;", i, v);
     }
 }
 
@@ -421,8 +341,8 @@ static void kept_rows(struct rows_gen *e, uint32_t k)
 {
     for (ir_id n = 0; n < e->r->node.n; n++)
         if (e->keep[n] >= 0 && (e->loop[n] == k || (e->again[n] >> k & 1)))
-            line(e, "float *k%u = keep + (q + %lld) * %lld;", n,
-                 (long long)(e->keep[n] * rows_block(e)), (long long)rows_kept(e));
+            rows_line(e, "float *k%u = keep + (q + %lld) * %lld;", n,
+                      (long long)(e->keep[n] * rows_block(e)), (long long)rows_kept(e));
 }
 
 static void column_loop(struct rows_gen *e, uint32_t k)
@@ -440,25 +360,25 @@ static void column_loop(struct rows_gen *e, uint32_t k)
 static void all_rows(struct rows_gen *e, const char *from, const char *to)
 {
     if (!e->blocked) {
-        enter(e, str_fmt(e->a, "for (int64_t r = %s; r < %s; r++) {", from, to));
+        rows_enter(e, str_fmt(e->a, "for (int64_t r = %s; r < %s; r++) {", from, to));
         for (uint32_t k = 0; k < e->loops; k++) column_loop(e, k);
-        leave(e);
+        rows_leave(e);
         return;
     }
     long long block = (long long)rows_block(e);
-    enter(e, str_fmt(e->a, "for (int64_t r0 = %s; r0 < %s; r0 += %lld) {", from, to, block));
-    line(e, "const int64_t rows = min64(%lld, %s - r0);", block, to);
+    rows_enter(e, str_fmt(e->a, "for (int64_t r0 = %s; r0 < %s; r0 += %lld) {", from, to, block));
+    rows_line(e, "const int64_t rows = min64(%lld, %s - r0);", block, to);
     row_numbers(e, 0);
     for (uint32_t k = 0; k < e->loops; k++) {
         for (ir_id n = 0; n < e->r->node.n; n++)
-            if (rows_reduces(e, n) && e->loop[n] == k + 1) line(e, "float b%u[16] = {0};", n);
-        enter(e, "for (int64_t q = 0; q < rows; q++) {");
+            if (rows_reduces(e, n) && e->loop[n] == k + 1) rows_line(e, "float b%u[16] = {0};", n);
+        rows_enter(e, "for (int64_t q = 0; q < rows; q++) {");
         column_loop(e, k);
-        leave(e);
+        rows_leave(e);
         row_numbers(e, k + 1);
     }
     row_results(e);
-    leave(e);
+    rows_leave(e);
 }
 
 static void chunk_sums(struct rows_gen *e)
@@ -467,29 +387,29 @@ static void chunk_sums(struct rows_gen *e)
         ir_id n = e->r->out.p[i].id;
         if (e->kind[n] != COLSUM) continue;
         long long cols = (long long)ir_cols(e->r, n).add;
-        line(e, "float *c%zu = y%zu + chunk * %lld;", i, i, cols);
-        line(e, "for (int64_t i = 0; i < %lld; i++) c%zu[i] = 0.0f;", cols, i);
+        rows_line(e, "float *c%zu = y%zu + chunk * %lld;", i, i, cols);
+        rows_line(e, "for (int64_t i = 0; i < %lld; i++) c%zu[i] = 0.0f;", cols, i);
     }
 }
 
 struct str rows_text(struct rows_gen *e)
 {
-    header(e);
-    line(e,
-         "void @FN@(void *const *p, %sconst int64_t *n, int64_t lo, int64_t hi, "
-         "%svoid *scratch)",
-         e->chunked ? "" : "UNUSED ", e->kept ? "" : "UNUSED ");
-    enter(e, "{");
+    rows_header(e);
+    rows_line(e,
+              "void @FN@(void *const *p, %sconst int64_t *n, int64_t lo, int64_t hi, "
+              "%svoid *scratch)",
+              e->chunked ? "" : "UNUSED ", e->kept ? "" : "UNUSED ");
+    rows_enter(e, "{");
     prologue(e);
     if (e->chunked) {
-        enter(e, "for (int64_t chunk = lo; chunk < hi; chunk++) {");
+        rows_enter(e, "for (int64_t chunk = lo; chunk < hi; chunk++) {");
         chunk_sums(e);
-        line(e, "const int64_t end = min64(n[0], (chunk + 1) * %d);", ROWS_CHUNK);
+        rows_line(e, "const int64_t end = min64(n[0], (chunk + 1) * %d);", ROWS_CHUNK);
         all_rows(e, str_fmt(e->a, "chunk * %d", ROWS_CHUNK), "end");
-        leave(e);
+        rows_leave(e);
     } else {
         all_rows(e, "lo", "hi");
     }
-    leave(e);
+    rows_leave(e);
     return sb_take(&e->out, e->a);
 }
