@@ -4,7 +4,8 @@
 static cg_emit_fn *emitter(enum ir_op op)
 {
     switch (op) {
-        /* rows */
+    case OP_rows:
+        return cg_cuda_rows;
 
     case OP_matmul:
     case OP_grouped_matmul:

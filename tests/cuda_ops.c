@@ -338,7 +338,7 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-void cuda_ops_run(struct cuda_ops *c)
+static void run_all(struct cuda_ops *c, bool nvrtc)
 {
     double begin = now(), built;
     struct cudacpu *cpu = cudacpu_open(compiler(), c->text.p, true);
@@ -346,9 +346,19 @@ void cuda_ops_run(struct cuda_ops *c)
     for (size_t i = 0; i < c->job.n; i++) check_job(c, cpu, &c->job.p[i]);
     printf("%zu cases: %.1f s to build, %.1f s to run\n", c->job.n, built - begin, now() - built);
     cudacpu_close(cpu);
-    compile(c);
+    if (nvrtc) compile(c);
     sb_free(&c->text);
     arena_close(c->a);
+}
+
+void cuda_ops_run(struct cuda_ops *c)
+{
+    run_all(c, true);
+}
+
+void cuda_ops_run_cpu(struct cuda_ops *c)
+{
+    run_all(c, false);
 }
 
 /* Logits of hundreds, which option 3 of the depth cases has, lose digits as float32 operands. */

@@ -39,4 +39,6 @@ void cuda_ops_add_narrow(struct cuda_ops *c, const char *name, int64_t variant, 
  * `bytes` bytes. */
 void cuda_ops_same(struct cuda_ops *c, size_t bytes);
 void cuda_ops_run(struct cuda_ops *c);
+/* Without NVRTC. */
+void cuda_ops_run_cpu(struct cuda_ops *c);
 #endif

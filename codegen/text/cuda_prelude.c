@@ -195,6 +195,15 @@ template <int W> INLINE void st_row(uint16_t *p, const float *x) {
     if constexpr (W == 2) *(uint32_t *)p = pack_bf16(x[0], x[1]);
     if constexpr (W == 1) *p = f32_to_bf16(x[0]);
 }
+/* N elements (1, 2, 4 or 8) of either type from an address that ALIGN divides. */
+template <int N, int ALIGN, typename T> INLINE void load(float *x, const T *p) {
+    constexpr int most = ALIGN / (int)sizeof(T), W = most < N ? most : N;
+    UNROLL for (int i = 0; i < N; i += W) ld_row<W>(x + i, p + i);
+}
+template <int N, int ALIGN, typename T> INLINE void store(T *p, const float *x) {
+    constexpr int most = ALIGN / (int)sizeof(T), W = most < N ? most : N;
+    UNROLL for (int i = 0; i < N; i += W) st_row<W>(p + i, x + i);
+}
 /* The threads of a grid along rows of n units, one row after the other: this thread's row, and its
  * unit in there. n: a constant, for the divisions. */
 INLINE int64_t thread_row(int n, int *unit) {
