@@ -28,7 +28,10 @@ static cg_emit_fn *emitter(enum ir_op op)
     case OP_conv_cached:
         return cg_cuda_conv;
 
-        /* kda */
+    case OP_kda:
+    case OP_kda_grad:
+    case OP_kda_cached:
+        return cg_cuda_kda;
 
     case OP_depth_mix:
     case OP_depth_inter:

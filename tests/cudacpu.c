@@ -24,7 +24,7 @@
 #define CLEAN(p, n) ((void)(p), (void)(n))
 #endif
 
-enum { BARRIERS = 16, COPIES = 64 };
+enum { BARRIERS = 16, COPIES = 512 };
 enum state { READY, AT_BARRIER, AT_WARP, DONE };
 typedef void finish_fn(void *const *arg, unsigned mask);
 

@@ -1,0 +1,432 @@
+/* KDA: the delta rule with a decay per channel (needs cuda_kda_rows.c). Heads with keys of ${K} and
+ * values of ${V}; a sequence is T rows. State S [K,V], zero at first:
+ *   S = diag(exp g) S;  e = v - S^T k;  S += beta k e^T;  o = scale S^T q
+ * In chunks (the pairs' decays are in L and A): z = Z (v - kd S), u = beta z, o = qd S + A u,
+ * S' = diag(total) S + kg^T u. All but the last chain is parallel over chunks. A launch has `heads` heads
+ * from head0 on: bh = sequence * heads + head. Operands `past`, state: of the form over slots only. */
+//== kda_prep
+/* Block: one chunk of one head; writes its record. Pairs: threads of column j, 8 for a column, each with
+ * every eighth four channels. About 50 K operations: nothing beside the products. */
+extern "C" __global__ void __launch_bounds__(128)
+@FN@(const ${TQ} *q, const ${TK} *k, const float *g, const float *beta, const int32_t *past, char *records,
+     int64_t T, int64_t ldq, int64_t ldk, int64_t ldg, int64_t ldb, int64_t chunks, int64_t head0, int64_t heads)
+{
+    enum { K = ${K}, P = ${P}, KS = (K + 31) / 32 * 32 };
+    typedef kda_record<K, P> R;
+    DYNAMIC_SHARED(float, ks); /* [16][KS] each */
+    float *qs = ks + KDA_C * KS, *alpha = qs + KDA_C * KS;
+    __shared__ float l[KDA_C][KDA_C + 1], a[KDA_C][KDA_C + 1], bs[KDA_C];
+    const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
+    const int64_t c = blockIdx.x % chunks, bh = blockIdx.x / chunks, h = head0 + bh % heads, b = bh / heads;
+    const kda_span at = kda_span_of(c, T, ${CACHED} ? past[b] : 0);
+    if (at.n <= 0) return;
+    const int64_t row = b * T + at.t0;
+    for (int x = tid; x < KDA_C * KS; x += 128) {
+        const int i = x / KS, ch = x % KS;
+        const bool is = i < at.n && ch < K;
+        ks[x] = is ? kda_get(k + (row + i) * ldk + h * K + ch) : 0.0f;
+        qs[x] = is ? kda_get(q + (row + i) * ldq + h * K + ch) * ${SCALE}f : 0.0f;
+        alpha[x] = is ? exp1(g[(row + i) * ldg + h * K + ch]) : 1.0f;
+    }
+    if (tid < KDA_C) bs[tid] = tid < at.n ? beta[(row + tid) * ldb + h] : 0.0f;
+    __syncthreads();
+
+    float lp[KDA_C], ap[KDA_C]; /* of column j, this thread's channels */
+    const int j = tid / 8, r = tid % 8;
+    UNROLL for (int i = 0; i < KDA_C; i++) lp[i] = ap[i] = 0.0f;
+    for (int ch = 4 * r; ch < KS; ch += 32) {
+        float m[4] = {0.0f, 0.0f, 0.0f, 0.0f}; /* k_j decayed up to token i */
+        UNROLL for (int i = 0; i < KDA_C; i++) {
+            if (i < 4 * warp) continue; /* before all columns of this warp */
+            float x[4], y[4], f[4];
+            ld_f32x4(x, ks + i * KS + ch);
+            ld_f32x4(y, qs + i * KS + ch);
+            ld_f32x4(f, alpha + i * KS + ch);
+            UNROLL for (int e = 0; e < 4; e++) {
+                m[e] = i == j ? x[e] : m[e] * f[e];
+                lp[i] = fma1(x[e], m[e], lp[i]);
+                ap[i] = fma1(y[e], m[e], ap[i]);
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < KDA_C; i++) {
+        UNROLL for (int d = 1; d < 8; d *= 2) {
+            lp[i] += __shfl_xor_sync(ALL_LANES, lp[i], d);
+            ap[i] += __shfl_xor_sync(ALL_LANES, ap[i], d);
+        }
+        if (i % 8 == r) l[i][j] = lp[i], a[i][j] = i < j ? 0.0f : ap[i];
+    }
+
+    uint16_t *to = (uint16_t *)(records + (bh * chunks + c) * R::BYTES);
+    float *numbers = (float *)to;
+    for (int x = tid; x < R::KP; x += 128) { /* pairs of channels, forward and back */
+        const int pair = x % (R::KP / 2) * 2;
+        float run0 = 1.0f, run1 = 1.0f;
+        if (x < R::KP / 2) {
+            UNROLL for (int i = 0; i < KDA_C; i++) {
+                const int s = i * KS + pair, d = i * R::LK + pair;
+                run0 *= alpha[s], run1 *= alpha[s + 1];
+                kda_split_to<P>(to + R::kd + d, R::BIG, ks[s] * run0, ks[s + 1] * run1);
+                kda_split_to<P>(to + R::qd + d, R::BIG, qs[s] * run0, qs[s + 1] * run1);
+            }
+            numbers[R::total + pair] = run0, numbers[R::total + pair + 1] = run1;
+        } else {
+            UNROLL for (int i = KDA_C - 1; i >= 0; i--) {
+                const int s = i * KS + pair;
+                kda_split_to<P>(to + R::kg + i * R::LK + pair, R::BIG, ks[s] * run0, ks[s + 1] * run1);
+                run0 *= alpha[s], run1 *= alpha[s + 1];
+            }
+        }
+    }
+    if (tid < KDA_C) numbers[R::beta + tid] = bs[tid];
+    __syncthreads();
+
+    /* Columns of the two inverses by substitution, one a lane; a by the next warp. */
+    if (warp == 0) {
+        const int col = lane % KDA_C;
+        float x[KDA_C];
+        UNROLL for (int i = 0; i < KDA_C; i++) {
+            float sum = 0.0f;
+            UNROLL for (int s = 0; s < i; s++) sum = fma1(l[i][s] * bs[lane < KDA_C ? s : i], x[s], sum);
+            x[i] = (i == col ? 1.0f : 0.0f) - sum;
+        }
+        uint16_t *z = to + (lane < KDA_C ? R::z : R::q) + col;
+        UNROLL for (int i = 0; i < KDA_C; i++) {
+            uint32_t part[P];
+            kda_split<P>(x[i], 0.0f, part);
+            UNROLL for (int p = 0; p < P; p++) z[p * R::SMALL + i * KDA_SL] = (uint16_t)part[p];
+        }
+    } else if (warp == 1) {
+        for (int x = 2 * lane; x < KDA_C * KDA_C; x += 2 * WARP) {
+            const int i = x / KDA_C, s = x % KDA_C;
+            kda_split_to<P>(to + R::a + i * KDA_SL + s, R::SMALL, a[i][s], a[i][s + 1]);
+        }
+    }
+}
+//== kda_scan
+/* The chain over chunks. Warp: 16 columns of V of one head; a block's warps share the records, which
+ * come one chunk ahead. For gradients (${KEEP}) z and the states before chunks are kept instead of o. */
+extern "C" __global__ void __launch_bounds__(256, 1)
+@FN@(const char *records, const ${TV} *v, ${TO} *o, float *slot_states, const int32_t *slots, const int32_t *past,
+     float *zs, float *states, int64_t T, int64_t ldv, int64_t ldo, int64_t chunks, int64_t head0, int64_t heads,
+     int64_t all_heads)
+{
+    enum { K = ${K}, V = ${V}, P = ${P}, VT = (V + 15) / 16 };
+    typedef kda_record<K, P> R;
+    DYNAMIC_SHARED(char, shared);
+    const int warps = blockDim.x / WARP, v0 = (blockIdx.x % (VT / warps) * warps + threadIdx.x / WARP) * 16;
+    const int64_t bh = blockIdx.x / (VT / warps), h = head0 + bh % heads, b = bh / heads;
+    const int64_t before = ${CACHED} ? past[b] : 0, count = kda_chunks(T, before);
+    float *slot = ${CACHED} ? slot_states + (slots[b] * all_heads + h) * K * V : 0;
+    float s[R::KP / 8][4];
+    UNROLL for (int i = 0; i < R::KP / 8; i++) UNROLL for (int e = 0; e < 4; e++) {
+        const int ch = kda_token(i, e), x = v0 + kda_column(e);
+        s[i][e] = ${CACHED} && before > 0 && ch < K && x < V ? slot[ch * V + x] : 0.0f;
+    }
+    records += bh * chunks * R::BYTES;
+    kda_fetch<R::BYTES>(shared, records);
+    cp_async_commit();
+    for (int64_t c = 0; c < count; c++) {
+        const kda_span at = kda_span_of(c, T, before);
+        const uint16_t *rec = (const uint16_t *)(shared + c % 2 * R::BYTES);
+        const float *numbers = (const float *)rec;
+        if (c + 1 < count) kda_fetch<R::BYTES>(shared + (c + 1) % 2 * R::BYTES, records + (c + 1) * R::BYTES);
+        cp_async_commit();
+        float x[2][4], y[2][4] = {}, z[2][4] = {};
+        uint32_t op[P][4];
+        kda_load(x, v + (b * T + at.t0) * ldv + h * V, ldv, at.n, v0, V);
+        cp_async_wait(1);
+        __syncthreads();
+        if (${KEEP}) {
+            kda_keep<R::KP / 8>(states + ((bh * chunks + c) * VT * 16 + v0) * R::KP, s);
+        }
+        UNROLL for (int i = 0; i < R::KP / 16; i++) { /* kd S and qd S */
+            kda_operand<P>(op, s + 2 * i);
+            kda_times_rows<P>(z, op, rec + R::kd, R::LK, R::BIG, 16 * i);
+            if (!${KEEP}) kda_times_rows<P>(y, op, rec + R::qd, R::LK, R::BIG, 16 * i);
+        }
+        UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++) x[i][e] -= z[i][e], z[i][e] = 0.0f;
+        kda_operand<P>(op, x);
+        kda_times_rows<P>(z, op, rec + R::z, KDA_SL, R::SMALL, 0);
+        if (${KEEP}) kda_store(zs + (bh * T + at.t0) * V, V, z, at.n, v0, V);
+        kda_scale(z, z, numbers + R::beta);
+        kda_operand<P>(op, z);
+        if (!${KEEP}) {
+            kda_times_rows<P>(y, op, rec + R::a, KDA_SL, R::SMALL, 0);
+            kda_store(o + (b * T + at.t0) * ldo + h * V, ldo, y, at.n, v0, V);
+        }
+        kda_decay<R::KP / 8>(s, numbers + R::total);
+        UNROLL for (int i = 0; i < R::KP / 16; i++)
+            kda_times_cols<P>(s + 2 * i, op, rec + R::kg, R::LK, R::BIG, 16 * i);
+        __syncthreads();
+    }
+    if (!${CACHED}) return;
+    UNROLL for (int i = 0; i < R::KP / 8; i++) UNROLL for (int e = 0; e < 4; e++) {
+        const int ch = kda_token(i, e), x = v0 + kda_column(e);
+        if (ch < K && x < V) slot[ch * V + x] = s[i][e];
+    }
+}
+//== kda_one
+/* One token of every sequence on the state in its slot: read once, written once. Block: ${COLUMNS}
+ * columns of V of one head, 8 lanes of ${N} columns and 32 times that with a part of the channels each. */
+extern "C" __global__ void __launch_bounds__(256, 1)
+@FN@(const ${TQ} *q, const ${TK} *k, const ${TV} *v, const float *g, const float *beta, float *states,
+     const int32_t *slots, const int32_t *past, ${TO} *o, int64_t ldq, int64_t ldk, int64_t ldv, int64_t ldg,
+     int64_t ldb, int64_t ldo)
+{
+    enum { H = ${H}, K = ${K}, V = ${V}, N = ${N}, ROWS = (K + 31) / 32, TILES = (V + 8 * N - 1) / (8 * N) };
+    __shared__ float sums[8][8][2 * N + 1]; /* of warps and lanes: kd S, qd S, q . k */
+    const int lane = threadIdx.x % 8, part = threadIdx.x / 8, warp = threadIdx.x / WARP;
+    const int c = (blockIdx.x % TILES * 8 + lane) * N;
+    const int64_t bh = blockIdx.x / TILES, h = bh % H, b = bh / H;
+    const bool in = c < V, old = past[b] > 0;
+    float *state = states + (slots[b] * (int64_t)H + h) * K * V + c;
+    float s[ROWS][N], key[ROWS], alpha[ROWS], sum[2 * N + 1];
+    UNROLL for (int i = 0; i < 2 * N + 1; i++) sum[i] = 0.0f;
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        const int ch = r * 32 + part;
+        UNROLL for (int i = 0; i < N; i++) s[r][i] = 0.0f;
+        if (ch < K && in && old) kda_load_row<N>(s[r], state + ch * V);
+    }
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        const int ch = r * 32 + part;
+        key[r] = ch < K ? kda_get(k + b * ldk + h * K + ch) : 0.0f;
+        alpha[r] = ch < K ? exp1(g[b * ldg + h * K + ch]) : 1.0f;
+        const float query = ch < K ? kda_get(q + b * ldq + h * K + ch) * ${SCALE}f : 0.0f;
+        sum[2 * N] = fma1(query, key[r], sum[2 * N]);
+        UNROLL for (int i = 0; i < N; i++) {
+            s[r][i] *= alpha[r];
+            sum[i] = fma1(key[r], s[r][i], sum[i]);
+            sum[N + i] = fma1(query, s[r][i], sum[N + i]);
+        }
+    }
+    UNROLL for (int i = 0; i < 2 * N + 1; i++) {
+        sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], 8);
+        sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], 16);
+        if (threadIdx.x % WARP < 8) sums[warp][lane][i] = sum[i];
+    }
+    __syncthreads();
+    if (!in) return;
+    UNROLL for (int i = 0; i < 2 * N + 1; i++) {
+        sum[i] = 0.0f;
+        UNROLL for (int w = 0; w < 8; w++) sum[i] += sums[w][lane][i];
+    }
+    const float weight = beta[b * ldb + h];
+    UNROLL for (int i = 0; i < N; i++) {
+        sum[i] = (kda_get(v + b * ldv + h * V + c + i) - sum[i]) * weight;
+        if (part == 0) kda_put(o + b * ldo + h * V + c + i, fma1(sum[2 * N], sum[i], sum[N + i]));
+    }
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        UNROLL for (int i = 0; i < N; i++) s[r][i] = fma1(key[r], sum[i], s[r][i]);
+        if (r * 32 + part < K) kda_store_row<N>(state + (r * 32 + part) * V, s[r]);
+    }
+}
+//== kda_back
+/* The chain back over chunks, of dS, in the layout of kda_scan. Keeps dS behind every chunk, dr of
+ * r = v - kd S (which is dv) and what these columns of V give dbeta:
+ *   du = dS'^T kg + A^T do;  w = Q^T du;  dr = beta w;  dbeta = w . z;
+ *   dS = diag(total) dS' + qd^T do - kd^T dr */
+extern "C" __global__ void __launch_bounds__(256, 1)
+@FN@(const char *records, const float *zs, const ${TD} *dout, ${TV} *dv, float *drs, float *dstates, float *dbetas,
+     int64_t T, int64_t ldd, int64_t ldv, int64_t chunks, int64_t head0, int64_t heads)
+{
+    enum { K = ${K}, V = ${V}, P = ${P}, VT = (V + 15) / 16 };
+    typedef kda_record<K, P> R;
+    DYNAMIC_SHARED(char, shared);
+    const int warps = blockDim.x / WARP, tile = blockIdx.x % (VT / warps) * warps + threadIdx.x / WARP;
+    const int v0 = tile * 16;
+    const int64_t bh = blockIdx.x / (VT / warps), h = head0 + bh % heads, b = bh / heads;
+    float s[R::KP / 8][4];
+    UNROLL for (int i = 0; i < R::KP / 8; i++) UNROLL for (int e = 0; e < 4; e++) s[i][e] = 0.0f;
+    records += bh * chunks * R::BYTES;
+    kda_fetch<R::BYTES>(shared + (chunks - 1) % 2 * R::BYTES, records + (chunks - 1) * R::BYTES);
+    cp_async_commit();
+    for (int64_t c = chunks - 1; c >= 0; c--) {
+        const kda_span at = kda_span_of(c, T, 0);
+        const uint16_t *rec = (const uint16_t *)(shared + c % 2 * R::BYTES);
+        const float *numbers = (const float *)rec;
+        if (c > 0) kda_fetch<R::BYTES>(shared + (c - 1) % 2 * R::BYTES, records + (c - 1) * R::BYTES);
+        cp_async_commit();
+        float x[2][4], z[2][4], y[2][4] = {}, w[2][4] = {};
+        uint32_t op[P][4], grad[P][4];
+        kda_load(x, dout + (b * T + at.t0) * ldd + h * V, ldd, at.n, v0, V);
+        kda_load(z, zs + (bh * T + at.t0) * V, V, at.n, v0, V);
+        kda_operand<P>(grad, x);
+        cp_async_wait(1);
+        __syncthreads();
+        kda_keep<R::KP / 8>(dstates + ((bh * chunks + c) * VT * 16 + v0) * R::KP, s);
+        UNROLL for (int i = 0; i < R::KP / 16; i++) {
+            kda_operand<P>(op, s + 2 * i);
+            kda_times_rows<P>(y, op, rec + R::kg, R::LK, R::BIG, 16 * i);
+        }
+        kda_times_cols<P>(y, grad, rec + R::a, KDA_SL, R::SMALL, 0);
+        kda_operand<P>(op, y);
+        kda_times_cols<P>(w, op, rec + R::q, KDA_SL, R::SMALL, 0);
+        UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 2; e++) {
+            float sum = fma1(w[i][e], z[i][e], w[i][e + 2] * z[i][e + 2]);
+            UNROLL for (int d = 4; d < WARP; d *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, d);
+            const int token = kda_token(i, e);
+            if (threadIdx.x % WARP < 4 && token < at.n) dbetas[(bh * VT + tile) * T + at.t0 + token] = sum;
+        }
+        kda_scale(w, w, numbers + R::beta);
+        kda_store(drs + (bh * T + at.t0) * V, V, w, at.n, v0, V);
+        kda_store(dv + (b * T + at.t0) * ldv + h * V, ldv, w, at.n, v0, V);
+        UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++) w[i][e] = -w[i][e];
+        kda_operand<P>(op, w);
+        kda_decay<R::KP / 8>(s, numbers + R::total);
+        UNROLL for (int i = 0; i < R::KP / 16; i++) {
+            kda_times_cols<P>(s + 2 * i, grad, rec + R::qd, R::LK, R::BIG, 16 * i);
+            kda_times_cols<P>(s + 2 * i, op, rec + R::kd, R::LK, R::BIG, 16 * i);
+        }
+        __syncthreads();
+    }
+}
+//== kda_chunk
+/* Gradients of q, k, g and beta of one chunk of one head, all chunks in parallel. First, on tensor
+ * cores, those of qd and kd, do S^T and -dr S^T, of kg, u dS'^T, of A, do u^T, and of L, -dr u^T; then a
+ * thread per channel brings them through the decays. Gradients of a gate sum pairs of a token before it
+ * with one from it on, each a value before it times its gradient behind it: they are as small as the
+ * decay between them, which differences of row and column sums would not be. */
+extern "C" __global__ void __launch_bounds__(128)
+@FN@(const ${TQ} *q, const ${TK} *k, const float *g, const float *beta, const ${TD} *dout, const float *zs,
+     const float *drs, const float *states, const float *dstates, const float *dbetas, ${TDQ} *dq, ${TDK} *dk,
+     float *dg, float *dbeta, int64_t T, int64_t ldq, int64_t ldk, int64_t ldg, int64_t ldb, int64_t ldd,
+     int64_t lddq, int64_t lddk, int64_t lddg, int64_t lddb, int64_t chunks, int64_t head0, int64_t heads)
+{
+    enum { K = ${K}, V = ${V}, P = ${P}, KP = (K + 15) / 16 * 16, VP = (V + 15) / 16 * 16, LV = VP + 8 };
+    enum { PART = KDA_C * LV, OPERAND = P * PART };
+    DYNAMIC_SHARED(uint16_t, douts); /* parts of [16][LV] */
+    uint16_t *drp = douts + OPERAND, *us = drp + OPERAND;
+    float *flat = (float *)(us + OPERAND); /* gradients of qd, kd, kg: [16][KP] each; carry [KP] */
+    float *carry = flat + 3 * KDA_C * KP;
+    __shared__ float da[KDA_C][KDA_C], dl[KDA_C][KDA_C];
+    const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
+    const int64_t c = blockIdx.x % chunks, bh = blockIdx.x / chunks, h = head0 + bh % heads, b = bh / heads;
+    const kda_span at = kda_span_of(c, T, 0);
+    const int64_t row = b * T + at.t0, own = bh * T + at.t0;
+    for (int x = tid; x < KDA_C * VP / 2; x += 128) {
+        const int i = x / (VP / 2), v = x % (VP / 2) * 2, to = i * LV + v;
+        float n[6] = {};
+        if (i < at.n) UNROLL for (int e = 0; e < 2; e++) {
+            if (v + e >= V) continue;
+            n[e] = kda_get(dout + (row + i) * ldd + h * V + v + e);
+            n[2 + e] = drs[(own + i) * V + v + e];
+            n[4 + e] = zs[(own + i) * V + v + e] * beta[(row + i) * ldb + h];
+        }
+        kda_split_to<P>(douts + to, PART, n[0], n[1]);
+        kda_split_to<P>(drp + to, PART, -n[2], -n[3]);
+        kda_split_to<P>(us + to, PART, n[4], n[5]);
+    }
+    if (tid < at.n) {
+        float sum = 0.0f;
+        for (int64_t x = 0; x < VP / 16; x++) sum += dbetas[(bh * (VP / 16) + x) * T + at.t0 + tid];
+        dbeta[(row + tid) * lddb + h] = sum;
+    }
+    __syncthreads();
+
+    states += (bh * chunks + c) * VP * KP;
+    dstates += (bh * chunks + c) * VP * KP;
+    for (int ch = 16 * warp; ch < KP; ch += 64) {
+        float x[3][2][4] = {}, both[2] = {};
+        for (int v = 0; v < VP; v += 16) {
+            uint32_t s[2][P][2], ds[2][P][2];
+            UNROLL for (int n = 0; n < 2; n++) UNROLL for (int i = 0; i < 2; i++) {
+                const int64_t from = (v + 8 * i + lane % 4 * 2) * (int64_t)KP + ch + 8 * n + lane / 4;
+                const float s0 = states[from], s1 = states[from + KP], d0 = dstates[from], d1 = dstates[from + KP];
+                uint32_t part[P];
+                both[n] = fma1(s0, d0, fma1(s1, d1, both[n]));
+                kda_split<P>(s0, s1, part);
+                UNROLL for (int p = 0; p < P; p++) s[n][p][i] = part[p];
+                kda_split<P>(d0, d1, part);
+                UNROLL for (int p = 0; p < P; p++) ds[n][p][i] = part[p];
+            }
+            UNROLL for (int p = P - 1; p >= 0; p--) {
+                uint32_t op[4];
+                const int from = p * PART + (lane / 8 % 2 * 8 + lane % 8) * LV + v + lane / 16 * 8;
+                ldmatrix4(op, douts + from);
+                UNROLL for (int o = P - 1 - p; o >= 0; o--) UNROLL for (int n = 0; n < 2; n++) mma_bf16(x[0][n], op, s[n][o]);
+                ldmatrix4(op, drp + from);
+                UNROLL for (int o = P - 1 - p; o >= 0; o--) UNROLL for (int n = 0; n < 2; n++) mma_bf16(x[1][n], op, s[n][o]);
+                ldmatrix4(op, us + from);
+                UNROLL for (int o = P - 1 - p; o >= 0; o--) UNROLL for (int n = 0; n < 2; n++) mma_bf16(x[2][n], op, ds[n][o]);
+            }
+        }
+        UNROLL for (int m = 0; m < 3; m++) UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 4; e++)
+            flat[(m * KDA_C + kda_column(e)) * KP + ch + kda_token(n, e)] = x[m][n][e];
+        UNROLL for (int n = 0; n < 2; n++) {
+            both[n] += __shfl_xor_sync(ALL_LANES, both[n], 1);
+            both[n] += __shfl_xor_sync(ALL_LANES, both[n], 2);
+            if (lane % 4 == 0) carry[ch + 8 * n + lane / 4] = both[n];
+        }
+    }
+    if (warp < 2) {
+        const uint16_t *from = warp ? drp : douts;
+        float x[2][4] = {};
+        for (int v = 0; v < VP; v += 16) {
+            uint32_t op[P][4];
+            UNROLL for (int p = 0; p < P; p++)
+                ldmatrix4(op[p], from + p * PART + (lane / 8 % 2 * 8 + lane % 8) * LV + v + lane / 16 * 8);
+            kda_times_rows<P>(x, op, us, LV, PART, v);
+        }
+        UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 4; e++)
+            (warp ? dl : da)[kda_column(e)][kda_token(n, e)] = x[n][e];
+    }
+    __syncthreads();
+
+    for (int ch = tid; ch < (K + WARP - 1) / WARP * WARP; ch += 128) {
+        float ks[KDA_C], qs[KDA_C], alpha[KDA_C], yq[KDA_C], yk[KDA_C], yg[KDA_C];
+        UNROLL for (int i = 0; i < KDA_C; i++) {
+            const bool is = i < at.n && ch < K;
+            ks[i] = is ? kda_get(k + (row + i) * ldk + h * K + ch) : 0.0f;
+            qs[i] = is ? kda_get(q + (row + i) * ldq + h * K + ch) * ${SCALE}f : 0.0f;
+            alpha[i] = is ? exp1(g[(row + i) * ldg + h * K + ch]) : 1.0f;
+            yq[i] = yk[i] = yg[i] = 0.0f;
+        }
+        /* Pairs of one token j and the later ones. */
+        UNROLL for (int j = 0; j < KDA_C; j++) {
+            float m = ks[j], up = 0.0f, before[KDA_C];
+            yq[j] = fma1(da[j][j], m, yq[j]);
+            UNROLL for (int i = j + 1; i < KDA_C; i++) {
+                before[i] = m; /* k_j decayed up to token i - 1 */
+                m *= alpha[i];
+                yq[i] = fma1(da[i][j], m, yq[i]);
+                yk[i] = fma1(dl[i][j], m, yk[i]);
+            }
+            UNROLL for (int i = KDA_C - 1; i > j; i--) {
+                up = fma1(dl[i][j], ks[i], fma1(da[i][j], qs[i], up)) * alpha[i];
+                yg[i] = fma1(before[i], up, yg[i]);
+            }
+            yk[j] += fma1(da[j][j], qs[j], up);
+            __syncwarp(); /* keeps the reads of da and dl of later tokens behind it: registers */
+        }
+        if (ch >= K) continue;
+        /* Parts through the state before the chunk: from a token on, of all tokens from it on; through
+         * that behind it, of all tokens before. */
+        float run = 1.0f, inside[KDA_C], later = 0.0f, before;
+        UNROLL for (int i = 0; i < KDA_C; i++) {
+            run *= alpha[i];
+            const float dqs = flat[i * KP + ch] * run, dks = flat[(KDA_C + i) * KP + ch] * run;
+            inside[i] = fma1(ks[i], dks, qs[i] * dqs);
+            yq[i] += dqs;
+            yk[i] += dks;
+        }
+        before = carry[ch] * run;
+        run = 1.0f;
+        UNROLL for (int i = KDA_C - 1; i >= 0; i--) {
+            const float up = flat[(2 * KDA_C + i) * KP + ch] * run;
+            run *= alpha[i];
+            yk[i] += up;
+            later += inside[i];
+            yg[i] += later;
+            inside[i] = up * ks[i];
+        }
+        UNROLL for (int i = 0; i < KDA_C; i++) {
+            if (i < at.n) {
+                kda_put(dq + (row + i) * lddq + h * K + ch, yq[i] * ${SCALE}f);
+                kda_put(dk + (row + i) * lddk + h * K + ch, yk[i]);
+                dg[(row + i) * lddg + h * K + ch] = yg[i] + before;
+            }
+            before += inside[i];
+        }
+    }
+}
