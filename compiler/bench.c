@@ -108,6 +108,7 @@ void bench_open(struct bench *b, struct cli *c, const char *path, const struct b
         open_decode(b, c, o, run);
     begin = mem_seconds();
     weights_init(b->t.run.params, b->model->train.seed, b->t.run.weights);
+    run_push(&b->t.run);
     b->seconds.init = mem_seconds() - begin;
     if (program == BENCH_train) {
         add_work(b, b->t.train, (double)b->t.micro);
@@ -132,6 +133,6 @@ double bench_step(struct bench *b)
     if (b->program == BENCH_train)
         trainer_step(&b->t);
     else
-        plan_run(b->plan);
+        run_now(&b->t.run, b->plan);
     return mem_seconds() - begin;
 }

@@ -21,7 +21,7 @@ struct kinds {
     size_t who;
 };
 
-static void plans_of(const struct bench *b, const struct plan *p[2], size_t *n)
+static void plans_of(const struct bench *b, struct plan *p[2], size_t *n)
 {
     bool train = b->program == BENCH_train;
     p[0] = train ? b->t.train : b->plan;
@@ -31,10 +31,10 @@ static void plans_of(const struct bench *b, const struct plan *p[2], size_t *n)
 
 void bench_profile(struct bench *b)
 {
-    const struct plan *p[2];
+    struct plan *p[2];
     size_t n;
     plans_of(b, p, &n);
-    for (size_t i = 0; i < n; i++) exec_profile(plan_exec(p[i]), true);
+    for (size_t i = 0; i < n; i++) plan_profile(p[i], true);
 }
 
 static const char *product_name(struct arena *a, const struct ir_graph *g, ir_id n,
@@ -69,7 +69,8 @@ static const char *kind_name(struct arena *a, const struct plan *p, uint32_t ste
     ir_id n = l->node_of_step[step];
     *main = false;
     if (n >= g->node.n) return "output copies";
-    if (str_starts(str_of(l->plan.kernels[s->kernel].symbol), "k_pack")) return "pack";
+    if (s->kernel != SA_PRODUCT && str_starts(str_of(l->plan.kernels[s->kernel].symbol), "k_pack"))
+        return "pack";
     *main = true;
     enum ir_op op = (enum ir_op)ir_at(g, n)->op;
     if (op == OP_matmul || op == OP_grouped_matmul) return product_name(a, g, n, plan_bind(p));
@@ -110,8 +111,9 @@ static void add_plan(struct kinds *k, const struct plan *p, double times, bool u
     const struct lowered *l = plan_lowered(p);
     const struct ir_graph *g = program_graph(plan_program(p));
     bool *done = NEW(k->a, bool, g->node.n);
-    for (uint32_t i = 0; i < l->plan.num_steps; i++) {
-        struct exec_tally t = exec_profile_step(plan_exec(p), i);
+    const struct exec_tally *tally = plan_tally(p);
+    for (uint32_t i = 0; i < l->plan.num_steps && tally; i++) {
+        const struct exec_tally t = tally[i];
         if (!t.calls) continue;
         bool main;
         struct kind *x = kind_at(k, kind_name(k->a, p, i, &main));
@@ -174,7 +176,7 @@ void bench_profile_print(struct arena *a, struct bench *const *b, size_t n, doub
     double best[2] = {0}, mean[2] = {0};
     map_init(&k.index, a);
     for (k.who = 0; k.who < n; k.who++) {
-        const struct plan *p[2];
+        struct plan *p[2];
         size_t plans;
         plans_of(b[k.who], p, &plans);
         add_plan(&k, p[0], plans == 2 ? (double)b[k.who]->t.micro : 1, false);

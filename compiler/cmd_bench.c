@@ -24,7 +24,8 @@ static const char help[] =
     "  --batch N          of decode: sequences (1)\n"
     "  --profile          where the time goes, by kind of kernel\n"
     "  --first            only the way to the first step: what each part of it takes\n"
-    "  --json             one JSON object on standard output instead of the text\n" RUN_HELP;
+    "  --json             one JSON object on standard output instead of the text\n" RUN_DEVICE_HELP
+        RUN_HELP;
 
 enum { WARM_UP = 3 };
 
@@ -244,13 +245,13 @@ int cmd_bench(int argc, char **argv)
     struct options o = {
         .steps = 30, .pairs = 100, .program = "train", .bench = {.context = 1024, .batch = 1}};
     static struct bench b[2];
-    cli_parse_range(&c, argc, argv, help, 1, 2,
-                    CLI_OPTIONS({"steps", CLI_int, &o.steps}, {"pair", CLI_flag, &o.pair},
-                                {"pairs", CLI_int, &o.pairs}, {"program", CLI_text, &o.program},
-                                {"context", CLI_int, &o.bench.context},
-                                {"batch", CLI_int, &o.bench.batch},
-                                {"profile", CLI_flag, &o.profile}, {"first", CLI_flag, &o.first},
-                                {"json", CLI_flag, &o.json}, RUN_OPTIONS(o.run)));
+    cli_parse_range(
+        &c, argc, argv, help, 1, 2,
+        CLI_OPTIONS({"steps", CLI_int, &o.steps}, {"pair", CLI_flag, &o.pair},
+                    {"pairs", CLI_int, &o.pairs}, {"program", CLI_text, &o.program},
+                    {"context", CLI_int, &o.bench.context}, {"batch", CLI_int, &o.bench.batch},
+                    {"profile", CLI_flag, &o.profile}, {"first", CLI_flag, &o.first},
+                    {"json", CLI_flag, &o.json}, RUN_DEVICE(o.run), RUN_OPTIONS(o.run)));
     struct turn t = {.c = &c, .b = {&b[0], &b[1]}, .n = o.pair ? 2 : 1};
     o.bench.program = program_of(o.program);
     if (c.arg.n != t.n)

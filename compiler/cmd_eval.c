@@ -20,7 +20,8 @@ static const char help[] =
     "  --weights W        safetensors file, Hugging Face folder, step folder or run folder\n"
     "  --logits L.npy     float32 [B, T, V]\n"
     "  --grads G          one gradient per trainable weight, under the weight's name\n"
-    "  --depth-weights A  one tensor [n, B, T] per active depth site, sources in order\n" RUN_HELP;
+    "  --depth-weights A  one tensor [n, B, T] per active depth site, sources in "
+    "order\n" RUN_DEVICE_HELP RUN_HELP;
 
 struct batch {
     int64_t B, T;
@@ -113,7 +114,7 @@ int cmd_eval(int argc, char **argv)
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"weights", CLI_text, &weights}, {"tokens", CLI_text, &tokens},
                           {"logits", CLI_text, &logits}, {"grads", CLI_text, &grads},
-                          {"depth-weights", CLI_text, &depth}, RUN_OPTIONS(o)));
+                          {"depth-weights", CLI_text, &depth}, RUN_DEVICE(o), RUN_OPTIONS(o)));
     if (!weights || !tokens)
         cli_fail((enum rt_status)EXIT_USAGE, "eval needs --weights and --tokens");
     const struct model *m = cli_model(&c, c.arg.p[0]);
@@ -128,10 +129,10 @@ int cmd_eval(int argc, char **argv)
     run_ready(&r, train, NULL);
     run_load(&r, weights, NULL);
     bind(train, &b);
-    plan_run(train);
+    run_now(&r, train);
     if (forward) {
         bind(forward, &b);
-        plan_run(forward);
+        run_now(&r, forward);
     }
     if (logits)
         cli_check(&c, npy_write_f32(logits, plan_value(forward, "logits")->p, 3,

@@ -29,7 +29,7 @@ static const char help[] =
     "  --seed S           of sampling; default 0\n"
     "  --print-ids        the new token ids on one line, and nothing else\n"
     "  --stats            time to the first token and tokens per second, on standard "
-    "error\n" RUN_HELP;
+    "error\n" RUN_DEVICE_HELP RUN_HELP;
 
 enum { CHUNK = 256 }; /* prompt tokens of a call; a multiple of the chunks of 64 of kernels */
 
@@ -161,7 +161,7 @@ int cmd_generate(int argc, char **argv)
 {
     struct cli c = {0};
     struct gen g = {0};
-    struct run_options o = {0};
+    struct run_options o = {.no_library = true}; /* a prompt and a token alone: the same sums */
     struct sampler s = {.top_p = 1};
     char found[PATH_MAX];
     const char *weights = NULL, *prompt = NULL, *ids = NULL;
@@ -171,7 +171,7 @@ int cmd_generate(int argc, char **argv)
                           {"prompt-ids", CLI_text, &ids}, {"max-tokens", CLI_int, &max},
                           {"temperature", CLI_num, &s.temperature}, {"top-p", CLI_num, &s.top_p},
                           {"seed", CLI_int, &seed}, {"print-ids", CLI_flag, &g.print_ids},
-                          {"stats", CLI_flag, &g.stats}, RUN_OPTIONS(o)));
+                          {"stats", CLI_flag, &g.stats}, RUN_DEVICE(o), RUN_OPTIONS(o)));
     if (!weights) cli_fail((enum rt_status)EXIT_USAGE, "generate needs --weights");
     if (!prompt == !ids)
         cli_fail((enum rt_status)EXIT_USAGE, "generate needs either --prompt or --prompt-ids");

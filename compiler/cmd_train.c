@@ -22,7 +22,8 @@ static const char help[] =
     "  --resume           go on from the newest valid checkpoint; start at step 0 where there is "
     "none\n"
     "  --steps N          stop after step N; the schedule keeps train.steps\n"
-    "  --profile          at the end, where the time went, kernel by kernel\n" RUN_HELP;
+    "  --profile          at the end, where the time went, kernel by kernel\n" RUN_DEVICE_HELP
+        RUN_HELP;
 
 static volatile sig_atomic_t stop, ready;
 
@@ -197,8 +198,8 @@ static void begin(struct loop *l, bool resume, const char *weights)
 static void profile(struct loop *l)
 {
     struct sb s = {0};
-    exec_profile_print(plan_exec(l->t.train), &s);
-    exec_profile_print(plan_exec(l->t.apply), &s);
+    exec_tally_print(&plan_lowered(l->t.train)->plan, plan_tally(l->t.train), &s);
+    exec_tally_print(&plan_lowered(l->t.apply)->plan, plan_tally(l->t.apply), &s);
     if (s.n) fputs(s.p, stderr);
     sb_free(&s);
 }
@@ -214,7 +215,7 @@ int cmd_train(int argc, char **argv)
     int64_t steps = INT64_MAX;
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"weights", CLI_text, &weights}, {"resume", CLI_flag, &resume},
-                          {"steps", CLI_int, &steps}, {"profile", CLI_flag, &prof},
+                          {"steps", CLI_int, &steps}, {"profile", CLI_flag, &prof}, RUN_DEVICE(o),
                           RUN_OPTIONS(o)));
     if (steps < 0) cli_fail((enum rt_status)EXIT_USAGE, "--steps must be at least 0");
     const struct model *m = cli_model(&c, c.arg.p[0]);
@@ -225,7 +226,7 @@ int cmd_train(int argc, char **argv)
     trainer_open(&l->t, &c, m, &o);
     begin(l, resume, weights);
     ready = 1;
-    if (prof) exec_profile(plan_exec(l->t.train), true), exec_profile(plan_exec(l->t.apply), true);
+    if (prof) plan_profile(l->t.train, true), plan_profile(l->t.apply, true);
     progress_start(&l->bar, STDERR_FILENO, l->t.step, end, 10);
     run_steps(l, end);
     never_finite(l);

@@ -16,11 +16,12 @@ enum rt_status decode_run(const struct decoder *d, const struct decode_call *c,
         CHECK(c->slots[b] >= 0 && c->slots[b] < d->slots && c->past[b] >= 0 &&
               c->past[b] + c->T <= d->context);
     struct plan *plan = program_plan(d->program, c->B, c->T);
-    if (!plan_exec(plan)) RT_TRY(session_compile(d->session, NULL, err));
+    if (!plan_ready(plan)) RT_TRY(session_compile(d->session, NULL, err));
     put(plan, "tokens", c->tokens, c->B * c->T);
     put(plan, "past", c->past, c->B);
     put(plan, "slots", c->slots, c->B);
     plan_run(plan);
+    RT_TRY(session_status(d->session, err));
     *logits = plan_value(plan, "logits")->p;
     return RT_ok;
 }

@@ -120,30 +120,20 @@ static struct sa_buf named_place(struct planner *c, const char *name, ir_type_id
     const struct ir_type *t = type_get(c->g->types, type);
     uint64_t bytes =
         (uint64_t)type_count(c->g->types, type, c->p->bind) * dtype_size((enum ir_dtype)t->dtype);
-    struct layout_item item = {name, (enum ir_dtype)t->dtype, t->rank, {0}, 0, bytes};
+    int64_t dims[SA_RANK];
     bool constant = true;
     for (unsigned i = 0; i < t->rank; i++) {
         constant = constant && dim_is_const(t->dim[i]);
-        item.dims[i] = dim_value(t->dim[i], c->p->bind);
+        dims[i] = dim_value(t->dim[i], c->p->bind);
     }
     if (!constant) {
         struct sa_buf at = {SA_slot, c->p->bytes[SA_slot]};
         c->p->bytes[SA_slot] += aligned(bytes);
         return at;
     }
-    struct layout *l = c->layout;
-    uint32_t *at = map_str(&l->by_name, str_of(name));
-    if (!*at) {
-        item.name = str_dup(l->arena, str_of(name));
-        item.offset = l->bytes;
-        l->bytes += aligned(bytes);
-        vec_push(l->arena, &l->item, item);
-        *at = (uint32_t)l->item.n;
-    }
-    const struct layout_item *have = &l->item.p[*at - 1];
-    if (have->dtype != item.dtype || have->rank != item.rank ||
-        memcmp(have->dims, item.dims, sizeof item.dims))
-        BUG("%s: '%s' has another type than in an earlier program", c->g->program, name);
+    const struct layout_item *have =
+        layout_add(c->layout, name, (enum ir_dtype)t->dtype, t->rank, dims);
+    if (!have) BUG("%s: '%s' has another type than in an earlier program", c->g->program, name);
     return (struct sa_buf){SA_persistent, have->offset};
 }
 
@@ -419,6 +409,24 @@ const struct layout_item *layout_find(const struct layout *l, const char *name)
 {
     uint32_t *at = map_find(&l->by_name, str_of(name));
     return at ? &l->item.p[*at - 1] : NULL;
+}
+
+const struct layout_item *layout_add(struct layout *l, const char *name, enum ir_dtype dtype,
+                                     uint32_t rank, const int64_t *dims)
+{
+    struct layout_item x = {NULL, dtype, rank, {0}, l->bytes, dtype_size(dtype)};
+    CHECK(rank <= SA_RANK);
+    for (uint32_t i = 0; i < rank; i++) x.bytes *= (uint64_t)(x.dims[i] = dims[i]);
+    uint32_t *at = map_str(&l->by_name, str_of(name));
+    if (!*at) {
+        x.name = str_dup(l->arena, str_of(name));
+        l->bytes += aligned(x.bytes);
+        vec_push(l->arena, &l->item, x);
+        *at = (uint32_t)l->item.n;
+    }
+    const struct layout_item *have = &l->item.p[*at - 1];
+    bool same = have->dtype == dtype && have->rank == rank;
+    return same && !memcmp(have->dims, x.dims, sizeof x.dims) ? have : NULL;
 }
 
 /* ---- check ---- */

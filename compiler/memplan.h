@@ -28,6 +28,9 @@ struct layout {
 void layout_init(struct layout *l, struct arena *a);
 /* The place of a name, NULL where it has none. */
 const struct layout_item *layout_find(const struct layout *l, const char *name);
+/* The place of a name of this type, a new one where it has none; NULL where it has another type. */
+const struct layout_item *layout_add(struct layout *l, const char *name, enum ir_dtype dtype,
+                                     uint32_t rank, const int64_t *dims);
 
 struct mem_buffer {
     const char *name; /* of the value it was made for, for people */

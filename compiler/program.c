@@ -1,35 +1,7 @@
-#include "compiler/program.h"
+#include "compiler/session.h"
 #include "runtime/cc.h"
 #include "runtime/mem.h"
-#include "runtime/reserve.h"
 #include <stdio.h>
-
-struct plan {
-    struct program *program;
-    struct ir_bind bind;
-    struct lowered *l;
-    void *slot; /* inputs and outputs of run-time size */
-    struct exec *exec;
-    struct plan_value *value;
-};
-struct program {
-    struct session *s;
-    const char *name;
-    const struct ir_graph *g; /* stage K */
-    VEC(struct plan *) plan;
-};
-struct session {
-    struct arena *a;
-    struct session_options o;
-    struct cg_target target;
-    struct layout layout;
-    struct reserve persistent, scratch;
-    struct pool *pool;
-    struct jit *jit;
-    VEC(struct program *) program;
-    struct map loaded; /* symbol: index + 1 into fn */
-    VEC(sa_kernel *) fn;
-};
 
 enum rt_status session_open(const struct session_options *o, struct session **out,
                             struct rt_error *err)
@@ -42,10 +14,12 @@ enum rt_status session_open(const struct session_options *o, struct session **ou
     if (!s->o.cpu) s->o.cpu = "native";
     if (!s->o.diag) s->o.diag = diag_open(a);
     enum rt_status st = cc_cpu_known(s->o.cpu, err);
+    if (!st && o->device && strcmp(o->device, "cpu")) st = device_open(s, o->device, err);
     if (st) {
         arena_close(a);
         return st;
     }
+    s->target.no_library = o->no_library;
     s->target.bf16_dot = !strcmp(s->o.cpu, "native") && __builtin_cpu_supports("avx512bf16");
     if (s->o.gpu && (sscanf(s->o.gpu, "sm_%u", &s->target.sm) != 1 || !s->target.sm)) {
         st = rt_fail(err, RT_user, "no architecture '%s': it is sm_80, sm_90a, sm_100 ...",
@@ -62,6 +36,8 @@ enum rt_status session_open(const struct session_options *o, struct session **ou
 void session_close(struct session *s)
 {
     if (!s) return;
+    for (size_t i = 0; i < s->script.n; i++) script_close(s->script.p[i]);
+    device_close(s);
     for (size_t i = 0; i < s->program.n; i++)
         for (size_t k = 0; k < s->program.p[i]->plan.n; k++) {
             struct plan *p = s->program.p[i]->plan.p[k];
@@ -77,7 +53,18 @@ void session_close(struct session *s)
 
 bool session_bf16(const struct session *s)
 {
-    return s->target.bf16_dot;
+    return s->target.bf16_dot || s->device.gpu;
+}
+
+const struct gpu_about *session_device(const struct session *s)
+{
+    return s->device.gpu ? gpu_about(s->device.gpu) : NULL;
+}
+
+enum rt_status session_status(const struct session *s, struct rt_error *err)
+{
+    const struct device *d = &s->device;
+    return d->failed ? rt_fail(err, d->failed, "%s", d->failure.text) : RT_ok;
 }
 
 struct pool *session_pool(const struct session *s)
@@ -136,7 +123,7 @@ static enum rt_status start(struct session *s, struct rt_error *err)
 {
     struct jit_options o = {s->o.cpu, s->o.cache_bytes};
     if (!s->pool) RT_TRY(pool_open(s->o.threads, &s->pool, err));
-    if (!s->jit) RT_TRY(jit_open(&o, &s->jit, err));
+    if (!s->jit && !s->device.gpu) RT_TRY(jit_open(&o, &s->jit, err));
     return RT_ok;
 }
 
@@ -156,7 +143,7 @@ static enum rt_status get_memory(struct session *s, struct rt_error *err)
                                (unsigned long long)bytes[SA_slot]);
         }
     RT_TRY(reserve_grow(&s->persistent, s->layout.bytes, err));
-    return reserve_grow(&s->scratch, scratch, err);
+    return s->device.gpu ? RT_ok : reserve_grow(&s->scratch, scratch, err);
 }
 
 /* Kernels of all plans that are not loaded yet, once each. */
@@ -191,18 +178,73 @@ static void find_values(struct session *s, struct plan *p)
 {
     const struct sa_plan *sa = &p->l->plan;
     p->value = NEW(s->a, struct plan_value, sa->num_values);
+    p->move = NEW(s->a, uint8_t, sa->num_values);
     for (uint32_t i = 0; i < sa->num_values; i++) {
         const struct sa_value *x = &sa->values[i];
         struct plan_value *v = &p->value[i];
         char *base = x->at.arena == SA_persistent ? s->persistent.base : p->slot;
-        *v = (struct plan_value){
-            x->name, base + x->at.offset, (enum sa_dtype)x->dtype, x->rank, {0}, 1, 0};
+        *v = (struct plan_value){.name = x->name,
+                                 .p = base + x->at.offset,
+                                 .dtype = (enum sa_dtype)x->dtype,
+                                 .rank = x->rank,
+                                 .count = 1};
         for (uint32_t d = 0; d < x->rank; d++) v->count *= v->dims[d] = x->dims[d];
         static const size_t size[SA_DTYPES] = {
             [SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
             [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
         v->bytes = (size_t)v->count * size[x->dtype];
     }
+}
+
+enum name_use { NAME_read = 1, NAME_made = 2 };
+
+/* Whether value i is a leaf of the graph; else it is an output. */
+static bool is_leaf(const struct plan *p, uint32_t i, enum ir_op *op)
+{
+    const struct mem_named *x = &p->l->mem->named.p[i];
+    const struct ir_graph *g = p->program->g;
+    *op = (enum ir_op)ir_at(g, x->node)->op;
+    if (*op != OP_param && *op != OP_input) return false;
+    return !strcmp(x->name, ir_word(g, x->node, AK_name, ir_name(g, x->node)));
+}
+
+/* Which names the programs of the session read and make. */
+static void find_uses(struct session *s, struct map *uses)
+{
+    enum ir_op op;
+    for (size_t i = 0; i < s->program.n; i++) {
+        const struct program *x = s->program.p[i];
+        const struct plan *p = x->plan.n ? x->plan.p[0] : NULL;
+        for (uint32_t k = 0; p && k < p->l->plan.num_values; k++)
+            if (is_leaf(p, k, &op)) *map_str(uses, str_of(p->l->plan.values[k].name)) |= NAME_read;
+        for (size_t k = 0; k < x->g->out.n; k++) {
+            const char *name = intern_text(x->g->names, x->g->out.p[k].name);
+            *map_str(uses, str_of(name)) |= NAME_made;
+            if (!strncmp(name, "new.", 4)) *map_str(uses, str_of(name + 4)) |= NAME_made;
+        }
+    }
+}
+
+static void find_moves(struct session *s)
+{
+    struct arena *a = arena_open("moves");
+    struct map uses;
+    enum ir_op op;
+    map_init(&uses, a);
+    find_uses(s, &uses);
+    for (size_t i = 0; i < s->program.n; i++)
+        for (size_t k = 0; k < s->program.p[i]->plan.n; k++) {
+            struct plan *p = s->program.p[i]->plan.p[k];
+            for (uint32_t v = 0; v < p->l->plan.num_values; v++) {
+                const char *name = p->l->plan.values[v].name;
+                uint32_t use = *map_str(&uses, str_of(name));
+                bool leaf = is_leaf(p, v, &op), replaces = !strncmp(name, "new.", 4);
+                p->move[v] = 0;
+                if (leaf && op == OP_input && !(use & NAME_made)) p->move[v] = MOVE_in;
+                if (!leaf && !replaces && !(use & NAME_read)) p->move[v] = MOVE_out;
+            }
+        }
+    arena_close(a);
 }
 
 static enum rt_status ready(struct session *s, struct plan *p, struct rt_error *err)
@@ -213,20 +255,95 @@ static enum rt_status ready(struct session *s, struct plan *p, struct rt_error *
     struct exec_options o = {.memory = {[SA_persistent] = s->persistent.base,
                                         [SA_slot] = p->slot,
                                         [SA_scratch] = s->scratch.base}};
-    find_values(s, p);
     return exec_open(&p->l->plan, s->pool, &o, &p->exec, err);
 }
 
-enum rt_status session_compile(struct session *s, struct jit_report *rep, struct rt_error *err)
+static enum rt_status cpu_compile(struct session *s, struct jit_report *rep, struct rt_error *err)
 {
-    if (rep) *rep = (struct jit_report){0};
-    RT_TRY(start(s, err));
-    RT_TRY(get_memory(s, err));
     RT_TRY(load_kernels(s, rep, err));
     for (size_t i = 0; i < s->program.n; i++)
         for (size_t k = 0; k < s->program.p[i]->plan.n; k++)
             RT_TRY(ready(s, s->program.p[i]->plan.p[k], err));
     return RT_ok;
+}
+
+enum rt_status session_compile(struct session *s, struct jit_report *rep, struct rt_error *err)
+{
+    if (rep) *rep = (struct jit_report){0};
+    if (s->target.sm && !s->device.gpu) BUG("a session that only plans for a GPU cannot run");
+    RT_TRY(start(s, err));
+    RT_TRY(get_memory(s, err));
+    for (size_t i = 0; i < s->program.n; i++)
+        for (size_t k = 0; k < s->program.p[i]->plan.n; k++)
+            if (!s->program.p[i]->plan.p[k]->value) find_values(s, s->program.p[i]->plan.p[k]);
+    RT_TRY(s->device.gpu ? device_compile(s, rep, err) : cpu_compile(s, rep, err));
+    find_moves(s);
+    for (size_t i = 0; i < s->own.n; i++) {
+        uint64_t offset = layout_find(&s->layout, s->own.p[i]->name)->offset;
+        s->own.p[i]->p = (char *)s->persistent.base + offset;
+        s->own.p[i]->device = device_persistent(s, offset);
+    }
+    return RT_ok;
+}
+
+/* ---- values ---- */
+
+const struct plan_value *session_value(struct session *s, const char *name, int64_t count)
+{
+    struct plan_value *v = NEW(s->a, struct plan_value, 1);
+    layout_add(&s->layout, name, IR_f32, 1, &count);
+    *v = (struct plan_value){.name = str_dup(s->a, str_of(name)),
+                             .dtype = SA_f32,
+                             .rank = 1,
+                             .dims = {count},
+                             .count = count,
+                             .bytes = (size_t)count * sizeof(float)};
+    vec_push(s->a, &s->own, v);
+    return v;
+}
+
+enum rt_status session_push(struct session *s, const struct plan_value *v, struct rt_error *err)
+{
+    if (!s->device.gpu) return RT_ok;
+    RT_TRY(session_status(s, err));
+    return gpu_put(s->device.gpu, v->device, v->p, v->bytes, err);
+}
+
+enum rt_status session_pull(struct session *s, const struct plan_value *v, struct rt_error *err)
+{
+    if (!s->device.gpu) return RT_ok;
+    RT_TRY(session_status(s, err));
+    RT_TRY(gpu_get(s->device.gpu, v->p, v->device, v->bytes, err));
+    return gpu_wait(s->device.gpu, err);
+}
+
+struct combine {
+    float *to;
+    const float *a, *b;
+    enum combine_op op;
+};
+
+static void combine_part(void *arg, int64_t lo, int64_t hi, unsigned worker)
+{
+    const struct combine *x = arg;
+    (void)worker;
+    if (x->op == COMBINE_sum)
+        for (int64_t i = lo; i < hi; i++) x->to[i] = x->a[i] + x->b[i];
+    else if (x->op == COMBINE_max)
+        for (int64_t i = lo; i < hi; i++) x->to[i] = x->a[i] > x->b[i] ? x->a[i] : x->b[i];
+    else
+        memcpy(x->to + lo, x->a + lo, (size_t)(hi - lo) * sizeof *x->to);
+}
+
+void session_combine(struct session *s, struct session_span to, struct session_span a,
+                     struct session_span b, enum combine_op op)
+{
+    struct device *d = &s->device;
+    struct combine x = {to.p, a.p, b.p, op};
+    if (!d->gpu)
+        pool_run(s->pool, combine_part, &x, (int64_t)to.n, 65536);
+    else if (!d->failed)
+        d->failed = device_combine(s, to, a, b, op, &d->failure);
 }
 
 /* ---- plans ---- */
@@ -249,8 +366,11 @@ const struct plan_value *plan_value(const struct plan *plan, const char *name)
 
 void plan_run(struct plan *plan)
 {
-    if (!plan->exec) BUG("%s: run before session_compile", plan->program->name);
-    exec_run(plan->exec, 0, 0);
+    if (!plan_ready(plan)) BUG("%s: run before session_compile", plan->program->name);
+    if (plan->gpu_exec)
+        device_run(plan);
+    else
+        exec_run(plan->exec, 0, 0);
 }
 
 struct program *plan_program(const struct plan *plan)
@@ -268,9 +388,23 @@ struct ir_bind plan_bind(const struct plan *plan)
     return plan->bind;
 }
 
-struct exec *plan_exec(const struct plan *plan)
+bool plan_ready(const struct plan *plan)
 {
-    return plan->exec;
+    return plan->exec || plan->gpu_exec;
+}
+
+void plan_profile(struct plan *plan, bool on)
+{
+    struct device *d = &plan->program->s->device;
+    if (plan->exec)
+        exec_profile(plan->exec, on);
+    else if (!d->failed)
+        d->failed = gpu_exec_profile(plan->gpu_exec, on, &d->failure);
+}
+
+const struct exec_tally *plan_tally(const struct plan *plan)
+{
+    return plan->exec ? exec_tally(plan->exec) : gpu_exec_tally(plan->gpu_exec);
 }
 
 void program_memory(const struct plan *plan, uint64_t bytes[SA_external])

@@ -7,7 +7,16 @@
  *   float *w = plan_value(plan, "model.norm.weight")->p; ... plan_run(plan);
  *
  * Named values of constant size (parameters, gradients, moments, loss) are at one place for all
- * programs of a session, and an output new.NAME is NAME after the run. */
+ * programs of a session, and an output new.NAME is NAME after the run.
+ *
+ * On a device (session_options.device) plan_value.p is a mirror in the host's memory, and the value
+ * itself lies on the device. At every plan_run come
+ *   to the device   inputs that no program of the session makes as NAME or new.NAME, and that are
+ *                   no parameters: tokens, targets, count, hyper, past, slots ...
+ *   back            outputs that no program reads and that are not new.NAME: logits, ctl, sumsq ...
+ * All others (parameters, moments, caches, gradients and loss beside an optimiser) stay where they
+ * are, and session_push and session_pull move them: push after the host has set them, pull before
+ * it reads them. On a CPU both do nothing. compiler/script.h runs several plans as one. */
 #ifndef STRATA_COMPILER_PROGRAM_H
 #define STRATA_COMPILER_PROGRAM_H
 #include "compiler/lower.h"
@@ -20,15 +29,19 @@ struct program;
 struct plan;
 
 struct session_options {
-    const char *cpu;   /* native (also NULL), x86-64-v3, x86-64-v4 */
-    const char *gpu;   /* plans for a GPU of this architecture, as sm_90a; NULL: for the CPU */
-    unsigned threads;  /* 0: as pool_open */
-    struct diag *diag; /* for passes and for places in the specification; outlives the session */
+    const char *cpu;    /* native (also NULL), x86-64-v3, x86-64-v4 */
+    const char *device; /* runs on cuda or cuda:N; NULL or cpu: on the CPU */
+    const char *gpu;    /* plans only, for a GPU of this architecture, as sm_90a; NULL: for what it
+                         * runs on */
+    bool no_library;    /* on a GPU all products by kernels of ours, whose sums do not depend on how
+                         * many rows there are */
+    unsigned threads;   /* 0: as pool_open */
+    struct diag *diag;  /* for passes and for places in the specification; outlives the session */
     struct pipeline_options pipeline;
     uint64_t cache_bytes; /* as jit_options */
 };
-/* Starts no threads, and needs neither a compiler nor the cpu it plans for, before session_compile.
- * RT_user for an unknown cpu. */
+/* Starts no threads, and needs neither a compiler nor the cpu it plans for, before session_compile;
+ * a device is opened. RT_user for an unknown cpu or device. */
 enum rt_status session_open(const struct session_options *o, struct session **out,
                             struct rt_error *err);
 /* Closes the session with all its programs and plans. NULL is fine. */
@@ -51,8 +64,12 @@ void program_emit_c(struct program *p, int64_t B, int64_t T, const char *title, 
 /* Makes all plans so far ready: memory, threads, and every kernel that is not loaded yet, compiled
  * together. Quick when nothing is missing. rep may be NULL. Statuses as jit_load, exec_open. */
 enum rt_status session_compile(struct session *s, struct jit_report *rep, struct rt_error *err);
-/* Whether the session's CPU has bf16 products (train.precision: bf16). */
+/* Whether what the session runs on has bf16 products (train.precision: bf16). */
 bool session_bf16(const struct session *s);
+/* The device; NULL on a CPU. */
+const struct gpu_about *session_device(const struct session *s);
+/* RT_ok, or the first failure of the device in a run or a script: none runs after it. */
+enum rt_status session_status(const struct session *s, struct rt_error *err);
 /* The pool, for work of the caller between runs; NULL before session_compile. */
 struct pool *session_pool(const struct session *s);
 
@@ -65,19 +82,44 @@ struct plan_value {
     int64_t dims[SA_RANK];
     int64_t count; /* elements */
     size_t bytes;
+    uint64_t device; /* its address on the device; 0 on a CPU */
 };
+/* From the host's mirror to the device, and back; nothing on a CPU. */
+enum rt_status session_push(struct session *s, const struct plan_value *v, struct rt_error *err);
+enum rt_status session_pull(struct session *s, const struct plan_value *v, struct rt_error *err);
+
+/* Memory beside the values of plans: `count` floats, zero at first, ready after the next
+ * session_compile. Names differ from all others. */
+const struct plan_value *session_value(struct session *s, const char *name, int64_t count);
+/* Floats in a row, wherever the session runs. */
+struct session_span {
+    float *p;
+    uint64_t device;
+    size_t n;
+};
+enum combine_op { COMBINE_sum, COMBINE_max, COMBINE_copy };
+/* to[i] = a[i] + b[i], a[i] > b[i] ? a[i] : b[i], or a[i], for all i of `to`, which may be a or b.
+ * On a CPU by the pool. */
+void session_combine(struct session *s, struct session_span to, struct session_span a,
+                     struct session_span b, enum combine_op op);
+
 /* An input, parameter or output of a plan that is ready; NULL where it has no such name. */
 const struct plan_value *plan_value(const struct plan *plan, const char *name);
 /* All of them, in the order of the graph: parameters and inputs, then outputs. */
 const struct plan_value *plan_values(const struct plan *plan, size_t *n);
-/* Runs all steps of a plan that is ready. Allocates nothing. */
+/* Runs all steps of a plan that is ready. Allocates nothing. On a device it ends with the outputs
+ * in their mirrors; a failure is kept for session_status. */
 void plan_run(struct plan *plan);
 struct program *plan_program(const struct plan *plan);
 /* Its steps, and the node of each. */
 const struct lowered *plan_lowered(const struct plan *plan);
 struct ir_bind plan_bind(const struct plan *plan);
-/* For profiling (exec_profile); NULL before session_compile. */
-struct exec *plan_exec(const struct plan *plan);
+/* Whether it can run: a session_compile came after program_plan. */
+bool plan_ready(const struct plan *plan);
+/* Measures every step of a ready plan from now on, from zero (on), or stops. */
+void plan_profile(struct plan *plan, bool on);
+/* Per step of plan_lowered; NULL where nothing was measured. */
+const struct exec_tally *plan_tally(const struct plan *plan);
 /* Planned bytes per arena: persistent is that of all programs of the session together, scratch is
  * shared by all plans (the largest counts), slot is this plan's own. */
 void program_memory(const struct plan *plan, uint64_t bytes[SA_external]);

@@ -12,7 +12,11 @@ static struct texts texts;
 void run_open(struct run *r, struct cli *c, const struct model *m, const struct run_options *o)
 {
     *r = (struct run){.cli = c, .model = m, .params = params_of(c->arena, m)};
-    struct session_options s = {.cpu = o->cpu, .threads = (unsigned)o->threads, .diag = c->diag};
+    struct session_options s = {.cpu = o->cpu,
+                                .device = o->device,
+                                .no_library = o->no_library,
+                                .threads = (unsigned)o->threads,
+                                .diag = c->diag};
     if (o->threads < 0 || o->threads > 1024)
         cli_fail((enum rt_status)EXIT_USAGE, "--threads must be from 1 to 1024");
     s.pipeline = (struct pipeline_options){
@@ -97,6 +101,7 @@ void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
     r->seconds[RUN_load] += mem_seconds() - begin - rep->seconds;
     run_texts();
     if (r->weights) return;
+    r->weights_plan = plan;
     r->weights = NEW(r->cli->arena, float *, r->params->n);
     for (size_t i = 0; i < r->params->n; i++) {
         const struct param *p = &r->params->p[i];
@@ -108,6 +113,34 @@ void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
 void run_close(struct run *r)
 {
     session_close(r->session);
+}
+
+static void move_weights(struct run *r, bool push)
+{
+    struct rt_error *err = &r->cli->err;
+    if (!session_device(r->session)) return;
+    for (size_t i = 0; i < r->params->n; i++) {
+        const struct plan_value *v = plan_value(r->weights_plan, r->params->p[i].name);
+        if (!v) continue;
+        cli_check(r->cli,
+                  push ? session_push(r->session, v, err) : session_pull(r->session, v, err));
+    }
+}
+
+void run_push(struct run *r)
+{
+    move_weights(r, true);
+}
+
+void run_pull(struct run *r)
+{
+    move_weights(r, false);
+}
+
+void run_now(struct run *r, struct plan *p)
+{
+    plan_run(p);
+    cli_check(r->cli, session_status(r->session, &r->cli->err));
 }
 
 void run_refused(void *cli, const char *step_dir, const char *why)
@@ -122,5 +155,6 @@ void run_load(struct run *r, const char *path, char found[PATH_MAX])
     struct cli *c = r->cli;
     cli_check(c, ckpt_weights(path, run_refused, c, real, &c->err));
     cli_check(c, weights_load(r->params, real, r->weights, c->diag, &c->err));
+    run_push(r);
     cli_diagnostics(c); /* tensors that are not used */
 }

@@ -20,7 +20,8 @@ struct run {
     const struct model *model;
     struct params *params;
     struct session *session;
-    float **weights; /* per parameter; set by run_ready */
+    float **weights; /* per parameter; set by run_ready. On a device mirrors: see run_push */
+    const struct plan *weights_plan; /* whose values they are */
     double seconds[RUN_PHASES];
     size_t compiled, cached; /* kernels */
 };
@@ -28,9 +29,20 @@ struct run {
 /* Options of every command that compiles: --cpu, --threads, --skip ... */
 struct run_options {
     const char *cpu, *skip, *dump_ir, *repro;
+    const char *device; /* of RUN_DEVICE */
     int64_t threads;
     bool report, time_passes, roundtrip;
+    bool no_library; /* as session_options; no option of a command */
 };
+/* Beside RUN_OPTIONS, of commands that run programs. */
+#define RUN_DEVICE(o)                   \
+    {                                   \
+        "device", CLI_text, &(o).device \
+    }
+#define RUN_DEVICE_HELP                                                                       \
+    "  --device D         cpu (default), cuda or cuda:N: the GPU to run on ('strata doctor' " \
+    "tells\n"                                                                                 \
+    "                     whether there is one)\n"
 #define RUN_OPTIONS(o)                                                                  \
     {"cpu", CLI_text, &(o).cpu}, {"threads", CLI_int, &(o).threads},                    \
         {"skip", CLI_text, &(o).skip}, {"dump-ir", CLI_text, &(o).dump_ir},             \
@@ -66,9 +78,15 @@ void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep);
 /* Prints what --dump-ir, --report and --time-passes have so far; run_ready does it too. */
 void run_texts(void);
 void run_close(struct run *r);
-/* Weights from --weights PATH (file, Hugging Face folder, step folder or run folder); exits on
- * failure. `found`, where it is not NULL, becomes the file or folder that is read (of a run folder
- * the newest valid step). */
+/* The weights from the host to the device, after setting them; back before reading them. Nothing on
+ * a CPU. Exits on failure. */
+void run_push(struct run *r);
+void run_pull(struct run *r);
+/* Runs a plan; exits where the device fails. */
+void run_now(struct run *r, struct plan *p);
+/* Weights (also to the device) from --weights PATH (file, Hugging Face folder, step folder or run
+ * folder); exits on failure. `found`, where it is not NULL, becomes the file or folder that is read
+ * (of a run folder the newest valid step). */
 void run_load(struct run *r, const char *path, char found[PATH_MAX]);
 /* A ckpt_refused_fn that warns on standard error; its context is not used. */
 void run_refused(void *cli, const char *step_dir, const char *why);

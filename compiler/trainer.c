@@ -51,12 +51,22 @@ static void open_programs(struct trainer *t)
     }
 }
 
-static float *value(const struct plan *p, const char *name, size_t *n)
+static const struct plan_value *find(const struct plan *p, const char *name)
 {
     const struct plan_value *v = plan_value(p, name);
     if (!v) BUG("no value %s", name);
-    if (n) *n = (size_t)v->count;
-    return v->p;
+    return v;
+}
+
+static float *value(const struct plan *p, const char *name)
+{
+    return find(p, name)->p;
+}
+
+static struct span_f span_of(const struct plan *p, const char *shown, const char *name)
+{
+    const struct plan_value *v = find(p, name);
+    return (struct span_f){shown, v->p, (size_t)v->count, v->device};
 }
 
 static void list_grads(struct trainer *t)
@@ -65,49 +75,23 @@ static void list_grads(struct trainer *t)
     for (size_t i = 0; i < t->run.params->n; i++) {
         const struct param *p = &t->run.params->p[i];
         if (p->kind == PARAM_state) continue;
-        struct span_f g = {.name = p->name};
-        g.p = value(t->train, str_fmt(a, "grad.%s", p->name), &g.n);
-        vec_push(a, &t->grads, g);
+        const char *name = str_fmt(a, "grad.%s", p->name);
+        vec_push(a, &t->grads, span_of(t->train, p->name, name));
     }
     const struct model *m = t->run.model;
     for (size_t i = 0; i < m->num_layers; i++) {
         if (m->ffn[m->layer[i].ffn].type != FFN_moe) continue;
-        struct span_f g = {.name = str_fmt(a, "load.model.layers.%zu.block_sparse_moe", i)};
-        g.p = value(t->train, g.name, &g.n);
-        vec_push(a, &t->grads, g);
-        vec_push(a, &t->loads, g);
+        const char *name = str_fmt(a, "load.model.layers.%zu.block_sparse_moe", i);
+        vec_push(a, &t->grads, span_of(t->train, name, name));
+        vec_push(a, &t->loads, vec_last(&t->grads));
     }
     for (size_t i = 0; i < m->num_layers; i++) {
         if (!build_clips_logits(m, &m->mixer[m->layer[i].mixer])) continue;
-        struct span_f g = {.name = str_fmt(a, "logit_max.model.layers.%zu", i)};
-        g.p = value(t->train, g.name, &g.n);
-        vec_push(a, &t->tops, g);
+        const char *name = str_fmt(a, "logit_max.model.layers.%zu", i);
+        vec_push(a, &t->tops, span_of(t->train, name, name));
     }
-    t->top_sofar = NEW(a, float *, t->tops.n);
-    for (size_t i = 0; i < t->tops.n; i++) t->top_sofar[i] = NEW(a, float, t->tops.p[i].n);
     t->idle = NEW(a, float *, t->loads.n);
     for (size_t i = 0; i < t->loads.n; i++) t->idle[i] = NEW(a, float, t->loads.p[i].n);
-}
-
-static size_t grad_floats(const struct trainer *t)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < t->grads.n; i++) n += t->grads.p[i].n;
-    return n;
-}
-
-/* Partial sums: one set of gradients for every level of the tree below the root. */
-static void open_levels(struct trainer *t)
-{
-    int levels = 0;
-    while ((t->micro - 1) >> levels) levels++;
-    t->level = NEW(t->run.cli->arena, float *, levels);
-    for (int i = 0; i < levels; i++) {
-        t->level[i] = mem_alloc(grad_floats(t) * sizeof(float));
-        if (!t->level[i])
-            cli_fail(RT_machine, "no memory to sum the gradients of %lld micro-batches",
-                     (long long)t->micro);
-    }
 }
 
 static void open_all(struct trainer *t, struct cli *c, const struct model *m,
@@ -125,7 +109,8 @@ static void open_all(struct trainer *t, struct cli *c, const struct model *m,
     open_programs(t);
     run_ready(&t->run, t->train, NULL);
     list_grads(t);
-    open_levels(t);
+    t->batch_step = UINT64_MAX;
+    trainer_script(t);
 }
 
 void trainer_open(struct trainer *t, struct cli *c, const struct model *m,
@@ -153,6 +138,7 @@ void trainer_start(struct trainer *t, const char *weights)
         run_load(&t->run, weights, NULL);
     else
         weights_init(t->run.params, t->run.model->train.seed, t->run.weights);
+    run_push(&t->run);
 }
 
 /* ---- one step ---- */
@@ -185,105 +171,53 @@ static void read_window(struct trainer *t, uint64_t k)
     }
 }
 
-/* Reads the whole batch; returns how many targets count. */
-static double read_batch(struct trainer *t)
+/* Reads the whole batch of a step, where that has not been done. */
+static void read_batch(struct trainer *t, uint64_t step)
 {
     const struct train_spec *s = &t->run.model->train;
     size_t T = (size_t)s->seq_len;
-    double count = 0;
+    if (t->batch_step == step) return;
+    t->count = 0;
     for (size_t row = 0; row < (size_t)s->batch_size; row++) {
-        uint64_t k = t->step * (uint64_t)s->batch_size + row;
+        uint64_t k = step * (uint64_t)s->batch_size + row;
         read_window(t, k);
         dataset_targets(t->window, T, t->inputs + row * T, t->targets + row * T);
-        for (size_t i = 0; i < T; i++) count += t->targets[row * T + i] >= 0;
+        for (size_t i = 0; i < T; i++) t->count += t->targets[row * T + i] >= 0;
     }
-    return count;
+    t->batch_step = step;
 }
 
-static void bind(struct trainer *t, const struct plan *p, size_t first_row, double count)
+static void set(struct trainer *t, size_t run, const char *name, const void *from, size_t bytes)
 {
-    size_t T = (size_t)t->run.model->train.seq_len, n = (size_t)t->rows * T;
-    memcpy(value(p, "tokens", NULL), t->inputs + first_row * T, n * 4);
-    memcpy(value(p, "targets", NULL), t->targets + first_row * T, n * 4);
-    *value(p, "count", NULL) = (float)count;
+    void *to = script_input(t->script, run, name);
+    if (!to) BUG("the step has no input %s", name);
+    memcpy(to, from, bytes);
 }
 
-struct add { /* to[i] = a[i] + b[i] */
-    float *to;
-    const float *a, *b;
-};
-
-static void add_part(void *arg, int64_t lo, int64_t hi, unsigned worker)
+/* The whole batch to the inputs of the step's micro-batches. */
+static void bind_batch(struct trainer *t)
 {
-    const struct add *x = arg;
-    (void)worker;
-    for (int64_t i = lo; i < hi; i++) x->to[i] = x->a[i] + x->b[i];
-}
-
-/* Adds a level to the gradients in place, or (store) writes them to the level. */
-static void level_move(struct trainer *t, int level, bool store)
-{
-    float *at = t->level[level];
-    for (size_t i = 0; i < t->grads.n; i++) {
-        struct span_f *g = &t->grads.p[i];
-        if (store) {
-            memcpy(at, g->p, g->n * sizeof *at);
-        } else {
-            struct add x = {g->p, at, g->p};
-            pool_run(session_pool(t->run.session), add_part, &x, (int64_t)g->n, 65536);
-        }
-        at += g->n;
+    size_t n = (size_t)(t->rows * t->run.model->train.seq_len);
+    const float count = t->count > 0 ? (float)t->count : 1;
+    for (int64_t i = 0; i < t->micro; i++) {
+        set(t, t->micro_run[i], "tokens", t->inputs + (size_t)i * n, n * sizeof *t->inputs);
+        set(t, t->micro_run[i], "targets", t->targets + (size_t)i * n, n * sizeof *t->targets);
+        set(t, t->micro_run[i], "count", &count, sizeof count);
     }
-}
-
-/* After micro-batch i: the tree is that of a binary counter, the same whatever runs the parts
- * where. */
-static void accumulate(struct trainer *t, int64_t i, float *loss, float *level_loss)
-{
-    bool last = i == t->micro - 1;
-    int level = 0;
-    for (; i >> level; level++) {
-        if (!(i >> level & 1)) {
-            if (!last) break;
-            continue;
-        }
-        level_move(t, level, false);
-        *loss = level_loss[level] + *loss;
-    }
-    if (last) return;
-    level_move(t, level, true);
-    level_loss[level] = *loss;
-}
-
-/* After micro-batch i: the largest logits are those of all micro-batches so far. */
-static float gather_tops(struct trainer *t, int64_t i)
-{
-    float most = -INFINITY;
-    for (size_t k = 0; k < t->tops.n; k++) {
-        struct span_f *g = &t->tops.p[k];
-        for (size_t h = 0; h < g->n; h++) {
-            if (i > 0 && t->top_sofar[k][h] > g->p[h]) g->p[h] = t->top_sofar[k][h];
-            t->top_sofar[k][h] = g->p[h];
-            most = g->p[h] > most ? g->p[h] : most;
-        }
-    }
-    return most;
 }
 
 static void set_hyper(struct trainer *t, double lr)
 {
     const struct train_spec *s = &t->run.model->train;
-    float *h = value(t->apply, "hyper", NULL);
     double updates = (double)(t->step - t->skipped + 1);
-    h[0] = (float)lr;
-    h[1] = (float)-expm1(updates * log(s->beta1));
-    h[2] = (float)-expm1(updates * log(s->beta2));
-    h[3] = 0;
+    const float hyper[4] = {(float)lr, (float)-expm1(updates * log(s->beta1)),
+                            (float)-expm1(updates * log(s->beta2)), 0};
+    set(t, t->apply_run, "hyper", hyper, sizeof hyper);
 }
 
 static const char *find_culprit(struct trainer *t)
 {
-    const double *sq = (const double *)(const void *)value(t->apply, "sumsq", NULL);
+    const double *sq = (const double *)(const void *)value(t->apply, "sumsq");
     size_t k = 0;
     for (size_t i = 0; i < t->run.params->n; i++)
         if (t->run.params->p[i].kind != PARAM_state && !isfinite(sq[k++]))
@@ -291,21 +225,29 @@ static const char *find_culprit(struct trainer *t)
     return "loss";
 }
 
+static float largest_logit(const struct trainer *t)
+{
+    float most = -INFINITY;
+    for (size_t k = 0; k < t->tops.n; k++)
+        for (size_t h = 0; h < t->tops.p[k].n; h++)
+            most = t->tops.p[k].p[h] > most ? t->tops.p[k].p[h] : most;
+    return most;
+}
+
 struct step_result trainer_step(struct trainer *t)
 {
+    struct cli *c = t->run.cli;
     struct step_result r = {.lr = train_lr(&t->run.model->train, t->step)};
-    double begin = now(), count = read_batch(t);
-    float *loss = value(t->train, "loss", NULL), level_loss[64];
-    for (int64_t i = 0; i < t->micro; i++) {
-        bind(t, t->train, (size_t)(i * t->rows), count > 0 ? count : 1);
-        plan_run(t->train);
-        if (t->micro > 1) accumulate(t, i, loss, level_loss);
-        r.logit_max = gather_tops(t, i);
-    }
+    double begin = now();
+    read_batch(t, t->step);
+    bind_batch(t);
     set_hyper(t, r.lr);
-    plan_run(t->apply);
-    const float *ctl = value(t->apply, "ctl", NULL);
-    r.loss = *loss, r.grad_norm = ctl[0], r.finite = ctl[2] != 0;
+    cli_check(c, script_launch(t->script, &c->err));
+    if (t->step + 1 < (uint64_t)t->run.model->train.steps) read_batch(t, t->step + 1);
+    cli_check(c, script_wait(t->script, &c->err));
+    const float *ctl = value(t->apply, "ctl");
+    r.loss = *value(t->train, "loss"), r.grad_norm = ctl[0], r.finite = ctl[2] != 0;
+    r.logit_max = largest_logit(t);
     r.seconds = now() - begin;
     t->bad_in_row = r.finite ? 0 : t->bad_in_row + 1;
     if (!r.finite) t->skipped++, r.culprit = find_culprit(t);
@@ -315,21 +257,25 @@ struct step_result trainer_step(struct trainer *t)
 
 /* ---- evaluation ---- */
 
-/* Fills rows from validation windows first ..; rows past the last count for nothing. */
-static double read_validation(struct trainer *t, uint64_t first, uint64_t windows)
+/* Fills a plan's inputs from validation windows first ..; rows past the last count for nothing.
+ * Returns how many targets count. */
+static double bind_validation(struct trainer *t, const struct plan *p, uint64_t first,
+                              uint64_t windows)
 {
     struct cli *c = t->run.cli;
     size_t T = (size_t)t->run.model->train.seq_len;
+    int32_t *in = find(p, "tokens")->p, *targets = find(p, "targets")->p;
     double count = 0;
     for (size_t row = 0; row < (size_t)t->rows; row++) {
         bool there = first + row < windows;
         if (there) cli_check(c, dataset_val(t->data, first + row, t->window, &c->err));
-        dataset_targets(t->window, T, t->inputs + row * T, t->targets + row * T);
+        dataset_targets(t->window, T, in + row * T, targets + row * T);
         for (size_t i = 0; i < T; i++) {
-            if (!there) t->targets[row * T + i] = -1;
-            count += t->targets[row * T + i] >= 0;
+            if (!there) targets[row * T + i] = -1;
+            count += targets[row * T + i] >= 0;
         }
     }
+    *value(p, "count") = count > 0 ? (float)count : 1;
     return count;
 }
 
@@ -342,11 +288,12 @@ double trainer_validate(struct trainer *t)
         windows = (uint64_t)s->eval_sequences;
     double sum = 0, all = 0;
     for (uint64_t at = 0; at < windows; at += (uint64_t)t->rows) {
-        double count = read_validation(t, at, windows);
+        double count = bind_validation(t, t->loss, at, windows);
         if (count == 0) continue;
-        bind(t, t->loss, 0, count);
-        plan_run(t->loss);
-        sum += (double)*value(t->loss, "loss", NULL) * count;
+        const struct plan_value *loss = find(t->loss, "loss");
+        run_now(&t->run, t->loss);
+        cli_check(t->run.cli, session_pull(t->run.session, loss, &t->run.cli->err));
+        sum += (double)*(const float *)loss->p * count;
         all += count;
     }
     return all > 0 ? sum / all : -1;
@@ -355,10 +302,9 @@ double trainer_validate(struct trainer *t)
 void trainer_probes(struct trainer *t, struct metrics *m)
 {
     if (!t->probe) return;
-    double count = read_validation(t, 0, dataset_val_windows(t->data));
+    bind_validation(t, t->probe, 0, dataset_val_windows(t->data));
     double rows = (double)(t->rows * t->run.model->train.seq_len);
-    bind(t, t->probe, 0, count > 0 ? count : 1);
-    plan_run(t->probe);
+    run_now(&t->run, t->probe);
     size_t n;
     const struct plan_value *v = plan_values(t->probe, &n);
     double width = (double)t->run.model->hidden_size;

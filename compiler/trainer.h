@@ -3,6 +3,7 @@
 #ifndef STRATA_COMPILER_TRAINER_H
 #define STRATA_COMPILER_TRAINER_H
 #include "compiler/run.h"
+#include "compiler/script.h"
 #include "runtime/checkpoint.h"
 #include "runtime/dataset.h"
 #include "runtime/metrics.h"
@@ -10,10 +11,11 @@
 /* Non-finite steps in a row that end a run. */
 enum { TRAIN_MAX_BAD = 10 };
 
-struct span_f { /* a gradient, or the load of a router, in memory */
+struct span_f { /* a gradient, or the load of a router, in memory (see session_span) */
     const char *name;
     float *p;
     size_t n;
+    uint64_t device;
 };
 struct trainer {
     struct run run;
@@ -21,16 +23,19 @@ struct trainer {
     struct dataset *data;                      /* NULL: random ids */
     struct plan *train, *apply, *loss, *probe; /* loss, probe: NULL where nothing is evaluated */
     int64_t micro, rows;                       /* micro-batches; sequences in one */
-    int32_t *inputs, *targets;                 /* of the whole batch */
+    int32_t *inputs, *targets;                 /* of the whole batch of step batch_step */
+    double count;                              /* its targets that count */
+    uint64_t batch_step;                       /* UINT64_MAX: none was read */
     int32_t *window;                           /* T + 1 */
     VEC(struct span_f) grads;                  /* grad.* in params order, then load.* */
     VEC(struct span_f) tops;                   /* logit_max.*: largest logit per head */
     VEC(struct span_f) loads;                  /* tokens per expert, of every MoE sublayer */
-    float **idle;      /* per load and expert: steps in a row without a token (alarms.h) */
-    float **top_sofar; /* per logit_max: over the micro-batches so far */
-    float **level;     /* partial sums of the binary tree over micro-batches */
-    uint64_t step;     /* steps done */
-    uint64_t skipped;  /* of them, left out because something was not finite */
+    float **idle;          /* per load and expert: steps in a row without a token (alarms.h) */
+    struct script *script; /* a whole step, */
+    size_t *micro_run;     /* in it the run of every micro-batch, */
+    size_t apply_run;      /* and of the optimiser */
+    uint64_t step;         /* steps done */
+    uint64_t skipped;      /* of them, left out because something was not finite */
     unsigned bad_in_row;
 };
 struct step_result {
@@ -49,6 +54,8 @@ void trainer_open(struct trainer *t, struct cli *c, const struct model *m,
 void trainer_open_random(struct trainer *t, struct cli *c, const struct model *m,
                          const struct run_options *o);
 void trainer_close(struct trainer *t);
+/* Puts the step together as a script (trainer_script.c); for trainer_open. */
+void trainer_script(struct trainer *t);
 /* Fresh weights of the seed, or those of a file (NULL = fresh). Moments are zero. */
 void trainer_start(struct trainer *t, const char *weights);
 /* Learning rate of step s (spec-contract section 2, schedule). */

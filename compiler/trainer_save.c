@@ -20,6 +20,19 @@ static struct moments moments(const struct trainer *t, struct arena *a, const ch
     return m;
 }
 
+/* Both moments from the device or to it; nothing on a CPU. */
+static enum rt_status move_moments(const struct trainer *t, bool push, struct rt_error *err)
+{
+    struct session *s = t->run.session;
+    size_t n;
+    const struct plan_value *v = plan_values(t->apply, &n);
+    for (size_t i = 0; i < n; i++) {
+        if (strncmp(v[i].name, "m.", 2) && strncmp(v[i].name, "v.", 2)) continue;
+        RT_TRY(push ? session_push(s, &v[i], err) : session_pull(s, &v[i], err));
+    }
+    return RT_ok;
+}
+
 /* How long every expert has been idle, as idle.model.layers.N.block_sparse_moe [E]. */
 static void list_idle(const struct trainer *t, struct arena *a, tf_list *out)
 {
@@ -55,6 +68,8 @@ static struct ckpt_state state_of(const struct trainer *t)
 
 enum rt_status trainer_save(struct trainer *t, struct ckpt_dir *dir, struct rt_error *err)
 {
+    run_pull(&t->run);
+    RT_TRY(move_moments(t, false, err));
     struct arena *a = arena_open("save");
     tf_list model = {0}, opt = {0};
     struct moments m = moments(t, a, "m."), v = moments(t, a, "v.");
@@ -116,6 +131,7 @@ static void load_moments(struct trainer *t, const char *path)
     cli_check(c, weights_read(t->run.params, f, path, "v.", v.keep, v.p, c->diag, &c->err));
     load_idle(t, f, path);
     tensorfile_close(f);
+    cli_check(c, move_moments(t, true, &c->err));
 }
 
 bool trainer_resume(struct trainer *t, const char *dir)
@@ -137,6 +153,7 @@ bool trainer_resume(struct trainer *t, const char *dir)
                  t->run.model->train.data_path);
     const char *model = str_fmt(c->arena, "%s/model.safetensors", step_dir);
     cli_check(c, weights_load(t->run.params, model, t->run.weights, c->diag, &c->err));
+    run_push(&t->run);
     load_moments(t, str_fmt(c->arena, "%s/optimizer.safetensors", step_dir));
     t->step = step, t->skipped = (uint64_t)skipped, t->bad_in_row = (unsigned)bad;
     return true;

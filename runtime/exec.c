@@ -252,25 +252,35 @@ static int longest_first(const void *pa, const void *pb)
     return strcmp(a->label, b->label);
 }
 
+const struct exec_tally *exec_tally(const struct exec *x)
+{
+    return x->tally;
+}
+
 void exec_profile_print(const struct exec *x, struct sb *out)
 {
-    if (!x->tally) return;
+    exec_tally_print(x->plan, x->tally, out);
+}
+
+void exec_tally_print(const struct sa_plan *p, const struct exec_tally *tally, struct sb *out)
+{
+    if (!tally) return;
     struct arena *a = arena_open("profile");
-    struct row *row = NEW(a, struct row, x->plan->num_steps);
+    struct row *row = NEW(a, struct row, p->num_steps);
     struct map index; /* label to row + 1 */
     map_init(&index, a);
     uint32_t rows = 0;
     double total = 0;
-    for (uint32_t i = 0; i < x->plan->num_steps; i++) {
-        if (!x->tally[i].calls) continue;
-        uint32_t *at = map_str(&index, str_of(x->plan->steps[i].label));
+    for (uint32_t i = 0; i < p->num_steps; i++) {
+        if (!tally[i].calls) continue;
+        uint32_t *at = map_str(&index, str_of(p->steps[i].label));
         if (!*at) {
-            row[rows].label = x->plan->steps[i].label;
+            row[rows].label = p->steps[i].label;
             *at = ++rows;
         }
-        row[*at - 1].sum.seconds += x->tally[i].seconds;
-        row[*at - 1].sum.calls += x->tally[i].calls;
-        total += x->tally[i].seconds;
+        row[*at - 1].sum.seconds += tally[i].seconds;
+        row[*at - 1].sum.calls += tally[i].calls;
+        total += tally[i].seconds;
     }
     qsort(row, rows, sizeof *row, longest_first);
     sb_printf(out, "%10s %6s %9s %10s  %s\n", "seconds", "share", "calls", "us/call", "step");

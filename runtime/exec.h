@@ -50,6 +50,10 @@ struct exec_tally {
 };
 /* Of step i of the plan; all zero where nothing was measured. */
 struct exec_tally exec_profile_step(const struct exec *x, uint32_t i);
+/* Per step, NULL where nothing was measured. */
+const struct exec_tally *exec_tally(const struct exec *x);
 /* The table so far, one line per label, longest time first: seconds, share, calls, us a call. */
 void exec_profile_print(const struct exec *x, struct sb *out);
+/* The same of any tallies of a plan's steps (NULL: nothing). */
+void exec_tally_print(const struct sa_plan *p, const struct exec_tally *tally, struct sb *out);
 #endif

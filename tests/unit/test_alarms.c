@@ -50,7 +50,7 @@ static void test_dead_experts(void **state)
     struct arena *a = arena_open("test");
     float load[4] = {3, 0, 1, 0}, counts[4] = {0};
     float *const idle[1] = {counts};
-    const struct span_f l = {"load.model.layers.1.block_sparse_moe", load, 4};
+    const struct span_f l = {"load.model.layers.1.block_sparse_moe", load, 4, 0};
     const char *dead;
     for (int i = 1; i <= 2 * ALARM_DEAD_STEPS; i++) {
         if (i == 50) load[3] = 1;

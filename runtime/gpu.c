@@ -1,0 +1,364 @@
+#include "runtime/gpu.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What cuBLAS may use beside its operands; its own advice for large devices. */
+enum { PRODUCT_WORKSPACE = 32 << 20 };
+
+struct gpu {
+    const struct cuda_api *cu;
+    struct gpu_about about;
+    int device;
+    bool retained;
+    struct CUctx_st *context;
+    struct CUstream_st *stream;
+    struct cublasContext *blas;
+    cu_ptr workspace;
+};
+struct gpu_recording {
+    struct CUgraph_st *graph;
+    struct CUgraphExec_st *exec;
+};
+
+#define TRY(call) RT_TRY(cuda_check(CUDA_driver, g->cu->call, #call, err))
+#define BLAS(call) RT_TRY(cuda_check(CUDA_cublas, g->cu->call, #call, err))
+
+/* ---- the device ---- */
+
+/* Kernels for 8.0 run on all of 8.x; from 9.0 on the suffix a gives what only that one has. */
+const char *gpu_arch(int major, int minor)
+{
+    if (major < 8) return NULL;
+    if (major == 8) return "sm_80";
+    if (major == 9) return "sm_90a";
+    if (major == 10) return minor == 3 ? "sm_103a" : "sm_100a";
+    return "sm_120";
+}
+
+static enum rt_status find_device(struct gpu *g, int ordinal, struct rt_error *err)
+{
+    int count = 0, major = 0, minor = 0;
+    struct gpu_about *x = &g->about;
+    unsigned code = g->cu->cuInit(0);
+    if (code != C_CUDA_ERROR_NO_DEVICE) {
+        RT_TRY(cuda_check(CUDA_driver, code, "cuInit(0)", err));
+        TRY(cuDeviceGetCount(&count));
+    }
+    if (!count) return rt_fail(err, RT_user, "the CUDA driver finds no GPU on this machine");
+    if (ordinal < 0 || ordinal >= count)
+        return rt_fail(err, RT_user, "there is no device cuda:%d: the driver finds %d, from cuda:0",
+                       ordinal, count);
+    TRY(cuDeviceGet(&g->device, ordinal));
+    TRY(cuDeviceGetName(x->name, sizeof x->name, g->device));
+    TRY(cuDeviceTotalMem_v2(&x->bytes, g->device));
+    const struct {
+        unsigned attribute;
+        int *to;
+    } ask[] = {{C_CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, &major},
+               {C_CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor},
+               {C_CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, &x->multiprocessors},
+               {C_CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, &x->shared_bytes}};
+    for (size_t i = 0; i < sizeof ask / sizeof *ask; i++)
+        TRY(cuDeviceGetAttribute(ask[i].to, ask[i].attribute, g->device));
+    const char *arch = gpu_arch(major, minor);
+    if (!arch)
+        return rt_fail(err, RT_user, "cuda:%d, %s, has compute capability %d.%d; 8.0 is the least",
+                       ordinal, x->name, major, minor);
+    snprintf(x->arch, sizeof x->arch, "%s", arch);
+    x->ordinal = ordinal;
+    return RT_ok;
+}
+
+static enum rt_status start(struct gpu *g, int ordinal, struct rt_error *err)
+{
+    RT_TRY(find_device(g, ordinal, err));
+    TRY(cuDevicePrimaryCtxRetain(&g->context, g->device));
+    g->retained = true;
+    TRY(cuCtxSetCurrent(g->context));
+    TRY(cuStreamCreate(&g->stream, C_CU_STREAM_NON_BLOCKING));
+    return RT_ok;
+}
+
+enum rt_status gpu_open(int ordinal, struct gpu **out, struct rt_error *err)
+{
+    const struct cuda_api *cu;
+    *out = NULL;
+    RT_TRY(cuda_load(CUDA_driver, &cu, err));
+    struct gpu *g = calloc(1, sizeof *g);
+    CHECK(g);
+    g->cu = cu;
+    enum rt_status st = start(g, ordinal, err);
+    if (st)
+        gpu_close(g);
+    else
+        *out = g;
+    return st;
+}
+
+void gpu_close(struct gpu *g)
+{
+    if (!g) return;
+    if (g->stream) g->cu->cuStreamSynchronize(g->stream);
+    if (g->blas) g->cu->cublasDestroy_v2(g->blas);
+    if (g->workspace) g->cu->cuMemFree_v2(g->workspace);
+    if (g->stream) g->cu->cuStreamDestroy_v2(g->stream);
+    if (g->retained) g->cu->cuDevicePrimaryCtxRelease_v2(g->device);
+    free(g);
+}
+
+const struct gpu_about *gpu_about(const struct gpu *g)
+{
+    return &g->about;
+}
+
+/* ---- memory ---- */
+
+enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *p,
+                         struct rt_error *err)
+{
+    const double gb = 1e-9;
+    size_t left = 0, total = g->about.bytes;
+    *p = 0;
+    if (!bytes) bytes = 256;
+    unsigned code = g->cu->cuMemAlloc_v2(p, bytes);
+    if (code == C_CUDA_ERROR_OUT_OF_MEMORY) {
+        *p = 0;
+        if (g->cu->cuMemGetInfo_v2(&left, &total)) left = 0;
+        return rt_fail(err, RT_machine,
+                       "no memory on cuda:%d (%s) for %.3f GB of %s: %.3f GB of its %.3f GB are "
+                       "free; a smaller train.seq_len, train.batch_size, or more "
+                       "train.micro_batches needs less",
+                       g->about.ordinal, g->about.name, gb * (double)bytes, what, gb * (double)left,
+                       gb * (double)total);
+    }
+    RT_TRY(cuda_check(CUDA_driver, code, "cuMemAlloc_v2", err));
+    TRY(cuMemsetD8Async(*p, 0, bytes, g->stream));
+    return RT_ok;
+}
+
+void gpu_free(struct gpu *g, cu_ptr p)
+{
+    if (!p) return;
+    g->cu->cuStreamSynchronize(g->stream);
+    g->cu->cuMemFree_v2(p);
+}
+
+enum rt_status gpu_pin(struct gpu *g, size_t bytes, void **p, struct rt_error *err)
+{
+    *p = NULL;
+    if (!bytes) bytes = 64;
+    unsigned code = g->cu->cuMemHostAlloc(p, bytes, 0);
+    if (code == C_CUDA_ERROR_OUT_OF_MEMORY)
+        return rt_fail(err, RT_machine,
+                       "no memory of this machine for %zu bytes that the GPU reads", bytes);
+    RT_TRY(cuda_check(CUDA_driver, code, "cuMemHostAlloc", err));
+    memset(*p, 0, bytes);
+    return RT_ok;
+}
+
+void gpu_unpin(struct gpu *g, void *p)
+{
+    if (p) g->cu->cuMemFreeHost(p);
+}
+
+enum rt_status gpu_put(struct gpu *g, cu_ptr to, const void *from, size_t bytes,
+                       struct rt_error *err)
+{
+    if (bytes) TRY(cuMemcpyHtoDAsync_v2(to, from, bytes, g->stream));
+    return RT_ok;
+}
+
+enum rt_status gpu_get(struct gpu *g, void *to, cu_ptr from, size_t bytes, struct rt_error *err)
+{
+    if (bytes) TRY(cuMemcpyDtoHAsync_v2(to, from, bytes, g->stream));
+    return RT_ok;
+}
+
+enum rt_status gpu_wait(struct gpu *g, struct rt_error *err)
+{
+    TRY(cuStreamSynchronize(g->stream));
+    return RT_ok;
+}
+
+/* ---- kernels ---- */
+
+enum rt_status gpu_load(struct gpu *g, const void *image, struct CUmod_st **module,
+                        struct rt_error *err)
+{
+    TRY(cuModuleLoadData(module, image));
+    return RT_ok;
+}
+
+void gpu_unload(struct gpu *g, struct CUmod_st *module)
+{
+    g->cu->cuModuleUnload(module);
+}
+
+enum rt_status gpu_function(struct gpu *g, struct CUmod_st *module, const char *symbol,
+                            struct CUfunc_st **fn, struct rt_error *err)
+{
+    TRY(cuModuleGetFunction(fn, module, symbol));
+    return RT_ok;
+}
+
+enum { SHARED_ALWAYS = 48 << 10 }; /* bytes that a kernel has without asking */
+/* What precedes the values in cuLaunchKernelEx's `extra`. */
+#define PARAMETERS ((void *)1)
+#define PARAMETER_BYTES ((void *)2)
+
+enum rt_status gpu_allow_shared(struct gpu *g, struct CUfunc_st *fn, const char *label,
+                                uint32_t bytes, struct rt_error *err)
+{
+    int now = 0;
+    if (bytes <= SHARED_ALWAYS) return RT_ok;
+    if (bytes > (uint32_t)g->about.shared_bytes)
+        return rt_fail(err, RT_machine,
+                       "step '%s' needs %u bytes of shared memory a block; cuda:%d (%s) has %d",
+                       label, bytes, g->about.ordinal, g->about.name, g->about.shared_bytes);
+    const unsigned most = C_CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    TRY(cuFuncGetAttribute(&now, most, fn));
+    if ((int)bytes > now) TRY(cuFuncSetAttribute(fn, most, (int)bytes));
+    return RT_ok;
+}
+
+enum rt_status gpu_launch(struct gpu *g, struct CUfunc_st *fn, const struct sa_launch *l,
+                          const void *parameters, size_t bytes, struct rt_error *err)
+{
+    const struct cu_launch c = {.grid = {l->grid[0], l->grid[1], l->grid[2]},
+                                .block = {l->threads, 1, 1},
+                                .shared_bytes = l->shared,
+                                .stream = g->stream};
+    union {
+        const void *in;
+        void *out;
+    } p = {parameters}; /* the driver only reads them */
+    void *extra[] = {PARAMETERS, p.out, PARAMETER_BYTES, &bytes, NULL};
+    if (!l->grid[0]) return RT_ok;
+    TRY(cuLaunchKernelEx(&c, fn, NULL, extra));
+    return RT_ok;
+}
+
+/* ---- products ---- */
+
+enum rt_status gpu_open_products(struct gpu *g, struct rt_error *err)
+{
+    if (g->blas) return RT_ok;
+    RT_TRY(cuda_load(CUDA_cublas, NULL, err));
+    if (!g->workspace)
+        RT_TRY(gpu_alloc(g, PRODUCT_WORKSPACE, "workspace of cuBLAS", &g->workspace, err));
+    BLAS(cublasCreate_v2(&g->blas));
+    BLAS(cublasSetStream_v2(g->blas, g->stream)); /* forgets the workspace, so that comes after */
+    BLAS(cublasSetWorkspace_v2(g->blas, (void *)(uintptr_t)g->workspace, PRODUCT_WORKSPACE));
+    /* float32 products without TF32; sums of bf16 products stay float32 to the end */
+    BLAS(cublasSetMathMode(g->blas, C_CUBLAS_DEFAULT_MATH |
+                                        C_CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
+    return RT_ok;
+}
+
+static int number(int64_t n)
+{
+    CHECK(n >= 0 && n <= INT32_MAX);
+    return (int)n;
+}
+
+/* Row-major C = op(A) op(B) is column-major C' = op(B)' op(A)': a row-major matrix read by columns
+ * is its transpose, so B goes first and transposed means the same as here. */
+enum rt_status gpu_product(struct gpu *g, const int64_t *n, const cu_ptr at[3],
+                           struct rt_error *err)
+{
+    const float one = 1, zero = 0;
+    unsigned in = n[SA_P_bf16_in] ? C_CUDA_R_16BF : C_CUDA_R_32F;
+    unsigned out = n[SA_P_bf16_out] ? C_CUDA_R_16BF : C_CUDA_R_32F;
+    unsigned op_a = n[SA_P_ta] ? C_CUBLAS_OP_T : C_CUBLAS_OP_N;
+    unsigned op_b = n[SA_P_tb] ? C_CUBLAS_OP_T : C_CUBLAS_OP_N;
+    const void *a = (const void *)(uintptr_t)at[0], *b = (const void *)(uintptr_t)at[1];
+    void *c = (void *)(uintptr_t)at[2];
+    int M = number(n[SA_P_M]), N = number(n[SA_P_N]), K = number(n[SA_P_K]);
+    int lda = number(n[SA_P_lda]), ldb = number(n[SA_P_ldb]), ldc = number(n[SA_P_ldc]);
+    int batch = number(n[SA_P_batch]);
+    CHECK(g->blas);
+    if (!M || !N || !batch) return RT_ok;
+    if (batch == 1)
+        BLAS(cublasGemmEx(g->blas, op_b, op_a, N, M, K, &one, b, in, ldb, a, in, lda, &zero, c, out,
+                          ldc, C_CUBLAS_COMPUTE_32F, C_CUBLAS_GEMM_DEFAULT));
+    else
+        BLAS(cublasGemmStridedBatchedEx(g->blas, op_b, op_a, N, M, K, &one, b, in, ldb,
+                                        n[SA_P_stride_b], a, in, lda, n[SA_P_stride_a], &zero, c,
+                                        out, ldc, n[SA_P_stride_c], batch, C_CUBLAS_COMPUTE_32F,
+                                        C_CUBLAS_GEMM_DEFAULT));
+    return RT_ok;
+}
+
+/* ---- events ---- */
+
+enum rt_status gpu_event_open(struct gpu *g, bool timing, struct CUevent_st **e,
+                              struct rt_error *err)
+{
+    TRY(cuEventCreate(e, timing ? 0 : C_CU_EVENT_DISABLE_TIMING));
+    return RT_ok;
+}
+
+void gpu_event_close(struct gpu *g, struct CUevent_st *e)
+{
+    if (e) g->cu->cuEventDestroy_v2(e);
+}
+
+enum rt_status gpu_event_record(struct gpu *g, struct CUevent_st *e, struct rt_error *err)
+{
+    TRY(cuEventRecord(e, g->stream));
+    return RT_ok;
+}
+
+enum rt_status gpu_event_wait(struct gpu *g, struct CUevent_st *e, struct rt_error *err)
+{
+    TRY(cuEventSynchronize(e));
+    return RT_ok;
+}
+
+enum rt_status gpu_event_seconds(struct gpu *g, struct CUevent_st *from, struct CUevent_st *to,
+                                 double *seconds, struct rt_error *err)
+{
+    float ms = 0;
+    TRY(cuEventElapsedTime(&ms, from, to));
+    *seconds = 1e-3 * (double)ms;
+    return RT_ok;
+}
+
+/* ---- recordings ---- */
+
+enum rt_status gpu_record_begin(struct gpu *g, struct rt_error *err)
+{
+    TRY(cuStreamBeginCapture_v2(g->stream, C_CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    return RT_ok;
+}
+
+enum rt_status gpu_record_end(struct gpu *g, struct gpu_recording **out, struct rt_error *err)
+{
+    struct gpu_recording r = {0};
+    *out = NULL;
+    TRY(cuStreamEndCapture(g->stream, &r.graph));
+    unsigned code = g->cu->cuGraphInstantiateWithFlags(&r.exec, r.graph, 0);
+    if (code) {
+        g->cu->cuGraphDestroy(r.graph);
+        return cuda_check(CUDA_driver, code, "cuGraphInstantiateWithFlags", err);
+    }
+    *out = malloc(sizeof **out);
+    CHECK(*out);
+    **out = r;
+    return RT_ok;
+}
+
+enum rt_status gpu_replay(struct gpu *g, const struct gpu_recording *r, struct rt_error *err)
+{
+    TRY(cuGraphLaunch(r->exec, g->stream));
+    return RT_ok;
+}
+
+void gpu_recording_close(struct gpu *g, struct gpu_recording *r)
+{
+    if (!r) return;
+    g->cu->cuGraphExecDestroy(r->exec);
+    g->cu->cuGraphDestroy(r->graph);
+    free(r);
+}

@@ -1,0 +1,86 @@
+/* One GPU through NVIDIA's driver: memory, copies, launches, products of cuBLAS, and recordings of
+ * all these that run again at one call. Everything is ordered: there is one stream. Every function
+ * that returns a status gives RT_machine when the driver refuses; what a kernel does wrong is found
+ * by a later call, gpu_wait at the latest. A gpu is used by one thread at a time. */
+#ifndef STRATA_RUNTIME_GPU_H
+#define STRATA_RUNTIME_GPU_H
+#include "abi.h"
+#include "runtime/cuda_api.h"
+#include <stdbool.h>
+
+struct gpu;
+
+struct gpu_about {
+    char name[128];
+    char arch[16]; /* what kernels are compiled for: sm_80, sm_90a ... */
+    int ordinal;
+    int multiprocessors;
+    int shared_bytes; /* the most shared memory of a block */
+    size_t bytes;     /* of memory */
+};
+
+/* The architecture for a compute capability; NULL for one that kernels do not run on. */
+const char *gpu_arch(int major, int minor);
+/* Opens the device with this number, as the driver counts. RT_user without a driver, without such a
+ * device, or for one older than compute capability 8.0. */
+enum rt_status gpu_open(int ordinal, struct gpu **out, struct rt_error *err);
+/* Frees everything that came from it. NULL is fine. */
+void gpu_close(struct gpu *g);
+const struct gpu_about *gpu_about(const struct gpu *g);
+
+/* Zeroed memory of the device, aligned to 256 bytes. `what` is what it is for, in the message when
+ * there is not enough, which says how much was asked for and how much is free. */
+enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *p,
+                         struct rt_error *err);
+/* After everything that was launched. 0 is fine. */
+void gpu_free(struct gpu *g, cu_ptr p);
+/* Zeroed memory of the host that the device copies from and to by itself. */
+enum rt_status gpu_pin(struct gpu *g, size_t bytes, void **p, struct rt_error *err);
+void gpu_unpin(struct gpu *g, void *p);
+
+/* Copies in the order of launches. Ordinary memory of the host may be changed, and has what was
+ * asked for, when the call returns; pinned memory when the device has come that far (gpu_wait). */
+enum rt_status gpu_put(struct gpu *g, cu_ptr to, const void *from, size_t bytes,
+                       struct rt_error *err);
+enum rt_status gpu_get(struct gpu *g, void *to, cu_ptr from, size_t bytes, struct rt_error *err);
+/* Waits until everything launched so far is done. */
+enum rt_status gpu_wait(struct gpu *g, struct rt_error *err);
+
+/* Kernels: a cubin or PTX, and a kernel of it, which is allowed that much dynamic shared memory (or
+ * what it was allowed before, if that is more). */
+enum rt_status gpu_load(struct gpu *g, const void *image, struct CUmod_st **module,
+                        struct rt_error *err);
+void gpu_unload(struct gpu *g, struct CUmod_st *module);
+enum rt_status gpu_function(struct gpu *g, struct CUmod_st *module, const char *symbol,
+                            struct CUfunc_st **fn, struct rt_error *err);
+enum rt_status gpu_allow_shared(struct gpu *g, struct CUfunc_st *fn, const char *label,
+                                uint32_t bytes, struct rt_error *err);
+/* Launches a kernel; `parameters` are its parameters one after the other, as the device has them.
+ * A grid without blocks does nothing. */
+enum rt_status gpu_launch(struct gpu *g, struct CUfunc_st *fn, const struct sa_launch *l,
+                          const void *parameters, size_t bytes, struct rt_error *err);
+/* Loads cuBLAS, for gpu_product; once is enough. RT_user when it is not installed. */
+enum rt_status gpu_open_products(struct gpu *g, struct rt_error *err);
+/* C = op(A) op(B), by cuBLAS; n as enum sa_product, at are A, B, C. */
+enum rt_status gpu_product(struct gpu *g, const int64_t *n, const cu_ptr at[3],
+                           struct rt_error *err);
+
+/* Points in the order of launches. */
+enum rt_status gpu_event_open(struct gpu *g, bool timing, struct CUevent_st **e,
+                              struct rt_error *err);
+void gpu_event_close(struct gpu *g, struct CUevent_st *e);
+enum rt_status gpu_event_record(struct gpu *g, struct CUevent_st *e, struct rt_error *err);
+enum rt_status gpu_event_wait(struct gpu *g, struct CUevent_st *e, struct rt_error *err);
+/* Seconds between two events with timing that have come. */
+enum rt_status gpu_event_seconds(struct gpu *g, struct CUevent_st *from, struct CUevent_st *to,
+                                 double *seconds, struct rt_error *err);
+
+/* Between begin and end nothing runs: copies (of pinned memory) and launches are noted, with their
+ * addresses and parameters, and gpu_replay runs them all at one call. */
+struct gpu_recording;
+enum rt_status gpu_record_begin(struct gpu *g, struct rt_error *err);
+enum rt_status gpu_record_end(struct gpu *g, struct gpu_recording **out, struct rt_error *err);
+enum rt_status gpu_replay(struct gpu *g, const struct gpu_recording *r, struct rt_error *err);
+/* NULL is fine. */
+void gpu_recording_close(struct gpu *g, struct gpu_recording *r);
+#endif

@@ -1,0 +1,151 @@
+#include "runtime/gpu_exec.h"
+#include <stdlib.h>
+
+struct gpu_exec {
+    struct gpu *gpu;
+    const struct sa_plan *plan;
+    struct CUfunc_st **fn;     /* of each kernel */
+    uint64_t *parameter;       /* of all steps: addresses, then integers, eight bytes each */
+    size_t *first;             /* of each step: where its parameters begin */
+    struct CUevent_st **event; /* [num_steps + 1], NULL until profiling is on */
+    struct exec_tally *tally;  /* [num_steps], likewise */
+    bool profiling;
+};
+
+static void *table(size_t n, size_t size)
+{
+    void *p = calloc(n ? n : 1, size);
+    CHECK(p);
+    return p;
+}
+
+static enum rt_status prepare(struct gpu_exec *x, struct rt_error *err)
+{
+    const struct sa_plan *p = x->plan;
+    size_t at = 0;
+    bool products = false;
+    for (uint32_t i = 0; i < p->num_steps; i++) {
+        const struct sa_step *s = &p->steps[i];
+        x->first[i] = at;
+        at += s->num_bufs + s->num_ints;
+        products |= s->kernel == SA_PRODUCT;
+        if (s->kernel == SA_PRODUCT) continue;
+        CHECK(s->kernel < p->num_kernels && x->fn[s->kernel]);
+        RT_TRY(gpu_allow_shared(x->gpu, x->fn[s->kernel], s->label, s->launch.shared, err));
+    }
+    x->parameter = table(at, sizeof *x->parameter);
+    for (uint32_t i = 0; i < p->num_steps; i++) {
+        const struct sa_step *s = &p->steps[i];
+        if (!s->num_ints) continue;
+        memcpy(x->parameter + x->first[i] + s->num_bufs, p->ints + s->first_int,
+               s->num_ints * sizeof *p->ints);
+    }
+    return products ? gpu_open_products(x->gpu, err) : RT_ok;
+}
+
+enum rt_status gpu_exec_open(struct gpu *g, const struct sa_plan *plan, struct CUfunc_st *const *fn,
+                             struct gpu_exec **out, struct rt_error *err)
+{
+    CHECK(plan->num_entries == 1 && !plan->num_externs);
+    CHECK(!plan->entries[0].first_step && plan->entries[0].num_steps == plan->num_steps);
+    struct gpu_exec *x = table(1, sizeof *x);
+    x->gpu = g;
+    x->plan = plan;
+    x->fn = table(plan->num_kernels, sizeof *x->fn);
+    for (uint32_t i = 0; i < plan->num_kernels; i++) x->fn[i] = fn[i];
+    x->first = table(plan->num_steps, sizeof *x->first);
+    enum rt_status st = prepare(x, err);
+    *out = st ? NULL : x;
+    if (st) gpu_exec_close(x);
+    return st;
+}
+
+static void close_events(struct gpu_exec *x)
+{
+    for (uint32_t i = 0; x->event && i <= x->plan->num_steps; i++)
+        gpu_event_close(x->gpu, x->event[i]);
+    free(x->event);
+    x->event = NULL;
+}
+
+void gpu_exec_close(struct gpu_exec *x)
+{
+    if (!x) return;
+    close_events(x);
+    free(x->fn);
+    free(x->first);
+    free(x->parameter);
+    free(x->tally);
+    free(x);
+}
+
+void gpu_exec_place(struct gpu_exec *x, gpu_address *address, const void *arg)
+{
+    const struct sa_plan *p = x->plan;
+    for (uint32_t i = 0; i < p->num_steps; i++)
+        for (uint32_t k = 0; k < p->steps[i].num_bufs; k++)
+            x->parameter[x->first[i] + k] = address(arg, p->bufs[p->steps[i].first_buf + k]);
+}
+
+static enum rt_status run_step(struct gpu_exec *x, uint32_t i, struct rt_error *err)
+{
+    const struct sa_step *s = &x->plan->steps[i];
+    const uint64_t *p = x->parameter + x->first[i];
+    if (s->kernel != SA_PRODUCT)
+        return gpu_launch(x->gpu, x->fn[s->kernel], &s->launch, p,
+                          (s->num_bufs + s->num_ints) * sizeof *p, err);
+    const cu_ptr at[3] = {p[0], p[1], p[2]};
+    return gpu_product(x->gpu, x->plan->ints + s->first_int, at, err);
+}
+
+static enum rt_status add_times(struct gpu_exec *x, struct rt_error *err)
+{
+    RT_TRY(gpu_wait(x->gpu, err));
+    for (uint32_t i = 0; i < x->plan->num_steps; i++) {
+        struct exec_tally *t = &x->tally[i];
+        double s;
+        RT_TRY(gpu_event_seconds(x->gpu, x->event[i], x->event[i + 1], &s, err));
+        if (!t->calls || s < t->best) t->best = s;
+        t->seconds += s;
+        t->calls++;
+    }
+    return RT_ok;
+}
+
+enum rt_status gpu_exec_run(struct gpu_exec *x, struct rt_error *err)
+{
+    if (x->profiling) RT_TRY(gpu_event_record(x->gpu, x->event[0], err));
+    for (uint32_t i = 0; i < x->plan->num_steps; i++) {
+        if (run_step(x, i, err)) {
+            char why[sizeof err->text];
+            memcpy(why, err->text, sizeof why);
+            return rt_fail(err, RT_machine, "step '%s': %s", x->plan->steps[i].label, why);
+        }
+        if (x->profiling) RT_TRY(gpu_event_record(x->gpu, x->event[i + 1], err));
+    }
+    return x->profiling ? add_times(x, err) : RT_ok;
+}
+
+enum rt_status gpu_exec_profile(struct gpu_exec *x, bool on, struct rt_error *err)
+{
+    uint32_t n = x->plan->num_steps;
+    x->profiling = false;
+    if (!on) return RT_ok;
+    if (!x->event) x->event = table((size_t)n + 1, sizeof *x->event);
+    for (uint32_t i = 0; i <= n; i++)
+        if (!x->event[i]) RT_TRY(gpu_event_open(x->gpu, true, &x->event[i], err));
+    free(x->tally);
+    x->tally = table(n, sizeof *x->tally);
+    x->profiling = true;
+    return RT_ok;
+}
+
+bool gpu_exec_profiling(const struct gpu_exec *x)
+{
+    return x->profiling;
+}
+
+const struct exec_tally *gpu_exec_tally(const struct gpu_exec *x)
+{
+    return x->tally;
+}
