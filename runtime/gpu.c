@@ -267,7 +267,7 @@ static int number(int64_t n)
 enum rt_status gpu_product(struct gpu *g, const int64_t *n, const cu_ptr at[3],
                            struct rt_error *err)
 {
-    const float one = 1, zero = 0;
+    const float one = 1, beta = n[SA_P_accumulate] ? 1 : 0;
     unsigned in = n[SA_P_bf16_in] ? C_CUDA_R_16BF : C_CUDA_R_32F;
     unsigned out = n[SA_P_bf16_out] ? C_CUDA_R_16BF : C_CUDA_R_32F;
     unsigned op_a = n[SA_P_ta] ? C_CUBLAS_OP_T : C_CUBLAS_OP_N;
@@ -280,11 +280,11 @@ enum rt_status gpu_product(struct gpu *g, const int64_t *n, const cu_ptr at[3],
     CHECK(g->blas);
     if (!M || !N || !batch) return RT_ok;
     if (batch == 1)
-        BLAS(cublasGemmEx(g->blas, op_b, op_a, N, M, K, &one, b, in, ldb, a, in, lda, &zero, c, out,
+        BLAS(cublasGemmEx(g->blas, op_b, op_a, N, M, K, &one, b, in, ldb, a, in, lda, &beta, c, out,
                           ldc, C_CUBLAS_COMPUTE_32F, C_CUBLAS_GEMM_DEFAULT));
     else
         BLAS(cublasGemmStridedBatchedEx(g->blas, op_b, op_a, N, M, K, &one, b, in, ldb,
-                                        n[SA_P_stride_b], a, in, lda, n[SA_P_stride_a], &zero, c,
+                                        n[SA_P_stride_b], a, in, lda, n[SA_P_stride_a], &beta, c,
                                         out, ldc, n[SA_P_stride_c], batch, C_CUBLAS_COMPUTE_32F,
                                         C_CUBLAS_GEMM_DEFAULT));
     return RT_ok;

@@ -61,7 +61,7 @@ enum rt_status gpu_launch(struct gpu *g, struct CUfunc_st *fn, const struct sa_l
                           const void *parameters, size_t bytes, struct rt_error *err);
 /* Loads cuBLAS, for gpu_product; once is enough. RT_user when it is not installed. */
 enum rt_status gpu_open_products(struct gpu *g, struct rt_error *err);
-/* C = op(A) op(B), by cuBLAS; n as enum sa_product, at are A, B, C. */
+/* C = op(A) op(B) or C += op(A) op(B), by cuBLAS; n as enum sa_product, at are A, B, C. */
 enum rt_status gpu_product(struct gpu *g, const int64_t *n, const cu_ptr at[3],
                            struct rt_error *err);
 
