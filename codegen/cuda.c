@@ -15,8 +15,10 @@ static cg_emit_fn *emitter(enum ir_op op)
     case OP_head_nll:
         return cg_cuda_head;
 
-        /* attention */
-
+    case OP_attention:
+    case OP_attention_grad:
+    case OP_rope:
+    case OP_rope_table: return cg_cuda_attention;
     case OP_last_rows:
         return cg_cuda_cache;
 
@@ -166,6 +168,29 @@ int64_t cg_cuda_width(const struct ir_graph *g, ir_id n, int64_t cols, const uin
         while (!fits(w, bytes, cg_cuda_res_align(g, n, res[i]))) w /= 2;
     }
     return w;
+}
+
+int64_t cg_cuda_vector(const struct cg_emit *e, bool result, uint32_t i, int64_t size)
+{
+    int64_t align = result ? cg_cuda_res_align(e->g, e->n, i) : cg_cuda_src_align(e->g, e->n, i);
+    int64_t bytes = (int64_t)(result ? ir_result_bytes(e->g, e->n, i)
+                                     : ir_elem_bytes(e->g, ir_src(e->g, e->n, i)));
+    return align == 16 && size * bytes % 16 == 0 ? 16 / bytes : 1;
+}
+
+struct str cg_cuda_section(struct arena *a, const char *text, const char *name,
+                           const struct cg_var *vars, size_t n)
+{
+    struct cg_var *used = NEW(a, struct cg_var, n + 1);
+    size_t count = 0;
+    const char *at = strstr(text, str_fmt(a, "//== %s\n", name));
+    CHECK(at);
+    const char *end = strstr(at + 5, "//== ");
+    for (size_t i = 0; i < n; i++) {
+        const char *use = strstr(at, str_fmt(a, "${%s}", vars[i].name));
+        if (use && (!end || use < end)) used[count++] = vars[i];
+    }
+    return cg_section(a, text, name, used, count);
 }
 
 void cg_launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t shared)

@@ -17,6 +17,13 @@ int64_t cg_cuda_res_align(const struct ir_graph *g, ir_id n, uint32_t i);
 int64_t cg_cuda_width(const struct ir_graph *g, ir_id n, int64_t cols, const uint32_t *src,
                       size_t nsrc, const uint32_t *res, size_t nres);
 
+/* How many elements at once a kernel moves of operand i, or of result i, whose rows hold pieces of
+ * `size` elements: those of 16 bytes where all pieces lie so, else 1. */
+int64_t cg_cuda_vector(const struct cg_emit *e, bool result, uint32_t i, int64_t size);
+/* As cg_section, of variables that the text need not all use. */
+struct str cg_cuda_section(struct arena *a, const char *text, const char *name,
+                           const struct cg_var *vars, size_t n);
+
 /* Sets a one-dimensional launch: blocks (0: nothing to do), threads of each, dynamic shared bytes.
  */
 void cg_launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t shared);

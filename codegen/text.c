@@ -25,6 +25,7 @@ const char cg_text_attention[] =
     ;
 const char cg_text_cuda_prelude[] =
 #include "text/cuda_prelude.c.inc"
+#include "text/cuda_tile.c.inc"
     ;
 const char cg_text_peak[] =
 #include "text/peak.c.inc"

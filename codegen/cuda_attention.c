@@ -1,0 +1,204 @@
+/* Attention of whole sequences and rotary embedding on a GPU. */
+#include "codegen/cuda.h"
+#include <math.h>
+
+#pragma GCC diagnostic ignored "-Woverlength-strings"
+static const char text[] =
+#include "text/cuda_attention.c.inc"
+    ;
+
+/* A thread for each of `count` things, in blocks of 256. */
+static void launch_flat(struct cg_step *s, int64_t count)
+{
+    cg_launch(s, (count + 255) / 256, 256, 0);
+}
+
+/* ---- rotary embedding ---- */
+
+static void rope_table(const struct cg_emit *e)
+{
+    int64_t hd = ir_cols(e->g, e->n).add, rows = dim_value(ir_rows(e->g, e->n), e->b);
+    double theta = ir_num(e->g, e->n, AK_theta, 10000);
+    bool cached = ir_at(e->g, e->n)->nsrc > 0;
+    struct sb rates = {0};
+    for (int64_t i = 0; i < hd / 2; i++)
+        sb_printf(&rates, "%s%.17g", i ? ", " : "", pow(theta, -2.0 * (double)i / (double)hd));
+    const struct cg_var v[] = {{"HD", cg_number(e, hd)},
+                               {"RATES", sb_take(&rates, e->a).p},
+                               {"PAST", cached ? "const int32_t *past, " : ""},
+                               {"POSITION", cached ? "past[r / steps] + r % steps" : "r % steps"}};
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "rope_table", v, 4);
+    if (cached)
+        cg_refs(e->a, s, CG_REFS(R_(0), S_(0)));
+    else
+        cg_refs(e->a, s, CG_REFS(R_(0)));
+    cg_nums(e->a, s, CG_NUMS(rows, e->b.T));
+    launch_flat(s, rows * (hd / 2));
+}
+
+static void rope(const struct cg_emit *e)
+{
+    const struct ir_graph *g = e->g;
+    int64_t hd = ir_int(g, e->n, AK_head_dim, 0), h = ir_int(g, e->n, AK_heads, 0);
+    int64_t turned = cg_src_cols(g, e->n, 1, e->b), rows = cg_src_rows(g, e->n, 0, e->b), v = 1;
+    int64_t x = cg_cuda_vector(e, false, 0, turned / 2), y = cg_cuda_vector(e, true, 0, turned / 2);
+    if ((hd - turned) % x == 0 && (hd - turned) % y == 0) v = x > y ? x : y;
+    if (x == 1 || y == 1 || turned / 2 % v || (hd - turned) % v) v = 1;
+    const struct cg_var vars[] = {{"HD", cg_number(e, hd)},
+                                  {"ROTARY", cg_number(e, turned)},
+                                  {"H", cg_number(e, h)},
+                                  {"V", cg_number(e, v)},
+                                  {"TX", cg_cuda_src_type(g, e->n, 0)},
+                                  {"TY", cg_cuda_res_type(g, e->n, 0)},
+                                  {"LDX", cg_number(e, cg_src_ld(g, e->n, 0))},
+                                  {"LDY", cg_number(e, cg_result_ld(g, e->n, 0))},
+                                  {"SIGN", ir_int(g, e->n, AK_inverse, 0) ? "-" : ""}};
+    struct cg_step *s = cg_add_section(e->a, g, e->n, e->out, text, "rope", vars, 9);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0)));
+    cg_nums(e->a, s, CG_NUMS(rows, cg_src_rows(g, e->n, 1, e->b)));
+    launch_flat(s, rows * h * ((hd - turned + turned / 2) / v));
+}
+
+/* ---- attention ---- */
+
+enum { LIMIT = 163 << 10 }; /* shared memory of a block that every supported GPU has */
+
+struct attend {
+    int64_t h, kv, hd, vd, window, ldh, ldv; /* ldh, ldv: row strides of tiles in shared memory */
+    int64_t r;                               /* a tile has 16 r rows */
+    double scale;
+};
+
+static struct attend attend_of(const struct cg_emit *e)
+{
+    struct attend x = {.h = ir_int(e->g, e->n, AK_heads, 0),
+                       .kv = ir_int(e->g, e->n, AK_kv_heads, 0),
+                       .hd = ir_int(e->g, e->n, AK_head_dim, 0),
+                       .vd = ir_int(e->g, e->n, AK_v_dim, 0),
+                       .window = ir_int(e->g, e->n, AK_window, 0),
+                       .scale = (double)(float)ir_num(e->g, e->n, AK_scale, 1)};
+    if (!x.vd) x.vd = x.hd;
+    x.ldh = (x.hd + 63) / 64 * 64 + 4, x.ldv = (x.vd + 63) / 64 * 64 + 4;
+    return x;
+}
+
+/* Bytes of `h` tiles as wide as keys, `v` as values and `p` of probabilities; sets r to the largest
+ * that has room for them. */
+static int64_t tiles_bytes(struct attend *x, int64_t h, int64_t v, int64_t p)
+{
+    for (x->r = 4;; x->r /= 2) {
+        int64_t rows = 16 * x->r, bytes = rows * (h * x->ldh + v * x->ldv + p * (rows + 4)) * 4;
+        if (bytes <= LIMIT) return bytes;
+        if (x->r == 1) BUG("attention: heads of %lld are too large", (long long)x->hd);
+    }
+}
+
+enum { VARS = 40 };
+struct vars {
+    struct cg_var v[VARS];
+    size_t n;
+};
+
+static void set(struct vars *v, const char *name, const char *value)
+{
+    CHECK(v->n < VARS);
+    v->v[v->n++] = (struct cg_var){name, value};
+}
+
+/* Type, vector width and row stride of operand or result i as ${Tname}, ${VEC_name}, ${LD_name}. */
+static void set_value(const struct cg_emit *e, struct vars *v, bool result, uint32_t i,
+                      const char *name, int64_t size)
+{
+    int64_t ld = result ? cg_result_ld(e->g, e->n, i) : cg_src_ld(e->g, e->n, i);
+    set(v, str_fmt(e->a, "T%s", name),
+        result ? cg_cuda_res_type(e->g, e->n, i) : cg_cuda_src_type(e->g, e->n, i));
+    set(v, str_fmt(e->a, "VEC_%s", name), cg_number(e, cg_cuda_vector(e, result, i, size)));
+    set(v, str_fmt(e->a, "LD_%s", name), cg_number(e, ld));
+}
+
+static void set_sizes(const struct cg_emit *e, struct vars *v, const struct attend *x)
+{
+    set(v, "H", cg_number(e, x->h));
+    set(v, "KV", cg_number(e, x->kv));
+    set(v, "HD", cg_number(e, x->hd));
+    set(v, "VD", cg_number(e, x->vd));
+    set(v, "WINDOW", cg_number(e, x->window));
+    set(v, "LDH", cg_number(e, x->ldh));
+    set(v, "LDV", cg_number(e, x->ldv));
+    set(v, "R", cg_number(e, x->r));
+    set(v, "SCALE", str_fmt(e->a, "%.9e", x->scale));
+    set_value(e, v, false, 0, "Q", x->hd);
+    set_value(e, v, false, 1, "K", x->hd);
+    set_value(e, v, false, 2, "V", x->vd);
+}
+
+/* A step of a section behind another one (NULL: none), with those of the variables it uses. */
+static struct cg_step *add(const struct cg_emit *e, const char *before, const char *name,
+                           const struct vars *v)
+{
+    const char *node = ir_name(e->g, e->n);
+    struct str t = cg_cuda_section(e->a, text, name, v->v, v->n);
+    if (before)
+        t = str_of(str_fmt(e->a, "%s%s", cg_cuda_section(e->a, text, before, v->v, v->n).p, t.p));
+    return cg_add(e->a, e->out, name, t, *node ? str_fmt(e->a, "%s %s", name, node) : name);
+}
+
+/* A block for each of `heads` and tile of a sequence. */
+static void launch_tiles(const struct cg_emit *e, struct cg_step *s, const struct attend *x,
+                         int64_t heads, int64_t bytes)
+{
+    int64_t tiles = (e->b.T + 16 * x->r - 1) / (16 * x->r);
+    cg_nums(e->a, s, CG_NUMS(e->b.T, tiles));
+    cg_launch(s, e->b.B * heads * tiles, 256, bytes);
+}
+
+static void attention(const struct cg_emit *e)
+{
+    struct attend x = attend_of(e);
+    struct vars v = {0};
+    int64_t bytes = tiles_bytes(&x, 2, 1, 1);
+    set_sizes(e, &v, &x);
+    set_value(e, &v, true, 0, "O", x.vd);
+    struct cg_step *s = add(e, NULL, "attention", &v);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), R_(0), R_(1), R_(2)));
+    launch_tiles(e, s, &x, x.h, bytes);
+}
+
+static void attention_grad(const struct cg_emit *e)
+{
+    struct attend x = attend_of(e);
+    struct vars v = {0};
+    int64_t bytes = tiles_bytes(&x, 2, 2, 2), count = e->b.B * e->b.T * x.h;
+    cg_need_dense(e->g, e->n, 4);
+    set_sizes(e, &v, &x);
+    set_value(e, &v, false, 3, "O", x.vd);
+    set_value(e, &v, false, 5, "D", x.vd);
+    set_value(e, &v, true, 0, "DQ", x.hd);
+    set_value(e, &v, true, 1, "DK", x.hd);
+    set_value(e, &v, true, 2, "DV", x.vd);
+    e->out->workspace = (size_t)count * sizeof(float);
+    struct cg_step *s = add(e, NULL, "attention_delta", &v);
+    cg_refs(e->a, s, CG_REFS(S_(3), S_(5), W_(0)));
+    cg_nums(e->a, s, CG_NUMS(count));
+    cg_launch(s, (count + 7) / 8, 256, 0);
+    s = add(e, "attention_scores", "attention_dkv", &v);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(4), S_(5), W_(0), R_(1), R_(2)));
+    launch_tiles(e, s, &x, x.kv, bytes);
+    s = add(e, "attention_scores", "attention_dq", &v);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(4), S_(5), W_(0), R_(0)));
+    launch_tiles(e, s, &x, x.h, bytes);
+}
+
+void cg_cuda_attention(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
+                       const struct cg_target *t, struct cg_lowering *out)
+{
+    const struct cg_emit e = {a, g, n, b, out};
+    (void)t;
+    switch (ir_at(g, n)->op) {
+    case OP_rope_table: rope_table(&e); break;
+    case OP_rope: rope(&e); break;
+    case OP_attention: attention(&e); break;
+    case OP_attention_grad: attention_grad(&e); break;
+    default: BUG("not an attention operation: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
+    }
+}

@@ -1,0 +1,129 @@
+/* Tiles of float32 in shared memory, for blocks of 256 threads seen as 16 x 16: ty and tx. Loads and
+ * stores take V elements at once where 16 bytes of them are aligned (V = 4 of float, 8 of bf16), else 1. */
+#ifdef __CUDACC_RTC__
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL_BY(n) PRAGMA(unroll n)
+#else
+#define UNROLL_BY(n)
+#endif
+enum { TILE_THREADS = 256, TILE_SIDE = 16 };
+
+template <int V> INLINE void ld_some(float x[V], const float *p) {
+    if constexpr (V % 4 == 0)
+        UNROLL for (int i = 0; i < V; i += 4) ld_f32x4(x + i, p + i);
+    else
+        UNROLL for (int i = 0; i < V; i++) x[i] = p[i];
+}
+template <int V> INLINE void ld_some(float x[V], const uint16_t *p) {
+    if constexpr (V % 8 == 0)
+        UNROLL for (int i = 0; i < V; i += 8) ld_bf16x8(x + i, p + i);
+    else
+        UNROLL for (int i = 0; i < V; i++) x[i] = bf16_to_f32(p[i]);
+}
+template <int V> INLINE void st_some(float *p, const float x[V]) {
+    if constexpr (V % 4 == 0)
+        UNROLL for (int i = 0; i < V; i += 4) st_f32x4(p + i, x + i);
+    else
+        UNROLL for (int i = 0; i < V; i++) p[i] = x[i];
+}
+template <int V> INLINE void st_some(uint16_t *p, const float x[V]) {
+    if constexpr (V % 8 == 0)
+        UNROLL for (int i = 0; i < V; i += 8) st_bf16x8(p + i, x + i);
+    else
+        UNROLL for (int i = 0; i < V; i++) p[i] = f32_to_bf16(x[i]);
+}
+
+/* to[ROWS][LD] = rows of COLS elements, `ld` apart, of which `have` exist; the rest, and columns up
+ * to a multiple of 4, are zeros. */
+template <int ROWS, int COLS, int LD, int V, class T>
+INLINE void tile_load(float *to, const T *from, int64_t ld, int64_t have) {
+    enum { ACROSS = (COLS + 3) / 4 * 4 / V };
+    for (int i = threadIdx.x; i < ROWS * ACROSS; i += TILE_THREADS) {
+        const int r = i / ACROSS, c = i % ACROSS * V;
+        float x[V] = {};
+        if (r < have && c < COLS) ld_some<V>(x, from + r * ld + c);
+        st_some<V>(to + r * LD + c, x);
+    }
+}
+
+/* s[i][j] = row RA ty + i of a times row tx + 16 j of b, over N columns (a multiple of 4). */
+template <int RA, int RB, int N, int LDA, int LDB>
+INLINE void tile_dots(float s[RA][RB], const float *a, const float *b) {
+    a += threadIdx.x / TILE_SIDE * RA * LDA;
+    b += threadIdx.x % TILE_SIDE * LDB;
+    UNROLL for (int i = 0; i < RA; i++)
+        UNROLL for (int j = 0; j < RB; j++) s[i][j] = 0;
+    UNROLL_BY(2) for (int d = 0; d < N; d += 4) {
+        float x[RA][4], y[4];
+        UNROLL for (int i = 0; i < RA; i++) ld_f32x4(x[i], a + i * LDA + d);
+        UNROLL for (int j = 0; j < RB; j++) {
+            ld_f32x4(y, b + TILE_SIDE * j * LDB + d);
+            UNROLL for (int i = 0; i < RA; i++)
+                UNROLL for (int e = 0; e < 4; e++) s[i][j] = fma1(x[i][e], y[e], s[i][j]);
+        }
+    }
+}
+
+/* acc[i][4 j + e] += sum over k < N of w[RA ty + i][k] b[k][64 j + 4 tx + e], k in ascending order;
+ * element (r, k) of w lies at w[r LDR + k LDK]. */
+template <int RA, int J, int N, int LDR, int LDK, int LDB>
+INLINE void tile_sums(float acc[RA][4 * J], const float *w, const float *b) {
+    w += threadIdx.x / TILE_SIDE * RA * LDR;
+    b += threadIdx.x % TILE_SIDE * 4;
+    UNROLL_BY(4) for (int k = 0; k < N; k++) {
+        float x[RA], y[4];
+        UNROLL for (int i = 0; i < RA; i++) x[i] = w[i * LDR + k * LDK];
+        UNROLL for (int j = 0; j < J; j++) {
+            ld_f32x4(y, b + k * LDB + 64 * j);
+            UNROLL for (int i = 0; i < RA; i++)
+                UNROLL for (int e = 0; e < 4; e++)
+                    acc[i][4 * j + e] = fma1(x[i], y[e], acc[i][4 * j + e]);
+        }
+    }
+}
+
+/* Row of a result: columns 64 j + 4 tx + e < COLS of acc times f. + 0: no trace of the sign of zero. */
+template <int J, int COLS, int V, class T>
+INLINE void tile_store(T *row, const float acc[4 * J], float f) {
+    const int c0 = threadIdx.x % TILE_SIDE * 4;
+    UNROLL for (int j = 0; j < J; j++) {
+        float x[4];
+        UNROLL for (int e = 0; e < 4; e++) x[e] = mul1(acc[4 * j + e], f) + 0.0f;
+        const int c = 64 * j + c0;
+        if constexpr (V % 4 == 0 && sizeof(T) == 4) {
+            if (c < COLS) st_some<4>(row + c, x);
+        } else {
+            UNROLL for (int e = 0; e < 4; e++)
+                if (c + e < COLS) st_some<1>(row + c + e, x + e);
+        }
+    }
+}
+
+/* Over the 16 threads of a row. */
+INLINE float side_sum(float v) {
+    UNROLL for (int d = TILE_SIDE / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
+    return v;
+}
+INLINE float side_max(float v) {
+    UNROLL for (int d = TILE_SIDE / 2; d; d /= 2) v = max1(v, __shfl_xor_sync(ALL_LANES, v, d));
+    return v;
+}
+
+/* One step of an online softmax for a row: x[j] = scores, or -inf where the row does not see the
+ * key, of RB of a tile's keys. `top` advances to the largest so far, x becomes probabilities
+ * relative to it, sum theirs; returns the factor for what was summed before: 1 for a tile of which
+ * the row sees nothing, exactly. */
+constexpr float ATTN_LOWEST = -1e38f;
+template <int RB> INLINE float softmax_step(float x[RB], float *top, float *sum) {
+    float most = x[0], total = 0;
+    UNROLL for (int j = 1; j < RB; j++) most = max1(most, x[j]);
+    most = max1(side_max(most), *top);
+    const float factor = exp1(*top - most);
+    UNROLL for (int j = 0; j < RB; j++) {
+        x[j] = x[j] > -INFF ? exp1(x[j] - most) : x[j] == x[j] ? 0.0f : x[j];
+        total += x[j];
+    }
+    *top = most;
+    *sum = fma1(*sum, factor, side_sum(total));
+    return factor;
+}
