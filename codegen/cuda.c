@@ -19,6 +19,8 @@ static cg_emit_fn *emitter(enum ir_op op)
     case OP_attention_grad:
     case OP_rope:
     case OP_rope_table: return cg_cuda_attention;
+    case OP_cache_write:
+    case OP_attention_cached:
     case OP_last_rows:
         return cg_cuda_cache;
 

@@ -1,0 +1,82 @@
+/* Attention over caches on a GPU. */
+#include "codegen/cuda_cached.h"
+
+#pragma GCC diagnostic ignored "-Woverlength-strings"
+static const char text[] =
+#include "text/cuda_cached.c.inc"
+    ;
+
+enum {
+    LIMIT = 163 << 10,      /* shared memory of a block that every supported GPU has */
+    PIECE = 256,            /* keys, as in the text */
+    FEW_BLOCKS = 264,       /* fewer do not fill an H200: then pieces are spread over blocks */
+    MOST_PARTS = 256 << 20, /* bytes */
+};
+
+/* How rows are cut: tiles of 16 r rows and 16 rk keys. */
+struct cut {
+    int64_t r, rk, ldh, ldv, bytes;
+};
+
+static struct cut cut_of(const struct cg_cached *x)
+{
+    struct cut c = {.r = 1, .ldh = (x->hd + 63) / 64 * 64 + 4, .ldv = (x->vd + 63) / 64 * 64 + 4};
+    for (c.rk = 4;; c.rk /= 2) {
+        int64_t keys = 16 * c.rk, each = c.ldh + (x->same ? 0 : c.ldv);
+        c.bytes = (16 * c.r * (c.ldh + keys + 4) + keys * each) * 4;
+        if (c.bytes <= LIMIT) return c;
+        if (c.rk == 1) BUG("attention over caches: heads of %lld are too large", (long long)x->hd);
+    }
+}
+
+static struct cg_step *add(const struct cg_emit *e, const char *name, const struct cg_var *v,
+                           size_t n)
+{
+    const char *node = ir_name(e->g, e->n);
+    return cg_add(e->a, e->out, name, cg_cuda_section(e->a, text, name, v, n),
+                  *node ? str_fmt(e->a, "%s %s", name, node) : name);
+}
+
+int64_t cg_cuda_cached(const struct cg_emit *e, const struct cg_cached *x, int64_t at)
+{
+    struct cut c = cut_of(x);
+    int64_t h = x->g * x->kv, T = e->b.T, rows = e->b.B * T * h;
+    int64_t tiles = (T * x->g + 16 * c.r - 1) / (16 * c.r), blocks = e->b.B * x->kv * tiles;
+    /* Positions in a ring may begin and end within a piece. */
+    int64_t pieces = (x->context + PIECE - 1) / PIECE + (x->window > 0);
+    bool split = pieces > 1 && blocks < FEW_BLOCKS && pieces <= 65535 &&
+                 rows * pieces * (x->vd + 2) * 4 <= MOST_PARTS;
+    int64_t stat = at, part = stat + (rows * pieces * 8 + 255) / 256 * 256;
+    const struct cg_var v[] = {{"G", cg_number(e, x->g)},
+                               {"KV", cg_number(e, x->kv)},
+                               {"HD", cg_number(e, x->hd)},
+                               {"VD", cg_number(e, x->vd)},
+                               {"WINDOW", cg_number(e, x->window)},
+                               {"R", cg_number(e, c.r)},
+                               {"RK", cg_number(e, c.rk)},
+                               {"SAME", cg_number(e, x->same)},
+                               {"LDH", cg_number(e, c.ldh)},
+                               {"LDV", cg_number(e, c.ldv)},
+                               {"SCALE", str_fmt(e->a, "%.9e", x->scale)},
+                               {"TQ", x->tq},
+                               {"TK", x->tk},
+                               {"TO", x->to},
+                               {"LD_Q", cg_number(e, x->ldq)},
+                               {"LD_K", cg_number(e, x->ldk)},
+                               {"LD_O", cg_number(e, x->ldo)},
+                               {"VEC_K", cg_number(e, x->vec_k)},
+                               {"VEC_V", cg_number(e, x->vec_v)},
+                               {"VEC_P", cg_number(e, x->vd % 4 ? 1 : 4)},
+                               {"VEC_O", cg_number(e, x->vec_o)}};
+    struct cg_step *s = add(e, "attend_cached", v, sizeof v / sizeof *v);
+    struct cg_ref parts = split ? W_(part) : x->o, stats = split ? W_(stat) : x->o;
+    cg_refs(e->a, s, CG_REFS(x->q, x->k, x->v, x->slots, x->past, x->o, parts, stats));
+    cg_nums(e->a, s, CG_NUMS(T, x->context, tiles, split));
+    cg_launch(s, blocks, 256, c.bytes);
+    if (split) s->launch.grid[1] = (uint32_t)pieces;
+    s = add(e, "attend_join", v, sizeof v / sizeof *v); /* also where it has nothing to do */
+    cg_refs(e->a, s, CG_REFS(parts, stats, x->past, x->o));
+    cg_nums(e->a, s, CG_NUMS(T, pieces));
+    cg_launch(s, split ? rows : 0, 128, 0);
+    return split ? part + rows * pieces * x->vd * 4 : at;
+}
