@@ -24,7 +24,10 @@ static cg_emit_fn *emitter(enum ir_op op)
     case OP_last_rows:
         return cg_cuda_cache;
 
-        /* mla */
+    case OP_mla_keys:
+    case OP_mla_keys_grad:
+    case OP_mla_cached:
+        return cg_cuda_mla;
 
     case OP_repeat:
     case OP_short_conv:

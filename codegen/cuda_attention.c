@@ -40,10 +40,10 @@ static void rope(const struct cg_emit *e)
 {
     const struct ir_graph *g = e->g;
     int64_t hd = ir_int(g, e->n, AK_head_dim, 0), h = ir_int(g, e->n, AK_heads, 0);
-    int64_t turned = cg_src_cols(g, e->n, 1, e->b), rows = cg_src_rows(g, e->n, 0, e->b), v = 1;
-    int64_t x = cg_cuda_vector(e, false, 0, turned / 2), y = cg_cuda_vector(e, true, 0, turned / 2);
-    if ((hd - turned) % x == 0 && (hd - turned) % y == 0) v = x > y ? x : y;
-    if (x == 1 || y == 1 || turned / 2 % v || (hd - turned) % v) v = 1;
+    int64_t turned = cg_src_cols(g, e->n, 1, e->b), rows = cg_src_rows(g, e->n, 0, e->b);
+    const uint32_t x = 0;
+    int64_t v = cg_cuda_width(g, e->n, hd - turned, &x, 1, &x, 1);
+    while (turned / 2 % v) v /= 2;
     const struct cg_var vars[] = {{"HD", cg_number(e, hd)},
                                   {"ROTARY", cg_number(e, turned)},
                                   {"H", cg_number(e, h)},

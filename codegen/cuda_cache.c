@@ -20,9 +20,8 @@ static void last_rows(const struct cg_emit *e)
 static void cache_write(const struct cg_emit *e)
 {
     int64_t c = cg_src_cols(e->g, e->n, 1, e->b), rows = e->b.B * e->b.T;
-    int64_t x = cg_cuda_vector(e, false, 1, c), y = cg_cuda_vector(e, true, 0, c);
-    int64_t v = x == 1 || y == 1 ? 1 : x > y ? x : y;
-    if (c % v) v = 1;
+    const uint32_t x = 1, y = 0;
+    int64_t v = cg_cuda_width(e->g, e->n, c, &x, 1, &y, 1);
     cg_need_dense(e->g, e->n, 0);
     const struct cg_var vars[] = {{"T", cg_cuda_res_type(e->g, e->n, 0)},
                                   {"TX", cg_cuda_src_type(e->g, e->n, 1)},

@@ -44,21 +44,21 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     y += r * ${LDY} + head * ${HD};
     float a[V], b[V];
     if (part < STAY) {
-        ld_some<V>(a, x + part * V);
-        st_some<V>(y + part * V, a);
+        ld_row<V>(a, x + part * V);
+        st_row<V>(y + part * V, a);
         return;
     }
     const int i = (part - STAY) * V;
     const float *cosine = table + r % angles * (2 * HALF) + i, *sine = cosine + HALF;
-    ld_some<V>(a, x + STILL + i);
-    ld_some<V>(b, x + STILL + HALF + i);
+    ld_row<V>(a, x + STILL + i);
+    ld_row<V>(b, x + STILL + HALF + i);
     UNROLL for (int e = 0; e < V; e++) {
         const float c = cosine[e], s = ${SIGN} sine[e], first = a[e];
         a[e] = mul1(first, c) - mul1(b[e], s);
         b[e] = mul1(b[e], c) + mul1(first, s);
     }
-    st_some<V>(y + STILL + i, a);
-    st_some<V>(y + STILL + HALF + i, b);
+    st_row<V>(y + STILL + i, a);
+    st_row<V>(y + STILL + HALF + i, b);
 }
 //== attention
 /* Causal attention, computed in float32. ${H} query heads over ${KV} key heads of ${HD} (q, k) and ${VD} (v, o), window
@@ -127,8 +127,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     d += at / H * ${LD_D} + at % H * VD;
     float sum = 0, x, y;
     for (int c = threadIdx.x % WARP; c < VD; c += WARP) {
-        ld_some<1>(&x, o + c);
-        ld_some<1>(&y, d + c);
+        ld_row<1>(&x, o + c);
+        ld_row<1>(&y, d + c);
         sum = fma1(x, y, sum);
     }
     sum = warp_sum(sum);

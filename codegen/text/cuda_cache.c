@@ -20,6 +20,6 @@ extern "C" __global__ void __launch_bounds__(256)
     if (r >= rows) return;
     const int64_t b = r / steps, position = past[b] + r % steps;
     float v[V];
-    ld_some<V>(v, x + r * ${LDX} + c);
-    st_some<V>(cache + (slots[b] * context + position % context) * ${C} + c, v);
+    ld_row<V>(v, x + r * ${LDX} + c);
+    st_row<V>(cache + (slots[b] * context + position % context) * ${C} + c, v);
 }

@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         const int64_t r = r0 + i / HC;
         float x = 0;
         if (i / HC < rows && i % HC < HD)
-            ld_some<1>(&x, q + (b * steps + r / G) * ${LD_Q} + (kv * G + r % G) * HD + i % HC);
+            ld_row<1>(&x, q + (b * steps + r / G) * ${LD_Q} + (kv * G + r % G) * HD + i % HC);
         qs[i / HC * LDH + i % HC] = x;
     }
     k += slots[b] * context * ${LD_K} + kv * HD;
@@ -127,6 +127,6 @@ extern "C" __global__ void __launch_bounds__(128)
             }
         }
         const float y = mul1(total, div1(1.0f, sum)) + 0.0f;
-        st_some<1>(o + row * ${LD_O} + blockIdx.x % H * VD + c, &y);
+        st_row<1>(o + row * ${LD_O} + blockIdx.x % H * VD + c, &y);
     }
 }

@@ -8,31 +8,6 @@
 #endif
 enum { TILE_THREADS = 256, TILE_SIDE = 16 };
 
-template <int V> INLINE void ld_some(float x[V], const float *p) {
-    if constexpr (V % 4 == 0)
-        UNROLL for (int i = 0; i < V; i += 4) ld_f32x4(x + i, p + i);
-    else
-        UNROLL for (int i = 0; i < V; i++) x[i] = p[i];
-}
-template <int V> INLINE void ld_some(float x[V], const uint16_t *p) {
-    if constexpr (V % 8 == 0)
-        UNROLL for (int i = 0; i < V; i += 8) ld_bf16x8(x + i, p + i);
-    else
-        UNROLL for (int i = 0; i < V; i++) x[i] = bf16_to_f32(p[i]);
-}
-template <int V> INLINE void st_some(float *p, const float x[V]) {
-    if constexpr (V % 4 == 0)
-        UNROLL for (int i = 0; i < V; i += 4) st_f32x4(p + i, x + i);
-    else
-        UNROLL for (int i = 0; i < V; i++) p[i] = x[i];
-}
-template <int V> INLINE void st_some(uint16_t *p, const float x[V]) {
-    if constexpr (V % 8 == 0)
-        UNROLL for (int i = 0; i < V; i += 8) st_bf16x8(p + i, x + i);
-    else
-        UNROLL for (int i = 0; i < V; i++) p[i] = f32_to_bf16(x[i]);
-}
-
 /* to[ROWS][LD] = rows of COLS elements, `ld` apart, of which `have` exist; the rest, and columns up
  * to a multiple of 4, are zeros. */
 template <int ROWS, int COLS, int LD, int V, class T>
@@ -41,8 +16,8 @@ INLINE void tile_load(float *to, const T *from, int64_t ld, int64_t have) {
     for (int i = threadIdx.x; i < ROWS * ACROSS; i += TILE_THREADS) {
         const int r = i / ACROSS, c = i % ACROSS * V;
         float x[V] = {};
-        if (r < have && c < COLS) ld_some<V>(x, from + r * ld + c);
-        st_some<V>(to + r * LD + c, x);
+        if (r < have && c < COLS) ld_row<V>(x, from + r * ld + c);
+        st_row<V>(to + r * LD + c, x);
     }
 }
 
@@ -87,14 +62,14 @@ template <int J, int COLS, int V, class T>
 INLINE void tile_store(T *row, const float acc[4 * J], float f) {
     const int c0 = threadIdx.x % TILE_SIDE * 4;
     UNROLL for (int j = 0; j < J; j++) {
+        const int c = 64 * j + c0;
         float x[4];
         UNROLL for (int e = 0; e < 4; e++) x[e] = mul1(acc[4 * j + e], f) + 0.0f;
-        const int c = 64 * j + c0;
-        if constexpr (V % 4 == 0 && sizeof(T) == 4) {
-            if (c < COLS) st_some<4>(row + c, x);
+        if constexpr (V % 4 == 0) {
+            if (c < COLS) st_row<4>(row + c, x);
         } else {
             UNROLL for (int e = 0; e < 4; e++)
-                if (c + e < COLS) st_some<1>(row + c + e, x + e);
+                if (c + e < COLS) st_row<1>(row + c + e, x + e);
         }
     }
 }

@@ -1,0 +1,118 @@
+/* Multi-head latent attention on a GPU, beyond what plain attention does. */
+#include "codegen/cuda_cached.h"
+
+#pragma GCC diagnostic ignored "-Woverlength-strings"
+static const char text[] =
+#include "text/cuda_mla.c.inc"
+    ;
+
+/* mla_keys and its gradient: moves. */
+static void keys(const struct cg_emit *e, const char *name, int64_t r, bool grad)
+{
+    static const uint32_t both[] = {0, 1};
+    const struct ir_graph *g = e->g;
+    int64_t h = ir_int(g, e->n, AK_heads, 0), n = ir_int(g, e->n, AK_head_dim, 0),
+            v = ir_int(g, e->n, AK_v_dim, 0), rows = cg_src_rows(g, e->n, 0, e->b);
+    int64_t w = cg_cuda_width(g, e->n, n, both, 2, both, 2);
+    while (r % w || v % w) w /= 2;
+    const struct cg_var vars[] = {{"H", cg_number(e, h)},
+                                  {"N", cg_number(e, n)},
+                                  {"R", cg_number(e, r)},
+                                  {"V", cg_number(e, v)},
+                                  {"W", cg_number(e, w)},
+                                  {"TA", cg_cuda_src_type(g, e->n, 0)},
+                                  {"TB", cg_cuda_src_type(g, e->n, 1)},
+                                  {"TC", cg_cuda_res_type(g, e->n, 0)},
+                                  {"TD", cg_cuda_res_type(g, e->n, 1)},
+                                  {"LDA", cg_number(e, cg_src_ld(g, e->n, 0))},
+                                  {"LDB", cg_number(e, cg_src_ld(g, e->n, 1))},
+                                  {"LDC", cg_number(e, cg_result_ld(g, e->n, 0))},
+                                  {"LDD", cg_number(e, cg_result_ld(g, e->n, 1))}};
+    struct cg_step *s =
+        cg_add_section(e->a, g, e->n, e->out, text, name, vars, sizeof vars / sizeof *vars);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0), R_(1)));
+    cg_nums(e->a, s, CG_NUMS(rows));
+    int64_t threads = rows * (grad ? h * ((n + v) / w) + r / w : h * ((n + r + v) / w));
+    cg_launch(s, (threads + 255) / 256, 256, 0);
+}
+
+/* A step over 16 tokens and one head a block. */
+static struct cg_step *product(const struct cg_emit *e, const char *name, const struct cg_var *v,
+                               size_t n, int64_t h, int64_t shared)
+{
+    const char *node = ir_name(e->g, e->n);
+    struct cg_step *s = cg_add(e->a, e->out, name, cg_cuda_section(e->a, text, name, v, n),
+                               *node ? str_fmt(e->a, "%s %s", name, node) : name);
+    cg_nums(e->a, s, CG_NUMS(e->b.B * e->b.T));
+    cg_launch(s, (e->b.B * e->b.T + 15) / 16 * h, 256, shared);
+    return s;
+}
+
+static int64_t round_up(int64_t x, int64_t to)
+{
+    return (x + to - 1) / to * to;
+}
+
+static void cached(const struct cg_emit *e)
+{
+    const struct ir_graph *g = e->g;
+    int64_t h = ir_int(g, e->n, AK_heads, 0), l = cg_src_cols(g, e->n, 1, e->b);
+    int64_t lr = cg_src_cols(g, e->n, 2, e->b), rows = e->b.B * e->b.T * h;
+    int64_t latent = round_up(rows * lr * 4, 256), end = latent + round_up(rows * l * 4, 256);
+    const struct cg_var v[] = {{"H", cg_number(e, h)},
+                               {"N", cg_number(e, ir_int(g, e->n, AK_head_dim, 0))},
+                               {"R", cg_number(e, lr - l)},
+                               {"V", cg_number(e, ir_int(g, e->n, AK_v_dim, 0))},
+                               {"L", cg_number(e, l)},
+                               {"TQ", cg_cuda_src_type(g, e->n, 0)},
+                               {"TW", cg_cuda_src_type(g, e->n, 1)},
+                               {"TO", cg_cuda_res_type(g, e->n, 0)},
+                               {"LDQ", cg_number(e, cg_src_ld(g, e->n, 0))},
+                               {"LDW", cg_number(e, cg_src_ld(g, e->n, 1))},
+                               {"LDO", cg_number(e, cg_result_ld(g, e->n, 0))}};
+    cg_need_dense(g, e->n, 2);
+    struct cg_step *s = product(e, "mla_queries", v, sizeof v / sizeof *v, h, 0);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), W_(0)));
+    const struct cg_cached x = {.g = h,
+                                .kv = 1,
+                                .hd = lr,
+                                .vd = l,
+                                .scale = (double)(float)ir_num(g, e->n, AK_scale, 1),
+                                .same = true,
+                                .q = W_(0),
+                                .k = S_(2),
+                                .v = S_(2),
+                                .slots = S_(3),
+                                .past = S_(4),
+                                .o = W_(latent),
+                                .tq = "float",
+                                .tk = cg_cuda_src_type(g, e->n, 2),
+                                .to = "float",
+                                .ldq = h * lr,
+                                .ldk = lr,
+                                .ldo = h * l,
+                                .vec_k = cg_cuda_vector(e, false, 2, lr),
+                                .vec_v = 1,
+                                .vec_o = l % 4 ? 1 : 4,
+                                .context = ir_int(g, e->n, AK_context, 0)};
+    e->out->workspace = (size_t)cg_cuda_cached(e, &x, end);
+    s = product(e, "mla_values", v, sizeof v / sizeof *v, h, 16 * l * 4);
+    cg_refs(e->a, s, CG_REFS(W_(latent), S_(1), R_(0)));
+}
+
+void cg_cuda_mla(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
+                 const struct cg_target *t, struct cg_lowering *out)
+{
+    const struct cg_emit e = {a, g, n, b, out};
+    (void)t;
+    switch (ir_at(g, n)->op) {
+    case OP_mla_keys: keys(&e, "mla_keys", cg_src_cols(g, n, 1, b), false); break;
+    case OP_mla_keys_grad:
+        keys(&e, "mla_keys_grad",
+             cg_src_cols(g, n, 0, b) / ir_int(g, n, AK_heads, 1) - ir_int(g, n, AK_head_dim, 0),
+             true);
+        break;
+    case OP_mla_cached: cached(&e); break;
+    default: BUG("not a latent operation: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
+    }
+}
