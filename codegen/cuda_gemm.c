@@ -4,9 +4,12 @@
  * float32.
  *
  * Forms of our tiles on tensor cores, all of the same bits (text/cuda_gemm.c):
- *   few     16 x 64, K in pieces side by side: M <= 64; decoding, bound by reading B
- *   middle  64 x 64: where tiles of the wide form are fewer than the SMs
- *   wide    128 x 128 */
+ *   few     16 x 64: M <= 16, or so many rows an expert; decoding, bound by reading B, in the type
+ *           it has
+ *   middle  64 x 64: where wide tiles would be fewer than the SMs
+ *   wide    128 x 128
+ * With too few tiles for the SMs, the pieces of K lie side by side in the grid, and a second step
+ * adds them. */
 #include "codegen/cuda_gemm.h"
 
 #pragma GCC diagnostic ignored "-Woverlength-strings"
@@ -14,13 +17,18 @@ static const char text[] =
 #include "text/cuda_gemm.c.inc"
     ;
 
-enum { PIECE = 256, FEW_ROWS = 64, SMS = 132 };
+enum { PIECE = 256, SMS = 132 };
 
 struct form {
-    int64_t bm, bn, bk, warps_m, warps_n, stages;
+    int64_t bm, bn, bk, warps_m, warps_n, stages, piece;
 };
-static const struct form few = {16, 64, 64, 1, 4, 4}, middle = {64, 64, 32, 2, 2, 4},
-                         wide = {128, 128, 32, 2, 4, 4}, simt = {64, 64, 16, 0, 0, 0};
+static const struct form few = {16, 64, 64, 1, 4, 4, PIECE}, middle = {64, 64, 32, 2, 2, 4, PIECE},
+                         wide = {128, 128, 32, 2, 4, 4, PIECE}, simt = {64, 64, 16, 0, 0, 0, 0};
+/* Grouped products have no form with pieces side by side, so they add in one chain, and a warp has
+ * registers for 64 x 64. */
+static const struct form grouped_few = {16, 64, 64, 1, 4, 4, 0},
+                         grouped_middle = {64, 64, 32, 2, 2, 4, 0},
+                         grouped_wide = {128, 128, 32, 2, 2, 4, 0};
 
 static int64_t tiles(int64_t n, int64_t tile)
 {
@@ -90,6 +98,7 @@ void cg_cuda_cast(const struct cg_emit *e, struct cg_matrix from, struct cg_matr
                          : "float x[8];\n    ld_bf16x8(x, p);\n"
                            "    st_f32x4(q, x), st_f32x4(q + 4, x + 4);";
     CHECK(from.narrow != to.narrow);
+    if (from.ld == cols && to.ld == cols) cols *= rows, rows = 1;
     const struct cg_var vars[] = {
         {"FROM", type_of(from)}, {"TO", type_of(to)}, {"V", vector ? "8" : "1"}, {"MOVE", move}};
     struct cg_step *s = add(e, "cast", cg_section(e->a, text, "cast", vars, 4));
@@ -172,9 +181,6 @@ static int64_t stage_bytes(struct cg_matrix m, bool along, int64_t r, int64_t bk
 static struct cg_step *tiled(const struct cg_emit *e, const char *name, const struct form *f,
                              const struct cg_product *p)
 {
-    const char *number[] = {cg_number(e, f->bm),      cg_number(e, f->bn),
-                            cg_number(e, f->bk),      cg_number(e, f->warps_m),
-                            cg_number(e, f->warps_n), cg_number(e, f->stages)};
     const struct cg_var vars[] = {
         {"TA", type_of(p->a)},
         {"TB", type_of(p->b)},
@@ -183,13 +189,16 @@ static struct cg_step *tiled(const struct cg_emit *e, const char *name, const st
         {"tb", p->tb ? "1" : "0"},
         {"VA", vector(p->a, p->ta ? p->m : p->k) ? "true" : "false"},
         {"VB", vector(p->b, p->tb ? p->k : p->n) ? "true" : "false"},
-        {"BM", number[0]},
-        {"BN", number[1]},
-        {"BK", number[2]},
-        {"WM", number[3]},
-        {"WN", number[4]},
-        {"STAGES", number[5]},
-        {"PIECE", cg_number(e, PIECE)},
+        {"VC", !vector(p->c, p->n) ? "1"
+               : p->c.narrow       ? "8"
+                                   : "4"},
+        {"BM", cg_number(e, f->bm)},
+        {"BN", cg_number(e, f->bn)},
+        {"BK", cg_number(e, f->bk)},
+        {"WM", cg_number(e, f->warps_m)},
+        {"WN", cg_number(e, f->warps_n)},
+        {"STAGES", cg_number(e, f->stages)},
+        {"PIECE", cg_number(e, f->piece)},
     };
     bool own = f == &simt; /* its text has its sizes in it */
     struct sb s = {0};
@@ -200,9 +209,11 @@ static struct cg_step *tiled(const struct cg_emit *e, const char *name, const st
     sb_add(&s, part.p, part.n);
     struct cg_step *step = add(e, name, sb_take(&s, e->a));
     step->launch.threads = own ? 256 : (uint32_t)(32 * f->warps_m * f->warps_n);
-    if (!own)
-        step->launch.shared = (uint32_t)(f->stages * (stage_bytes(p->a, !p->ta, f->bm, f->bk) +
-                                                      stage_bytes(p->b, p->tb, f->bn, f->bk)));
+    if (own) return step;
+    int64_t stages = f->stages * (stage_bytes(p->a, !p->ta, f->bm, f->bk) +
+                                  stage_bytes(p->b, p->tb, f->bn, f->bk)),
+            tile = f->bm * (f->bn + 8) * 4; /* takes their place in the end */
+    step->launch.shared = (uint32_t)(stages > tile ? stages : tile);
     return step;
 }
 
@@ -217,21 +228,27 @@ static void grid(struct cg_step *s, int64_t x, int64_t y, int64_t z)
 static const struct form *form_of(const struct cg_product *p)
 {
     if (!p->bf16) return &simt;
-    if (p->m <= FEW_ROWS && p->batch == 1) return &few;
-    int64_t most = tiles(p->m, wide.bm) * tiles(p->n, wide.bn) * p->batch;
-    return most >= SMS ? &wide : &middle;
+    if (p->m <= few.bm && p->batch == 1) return &few;
+    return tiles(p->m, wide.bm) * tiles(p->n, wide.bn) * p->batch >= SMS ? &wide : &middle;
+}
+
+/* Are there too few tiles to keep all SMs busy, a small one with reading? */
+static bool cut_in_pieces(const struct form *f, const struct cg_product *p)
+{
+    int64_t enough = f == &few ? 4 * SMS : f == &middle ? SMS / 2 : 0;
+    return p->batch == 1 && p->k > PIECE && tiles(p->m, f->bm) * tiles(p->n, f->bn) < enough;
 }
 
 /* K in pieces side by side, then their sum. */
-static void in_pieces(const struct cg_emit *e, const struct cg_product *p)
+static void in_pieces(const struct cg_emit *e, const struct form *f, const struct cg_product *p)
 {
     int64_t pieces = tiles(p->k, PIECE);
     struct cg_product own = *p;
     own.c = cg_cuda_room(e, false, pieces * p->m, p->n);
-    struct cg_step *s = tiled(e, "pieces", &few, &own);
+    struct cg_step *s = tiled(e, "pieces", f, &own);
     cg_refs(e->a, s, CG_REFS(p->a.at, p->b.at, own.c.at));
     cg_nums(e->a, s, CG_NUMS(p->m, p->n, p->k, p->a.ld, p->b.ld));
-    grid(s, tiles(p->n, few.bn), tiles(p->m, few.bm), pieces);
+    grid(s, tiles(p->n, f->bn), tiles(p->m, f->bm), pieces);
     const struct cg_var vars[] = {
         {"TC", type_of(p->c)},
         {"ROUND", p->c.narrow ? "f32_to_bf16" : ""},
@@ -247,8 +264,8 @@ static void own_product(const struct cg_emit *e, struct cg_product p)
 {
     const struct form *f = form_of(&p);
     if (p.bf16 && f != &few) common_types(e, &p);
-    if (f == &few && p.k > PIECE) {
-        in_pieces(e, &p);
+    if (cut_in_pieces(f, &p)) {
+        in_pieces(e, f, &p);
         return;
     }
     struct cg_step *s = tiled(e, "product", f, &p);
@@ -305,8 +322,11 @@ static void grouped(const struct cg_emit *e)
     int64_t experts = dim(e, 1, 2);
     p.bf16 = in_bf16(e, &p);
     p.m = dim(e, 0, 1), p.k = dim(e, 0, 0), p.n = dim(e, 1, p.tb ? 1 : 0), p.batch = 1;
-    const struct form *f = !p.bf16 ? &simt : p.m <= experts * few.bm ? &few : &wide;
-    if (f == &wide) {
+    const struct form *f = !p.bf16                              ? &simt
+                           : p.m <= experts * grouped_few.bm    ? &grouped_few
+                           : p.m <= experts * grouped_middle.bm ? &grouped_middle
+                                                                : &grouped_wide;
+    if (p.bf16 && f != &grouped_few) {
         p.a = cg_cuda_as(e, p.a, true, p.m, p.k);
         p.b = cg_cuda_as(e, p.b, true, experts * (p.tb ? p.n : p.k), p.tb ? p.k : p.n);
     }
@@ -334,7 +354,7 @@ static void grouped_dw(const struct cg_emit *e)
     p.bf16 = in_bf16(e, &p);
     p.k = dim(e, 0, 1), p.m = dim(e, 0, 0), p.n = dim(e, 1, 0), p.batch = 1;
     if (p.bf16) common_types(e, &p);
-    const struct form *f = !p.bf16 ? &simt : &wide;
+    const struct form *f = !p.bf16 ? &simt : &grouped_wide;
     struct cg_step *s = tiled(e, "dw", f, &p);
     cg_refs(e->a, s, CG_REFS(p.a.at, p.b.at, S_(2), p.c.at));
     cg_nums(e->a, s, CG_NUMS(p.m, p.n, p.a.ld, p.b.ld));

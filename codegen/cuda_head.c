@@ -8,7 +8,7 @@ static const char text[] =
     ;
 
 /* Logits of a chunk: large enough for full tiles and few passes over dw, small enough to fit. */
-enum { CHUNK_BYTES = 256 << 20, CHUNK_UNIT = 128, FEW_ROWS = 64 };
+enum { CHUNK_BYTES = 256 << 20, CHUNK_UNIT = 128, FEW_ROWS = 16 };
 
 struct head {
     const struct cg_emit *e;
@@ -66,7 +66,7 @@ static struct cg_step *loss_kernel(const struct head *h, const char *name, int64
     sb_add(&s, part.p, part.n);
     const char *kind = str_fmt(a, "head_%s", name);
     struct cg_step *step = cg_add(a, h->e->out, kind, sb_take(&s, a), kind);
-    cg_launch(step, rows, 512, 0);
+    cg_launch(step, rows, 256, 0);
     return step;
 }
 

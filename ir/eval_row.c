@@ -199,7 +199,7 @@ void eval_grouped_matmul(struct eval *e)
 
 void eval_grouped_matmul_dw(struct eval *e)
 {
-    const double *dy = ev_src(e, 0), *x = ev_src(e, 1), *offset = ev_src(e, 2);
+    const double *dy = operand(e, 0), *x = operand(e, 1), *offset = ev_src(e, 2);
     int64_t m = ev_cols(e, 0), k = ev_cols(e, 1);
     for (int64_t g = 0; g + 1 < ev_count(e, 2); g++) {
         int64_t from = ev_index(e, offset[g], ev_rows(e, 0) + 1);

@@ -1,16 +1,18 @@
 //== mma
 /* Tiles of products on tensor cores: bf16 operands (float32 ones are rounded as they are read),
- * float32 sums.
- * Order of sums: one mma adds 16 products of ascending k; the mmas of a piece of PIECE k are added
- * in ascending order, beginning at 0, then the sums of the pieces likewise. Every form and every M
- * has this order, so that a row has the same bits alone, in a batch and in any tile. */
+ * float32 sums. Floor: 2 M N K over what mma.sync reaches, or the operands' bytes over the speed of
+ * memory.
+ * Order of sums: one mma adds 16 products of ascending k; the mmas of a piece of PIECE k (0: of all
+ * K) are added in ascending order, beginning at 0, then the sums of the pieces likewise. Every form
+ * of a product and every M has this order, so that a row has the same bits alone, in a batch and in
+ * any tile. */
 namespace tiles_@FN@ {
 typedef ${TA} TA; /* of A, B and C in memory */
 typedef ${TB} TB;
 typedef ${TC} TC;
 enum { TRANS_A = ${ta}, TRANS_B = ${tb} }; /* A is stored as [k,m], B as [n,k] */
 enum { BM = ${BM}, BN = ${BN}, BK = ${BK}, WARPS_M = ${WM}, WARPS_N = ${WN}, STAGES = ${STAGES} };
-enum { THREADS = WARP * WARPS_M * WARPS_N, PIECE = ${PIECE} };
+enum { THREADS = WARP * WARPS_M * WARPS_N, PIECE = ${PIECE}, VC = ${VC} };
 enum { TM = BM / WARPS_M / 16, TN = BN / WARPS_N / 16 }; /* 16x16 pieces of C of a warp */
 
 /* One tile of a product: a, b and c point to its corner. */
@@ -75,9 +77,6 @@ template <class T, bool ALONG, bool VECTOR, int R> struct operand {
 typedef operand<TA, !TRANS_A, ${VA}, BM> in_a;
 typedef operand<TB, TRANS_B, ${VB}, BN> in_b;
 
-INLINE void put(float *c, float x, bool add) { *c = add ? *c + x : x; }
-INLINE void put(uint16_t *c, float x, bool) { *c = f32_to_bf16(x); }
-
 /* One stage: BK products for every element. */
 INLINE void multiply(float sum[TM][2 * TN][4], const TA *a, const TB *b)
 {
@@ -90,6 +89,50 @@ INLINE void multiply(float sum[TM][2 * TN][4], const TA *a, const TB *b)
             UNROLL for (int j = 0; j < 2 * TN; j++)
                 mma_bf16(sum[i][j], fa[i], fb[j / 2] + j % 2 * 2);
     }
+}
+
+/* Stores 16 bytes of C, or an element. */
+INLINE void store(float *c, const float *x, bool add)
+{
+    float y[4];
+    UNROLL for (int i = 0; i < VC; i++) y[i] = add ? c[i] + x[i] : x[i];
+    if (VC > 1)
+        st_f32x4(c, y);
+    else
+        *c = y[0];
+}
+INLINE void store(uint16_t *c, const float *x, bool)
+{
+    if (VC > 1)
+        st_bf16x8(c, x);
+    else
+        *c = f32_to_bf16(*x);
+}
+
+/* The tile goes through shared memory, for stores of whole lines. */
+INLINE void finish(const struct problem &p, float *tile, const float sum[TM][2 * TN][4])
+{
+    enum { PITCH = BN + 8 };
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int m = warp / WARPS_N * (16 * TM) + lane / 4, n = warp % WARPS_N * (16 * TN) + lane % 4 * 2;
+    __syncthreads();
+    UNROLL for (int i = 0; i < TM; i++)
+        UNROLL for (int j = 0; j < 2 * TN; j++)
+            UNROLL for (int x = 0; x < 2; x++)
+                *(float2 *)(tile + (m + 16 * i + 8 * x) * PITCH + n + 8 * j) =
+                    make_float2(sum[i][j][2 * x], sum[i][j][2 * x + 1]);
+    __syncthreads();
+    for (int i = threadIdx.x; i < BM * BN / VC; i += THREADS) {
+        int row = i / (BN / VC), col = i % (BN / VC) * VC;
+        if (row < p.m && col < p.n) store(p.c + row * p.ldc + col, tile + row * PITCH + col, p.add);
+    }
+}
+
+INLINE void end_piece(float total[TM][2 * TN][4], float sum[TM][2 * TN][4])
+{
+    UNROLL for (int i = 0; i < TM; i++)
+        UNROLL for (int j = 0; j < 2 * TN; j++)
+            UNROLL for (int x = 0; x < 4; x++) total[i][j][x] += sum[i][j][x], sum[i][j][x] = 0;
 }
 
 /* The whole block computes a tile; STAGES stages of operands are on their way. */
@@ -117,19 +160,10 @@ INLINE void run(const struct problem &p)
         }
         cp_async_commit();
         multiply(sum, a + s % STAGES * in_a::SIZE, b + s % STAGES * in_b::SIZE);
-        if ((s + 1) % (PIECE / BK) && s + 1 < steps) continue;
-        UNROLL for (int i = 0; i < TM; i++)
-            UNROLL for (int j = 0; j < 2 * TN; j++)
-                UNROLL for (int x = 0; x < 4; x++) total[i][j][x] += sum[i][j][x], sum[i][j][x] = 0;
+        if (PIECE > 0 && (s + 1) % (PIECE > 0 ? PIECE / BK : 1) == 0) end_piece(total, sum);
     }
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int m = warp / WARPS_N * (16 * TM) + lane / 4, n = warp % WARPS_N * (16 * TN) + lane % 4 * 2;
-    UNROLL for (int i = 0; i < TM; i++)
-        UNROLL for (int j = 0; j < 2 * TN; j++)
-            UNROLL for (int x = 0; x < 4; x++) {
-                int row = m + 16 * i + x / 2 * 8, col = n + 8 * j + x % 2;
-                if (row < p.m && col < p.n) put(p.c + row * p.ldc + col, total[i][j][x], p.add);
-            }
+    end_piece(total, sum);
+    finish(p, (float *)memory, total);
 }
 } /* namespace */
 //== simt
@@ -219,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
 }
 //== pieces
 /* Block (x, y, z): the sums of piece z of K for the tile of rows y and columns x, to part[z][m][n]:
- * enough blocks to read a large B at full speed for a few rows. */
+ * enough blocks for all SMs where C is small. For a few rows the floor is reading B. */
 extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
 @FN@(const tiles_@FN@::TA *a, const tiles_@FN@::TB *b, float *part, int64_t m, int64_t n, int64_t k, int64_t lda,
      int64_t ldb)
@@ -299,13 +333,13 @@ extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
     run(p);
 }
 //== cast
-/* A matrix as ${TO}: a thread for every ${V} elements. */
+/* A matrix as ${TO}: a thread for every ${V} elements; rows without gaps come as one. */
 extern "C" __global__ void __launch_bounds__(256)
 @FN@(const ${FROM} *from, ${TO} *to, int64_t rows, int64_t cols, int64_t ld, int64_t ld_to)
 {
     int64_t i = (blockIdx.x * (int64_t)256 + threadIdx.x) * ${V};
     if (i >= rows * cols) return;
-    int64_t row = i / cols, col = i % cols;
+    int64_t row = rows == 1 ? 0 : i / cols, col = i - row * cols;
     const ${FROM} *p = from + row * ld + col;
     ${TO} *q = to + row * ld_to + col;
     ${MOVE}

@@ -1,7 +1,7 @@
 //== rows
 /* Logits of one token, by a whole block: 4 elements a thread at a time where rows allow it. */
 namespace head_@FN@ {
-enum { THREADS = 512, V = ${V}, STEP = THREADS * V };
+enum { THREADS = 256, V = ${V}, STEP = THREADS * V };
 
 INLINE void fetch(float x[V], const float *row, int64_t i)
 {
@@ -31,7 +31,7 @@ INLINE float log_sum_exp(const float *row, int64_t vocab, int target, float *pic
 } /* namespace */
 //== nll
 /* Block b: -log p of token b's target, 0 where there is none. */
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(256)
 @FN@(const float *logits, const int32_t *targets, float *nll, int64_t vocab)
 {
     int target = targets[blockIdx.x];
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(512)
 /* Block b: the same, and the gradient dnll (p - one hot) of token b in place of its logits: read
  * once from memory, once more from cache, written once. In two bytes an element it begins where the
  * logits do, so what is written next has been read by all. */
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(256)
 @FN@(float *logits, const int32_t *targets, const float *dnll, float *nll, int64_t vocab)
 {
     using namespace head_@FN@;
