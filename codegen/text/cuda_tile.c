@@ -88,7 +88,7 @@ INLINE float side_max(float v) {
  * key, of RB of a tile's keys. `top` advances to the largest so far, x becomes probabilities
  * relative to it, sum theirs; returns the factor for what was summed before: 1 for a tile of which
  * the row sees nothing, exactly. */
-constexpr float ATTN_LOWEST = -1e38f;
+#define ATTN_LOWEST (-1e38f)
 template <int RB> INLINE float softmax_step(float x[RB], float *top, float *sum) {
     float most = x[0], total = 0;
     UNROLL for (int j = 1; j < RB; j++) most = max1(most, x[j]);
