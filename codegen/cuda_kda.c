@@ -22,7 +22,7 @@ static int64_t up(int64_t a, int64_t b)
 /* Sizes of a node, and which heads the steps in hand are for. */
 struct kda {
     const struct cg_emit *e;
-    int64_t h, k, v, kp, vp, parts;
+    int64_t h, k, v, kp, vp, parts, state_parts;
     bool cached, keep;
     int64_t chunks; /* of a sequence, at most */
     int64_t head0, heads;
@@ -47,6 +47,8 @@ static struct kda kda_of(const struct cg_emit *e)
     x.vp = up(x.v, 16) * 16;
     /* Float32 operands are products of 24 bits, bf16 ones of 16: what they get by decays too. */
     x.parts = narrow(e, 0) && narrow(e, 1) && narrow(e, 2) ? 2 : 3;
+    /* States that only a chunk's own gradients read: float32, or one rounding of what is narrow. */
+    x.state_parts = x.parts == 2 ? 1 : 3;
     x.cached = ir_at(e->g, e->n)->op == OP_kda_cached;
     x.keep = ir_at(e->g, e->n)->op == OP_kda_grad;
     x.chunks = up(e->b.T, CHUNK) + x.cached;
@@ -62,15 +64,16 @@ static int64_t record(const struct kda *x)
 /* Places in the workspace for `heads` heads at a time. */
 static int64_t place(struct kda *x, int64_t heads)
 {
-    int64_t n = x->e->b.B * heads, rows = n * x->e->b.T, states = n * x->chunks * x->kp * x->vp;
+    int64_t n = x->e->b.B * heads, rows = n * x->e->b.T;
+    int64_t states = n * x->chunks * x->state_parts * 2 * x->vp * (x->kp + 8);
     x->heads = heads;
     x->records = 0;
     x->z = n * x->chunks * record(x);
     if (!x->keep) return x->bytes = x->z;
     x->dr = up(x->z + 4 * rows * x->v, 256) * 256;
     x->s = up(x->dr + 4 * rows * x->v, 256) * 256;
-    x->ds = x->s + 4 * states;
-    x->dbeta = x->ds + 4 * states;
+    x->ds = x->s + states;
+    x->dbeta = x->ds + states;
     return x->bytes = x->dbeta + 4 * rows * (x->vp / 16);
 }
 
@@ -173,9 +176,9 @@ static void scan(const struct kda *x)
         var_type(x, "TV", 2),           {"TO", x->keep ? "float" : cg_cuda_res_type(e->g, e->n, 0)},
         var_number(x, "K", x->k),       var_number(x, "V", x->v),
         var_number(x, "P", x->parts),   var_number(x, "CACHED", x->cached),
-        var_number(x, "KEEP", x->keep),
+        var_number(x, "KEEP", x->keep), var_number(x, "STATE_PARTS", x->state_parts),
     };
-    struct cg_step *s = step(x, "kda_scan", v, 7);
+    struct cg_step *s = step(x, "kda_scan", v, 8);
     struct cg_ref none = W_(0);
     cg_refs(e->a, s,
             CG_REFS(W_(x->records), S_(2), x->keep ? none : R_(0), x->cached ? R_(1) : none,
@@ -191,10 +194,11 @@ static void back(const struct kda *x)
 {
     const struct cg_emit *e = x->e;
     const struct cg_var v[] = {
-        var_type(x, "TD", 5),     var_result(x, "TV", 2),       var_number(x, "K", x->k),
-        var_number(x, "V", x->v), var_number(x, "P", x->parts),
+        var_type(x, "TD", 5),         var_result(x, "TV", 2),
+        var_number(x, "K", x->k),     var_number(x, "V", x->v),
+        var_number(x, "P", x->parts), var_number(x, "STATE_PARTS", x->state_parts),
     };
-    struct cg_step *s = step(x, "kda_back", v, 5);
+    struct cg_step *s = step(x, "kda_back", v, 6);
     cg_refs(e->a, s,
             CG_REFS(W_(x->records), W_(x->z), S_(5), R_(2), W_(x->dr), W_(x->ds), W_(x->dbeta)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, src_ld(x, 5), res_ld(x, 2), x->chunks, x->head0, x->heads));
@@ -204,12 +208,21 @@ static void back(const struct kda *x)
 static void chunk_grad(const struct kda *x)
 {
     const struct cg_emit *e = x->e;
+    int64_t stages = x->state_parts == 1 ? 4 : 2; /* bytes under way hide memory's latency */
     const struct cg_var v[] = {
-        var_type(x, "TQ", 0),     var_type(x, "TK", 1),         var_type(x, "TD", 5),
-        var_result(x, "TDQ", 0),  var_result(x, "TDK", 1),      var_number(x, "K", x->k),
-        var_number(x, "V", x->v), var_number(x, "P", x->parts), var_scale(x),
+        var_type(x, "TQ", 0),
+        var_type(x, "TK", 1),
+        var_type(x, "TD", 5),
+        var_result(x, "TDQ", 0),
+        var_result(x, "TDK", 1),
+        var_number(x, "K", x->k),
+        var_number(x, "V", x->v),
+        var_number(x, "P", x->parts),
+        var_scale(x),
+        var_number(x, "STATE_PARTS", x->state_parts),
+        var_number(x, "STAGES", stages),
     };
-    struct cg_step *s = step(x, "kda_chunk", v, 9);
+    struct cg_step *s = step(x, "kda_chunk", v, 11);
     cg_refs(e->a, s,
             CG_REFS(S_(0), S_(1), S_(3), S_(4), S_(5), W_(x->z), W_(x->dr), W_(x->s), W_(x->ds),
                     W_(x->dbeta), R_(0), R_(1), R_(3), R_(4)));
@@ -217,7 +230,8 @@ static void chunk_grad(const struct kda *x)
             CG_NUMS(e->b.T, src_ld(x, 0), src_ld(x, 1), src_ld(x, 3), src_ld(x, 4), src_ld(x, 5),
                     res_ld(x, 0), res_ld(x, 1), res_ld(x, 3), res_ld(x, 4), x->chunks, x->head0,
                     x->heads));
-    int64_t shared = 3 * x->parts * 2 * CHUNK * (x->vp + 8) + 4 * (3 * CHUNK * x->kp + x->kp);
+    int64_t shared = stages * 2 * x->state_parts * 2 * CHUNK * (x->kp + 8) +
+                     3 * x->parts * 2 * CHUNK * (x->vp + 8) + 4 * (3 * CHUNK + 1) * x->kp;
     launch(s, e->b.B * x->heads * x->chunks, 128, shared);
 }
 

@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(128)
  * come one chunk ahead. For gradients (${KEEP}) z and the states before chunks are kept instead of o. */
 extern "C" __global__ void __launch_bounds__(256, 1)
 @FN@(const char *records, const ${TV} *v, ${TO} *o, float *slot_states, const int32_t *slots, const int32_t *past,
-     float *zs, float *states, int64_t T, int64_t ldv, int64_t ldo, int64_t chunks, int64_t head0, int64_t heads,
+     float *zs, uint16_t *states, int64_t T, int64_t ldv, int64_t ldo, int64_t chunks, int64_t head0, int64_t heads,
      int64_t all_heads)
 {
     enum { K = ${K}, V = ${V}, P = ${P}, VT = (V + 15) / 16 };
@@ -138,7 +138,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         cp_async_wait(1);
         __syncthreads();
         if (${KEEP}) {
-            kda_keep<R::KP / 8>(states + ((bh * chunks + c) * VT * 16 + v0) * R::KP, s);
+            uint16_t *to = states + (bh * chunks + c) * ${STATE_PARTS} * VT * 16 * R::LK;
+            kda_keep<R::KP / 8, ${STATE_PARTS}>(to + v0 * R::LK, VT * 16 * R::LK, s);
         }
         UNROLL for (int i = 0; i < R::KP / 16; i++) { /* kd S and qd S */
             kda_operand<P>(op, s + 2 * i);
@@ -227,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
  *   du = dS'^T kg + A^T do;  w = Q^T du;  dr = beta w;  dbeta = w . z;
  *   dS = diag(total) dS' + qd^T do - kd^T dr */
 extern "C" __global__ void __launch_bounds__(256, 1)
-@FN@(const char *records, const float *zs, const ${TD} *dout, ${TV} *dv, float *drs, float *dstates, float *dbetas,
+@FN@(const char *records, const float *zs, const ${TD} *dout, ${TV} *dv, float *drs, uint16_t *dstates, float *dbetas,
      int64_t T, int64_t ldd, int64_t ldv, int64_t chunks, int64_t head0, int64_t heads)
 {
     enum { K = ${K}, V = ${V}, P = ${P}, VT = (V + 15) / 16 };
@@ -254,7 +255,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         kda_operand<P>(grad, x);
         cp_async_wait(1);
         __syncthreads();
-        kda_keep<R::KP / 8>(dstates + ((bh * chunks + c) * VT * 16 + v0) * R::KP, s);
+        uint16_t *to = dstates + (bh * chunks + c) * ${STATE_PARTS} * VT * 16 * R::LK;
+        kda_keep<R::KP / 8, ${STATE_PARTS}>(to + v0 * R::LK, VT * 16 * R::LK, s);
         UNROLL for (int i = 0; i < R::KP / 16; i++) {
             kda_operand<P>(op, s + 2 * i);
             kda_times_rows<P>(y, op, rec + R::kg, R::LK, R::BIG, 16 * i);
@@ -284,19 +286,24 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 //== kda_chunk
 /* Gradients of q, k, g and beta of one chunk of one head, all chunks in parallel. First, on tensor
  * cores, those of qd and kd, do S^T and -dr S^T, of kg, u dS'^T, of A, do u^T, and of L, -dr u^T; then a
- * thread per channel brings them through the decays. Gradients of a gate sum pairs of a token before it
- * with one from it on, each a value before it times its gradient behind it: they are as small as the
- * decay between them, which differences of row and column sums would not be. */
-extern "C" __global__ void __launch_bounds__(128)
+ * thread per channel brings them through the decays. S and dS' come 16 rows of V at a time, as
+ * ${STATE_PARTS} parts, and their bytes are the floor: ${STATE_PARTS} 4 K V a chunk. Gradients of a gate
+ * sum pairs of a token before it with one from it on, each a value before it times its gradient behind
+ * it: they are as small as the decay between them, which differences of row and column sums would not
+ * be. */
+extern "C" __global__ void __launch_bounds__(128, 1)
 @FN@(const ${TQ} *q, const ${TK} *k, const float *g, const float *beta, const ${TD} *dout, const float *zs,
-     const float *drs, const float *states, const float *dstates, const float *dbetas, ${TDQ} *dq, ${TDK} *dk,
-     float *dg, float *dbeta, int64_t T, int64_t ldq, int64_t ldk, int64_t ldg, int64_t ldb, int64_t ldd,
-     int64_t lddq, int64_t lddk, int64_t lddg, int64_t lddb, int64_t chunks, int64_t head0, int64_t heads)
+     const float *drs, const uint16_t *states, const uint16_t *dstates, const float *dbetas, ${TDQ} *dq,
+     ${TDK} *dk, float *dg, float *dbeta, int64_t T, int64_t ldq, int64_t ldk, int64_t ldg, int64_t ldb,
+     int64_t ldd, int64_t lddq, int64_t lddk, int64_t lddg, int64_t lddb, int64_t chunks, int64_t head0,
+     int64_t heads)
 {
     enum { K = ${K}, V = ${V}, P = ${P}, KP = (K + 15) / 16 * 16, VP = (V + 15) / 16 * 16, LV = VP + 8 };
     enum { PART = KDA_C * LV, OPERAND = P * PART };
-    DYNAMIC_SHARED(uint16_t, douts); /* parts of [16][LV] */
-    uint16_t *drp = douts + OPERAND, *us = drp + OPERAND;
+    enum { N = ${STATE_PARTS}, STAGES = ${STAGES}, LK = KP + 8, SLICE = KDA_C * LK, STAGE = 2 * N * SLICE };
+    enum { TILES = (KP + 63) / 64 }; /* of 16 channels for a warp */
+    DYNAMIC_SHARED(uint16_t, ring); /* parts of 16 rows of S, then of dS', for STAGES such */
+    uint16_t *douts = ring + STAGES * STAGE, *drp = douts + OPERAND, *us = drp + OPERAND; /* [16][LV] */
     float *flat = (float *)(us + OPERAND); /* gradients of qd, kd, kg: [16][KP] each; carry [KP] */
     float *carry = flat + 3 * KDA_C * KP;
     __shared__ float da[KDA_C][KDA_C], dl[KDA_C][KDA_C];
@@ -304,6 +311,18 @@ extern "C" __global__ void __launch_bounds__(128)
     const int64_t c = blockIdx.x % chunks, bh = blockIdx.x / chunks, h = head0 + bh % heads, b = bh / heads;
     const kda_span at = kda_span_of(c, T, 0);
     const int64_t row = b * T + at.t0, own = bh * T + at.t0;
+    states += (bh * chunks + c) * N * VP * LK;
+    dstates += (bh * chunks + c) * N * VP * LK;
+    const auto fetch = [&](int slice) {
+        uint16_t *to = ring + slice % STAGES * STAGE;
+        if (slice < VP / 16) UNROLL for (int p = 0; p < N; p++) {
+            kda_fetch<2 * SLICE>((char *)(to + p * SLICE), (const char *)(states + p * VP * LK + slice * SLICE));
+            kda_fetch<2 * SLICE>((char *)(to + (N + p) * SLICE),
+                                 (const char *)(dstates + p * VP * LK + slice * SLICE));
+        }
+        cp_async_commit();
+    };
+    for (int i = 0; i < STAGES - 1; i++) fetch(i);
     for (int x = tid; x < KDA_C * VP / 2; x += 128) {
         const int i = x / (VP / 2), v = x % (VP / 2) * 2, to = i * LV + v;
         float n[6] = {};
@@ -322,55 +341,58 @@ extern "C" __global__ void __launch_bounds__(128)
         for (int64_t x = 0; x < VP / 16; x++) sum += dbetas[(bh * (VP / 16) + x) * T + at.t0 + tid];
         dbeta[(row + tid) * lddb + h] = sum;
     }
-    __syncthreads();
 
-    states += (bh * chunks + c) * VP * KP;
-    dstates += (bh * chunks + c) * VP * KP;
-    for (int ch = 16 * warp; ch < KP; ch += 64) {
-        float x[3][2][4] = {}, both[2] = {};
-        for (int v = 0; v < VP; v += 16) {
-            uint32_t s[2][P][2], ds[2][P][2];
-            UNROLL for (int n = 0; n < 2; n++) UNROLL for (int i = 0; i < 2; i++) {
-                const int64_t from = (v + 8 * i + lane % 4 * 2) * (int64_t)KP + ch + 8 * n + lane / 4;
-                const float s0 = states[from], s1 = states[from + KP], d0 = dstates[from], d1 = dstates[from + KP];
-                uint32_t part[P];
-                both[n] = fma1(s0, d0, fma1(s1, d1, both[n]));
-                kda_split<P>(s0, s1, part);
-                UNROLL for (int p = 0; p < P; p++) s[n][p][i] = part[p];
-                kda_split<P>(d0, d1, part);
-                UNROLL for (int p = 0; p < P; p++) ds[n][p][i] = part[p];
+    float x[TILES][3][2][4] = {}, both[TILES][2] = {}, pairs[2][4] = {};
+    for (int slice = 0; slice < VP / 16; slice++) {
+        uint32_t od[P][4], orp[P][4], ou[P][4];
+        cp_async_wait(STAGES - 2);
+        __syncthreads();
+        fetch(slice + STAGES - 1);
+        kda_rows<P>(od, douts, LV, PART, 16 * slice);
+        kda_rows<P>(orp, drp, LV, PART, 16 * slice);
+        kda_rows<P>(ou, us, LV, PART, 16 * slice);
+        if (warp == 0) kda_times_rows<P>(pairs, od, us, LV, PART, 16 * slice);
+        if (warp == 1) kda_times_rows<P>(pairs, orp, us, LV, PART, 16 * slice);
+        UNROLL for (int t = 0; t < TILES; t++) {
+            const int ch = 64 * t + 16 * warp;
+            if (ch >= KP) continue;
+            const uint16_t *from =
+                ring + slice % STAGES * STAGE + (lane / 8 % 2 * 8 + lane % 8) * LK + ch + lane / 16 * 8;
+            uint32_t s[N][4], ds[N][4];
+            UNROLL for (int p = 0; p < N; p++) {
+                ldmatrix4_trans(s[p], from + p * SLICE);
+                ldmatrix4_trans(ds[p], from + (N + p) * SLICE);
             }
-            UNROLL for (int p = P - 1; p >= 0; p--) {
-                uint32_t op[4];
-                const int from = p * PART + (lane / 8 % 2 * 8 + lane % 8) * LV + v + lane / 16 * 8;
-                ldmatrix4(op, douts + from);
-                UNROLL for (int o = P - 1 - p; o >= 0; o--) UNROLL for (int n = 0; n < 2; n++) mma_bf16(x[0][n], op, s[n][o]);
-                ldmatrix4(op, drp + from);
-                UNROLL for (int o = P - 1 - p; o >= 0; o--) UNROLL for (int n = 0; n < 2; n++) mma_bf16(x[1][n], op, s[n][o]);
-                ldmatrix4(op, us + from);
-                UNROLL for (int o = P - 1 - p; o >= 0; o--) UNROLL for (int n = 0; n < 2; n++) mma_bf16(x[2][n], op, ds[n][o]);
+            UNROLL for (int i = 0; i < 4; i++) {
+                float s0 = 0.0f, s1 = 0.0f, d0 = 0.0f, d1 = 0.0f;
+                UNROLL for (int p = 0; p < N; p++) {
+                    s0 += __uint_as_float(s[p][i] << 16), s1 += __uint_as_float(s[p][i] & 0xffff0000u);
+                    d0 += __uint_as_float(ds[p][i] << 16), d1 += __uint_as_float(ds[p][i] & 0xffff0000u);
+                }
+                both[t][i / 2] = fma1(s0, d0, fma1(s1, d1, both[t][i / 2]));
+            }
+            UNROLL for (int o = N - 1; o >= 0; o--) UNROLL for (int p = P - 1 - o; p >= 0; p--) {
+                UNROLL for (int n = 0; n < 2; n++) {
+                    mma_bf16(x[t][0][n], od[p], s[o] + 2 * n);
+                    mma_bf16(x[t][1][n], orp[p], s[o] + 2 * n);
+                    mma_bf16(x[t][2][n], ou[p], ds[o] + 2 * n);
+                }
             }
         }
+    }
+    UNROLL for (int t = 0; t < TILES; t++) {
+        const int ch = 64 * t + 16 * warp;
+        if (ch >= KP) continue;
         UNROLL for (int m = 0; m < 3; m++) UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 4; e++)
-            flat[(m * KDA_C + kda_column(e)) * KP + ch + kda_token(n, e)] = x[m][n][e];
+            flat[(m * KDA_C + kda_column(e)) * KP + ch + kda_token(n, e)] = x[t][m][n][e];
         UNROLL for (int n = 0; n < 2; n++) {
-            both[n] += __shfl_xor_sync(ALL_LANES, both[n], 1);
-            both[n] += __shfl_xor_sync(ALL_LANES, both[n], 2);
-            if (lane % 4 == 0) carry[ch + 8 * n + lane / 4] = both[n];
+            both[t][n] += __shfl_xor_sync(ALL_LANES, both[t][n], 1);
+            both[t][n] += __shfl_xor_sync(ALL_LANES, both[t][n], 2);
+            if (lane % 4 == 0) carry[ch + 8 * n + lane / 4] = both[t][n];
         }
     }
-    if (warp < 2) {
-        const uint16_t *from = warp ? drp : douts;
-        float x[2][4] = {};
-        for (int v = 0; v < VP; v += 16) {
-            uint32_t op[P][4];
-            UNROLL for (int p = 0; p < P; p++)
-                ldmatrix4(op[p], from + p * PART + (lane / 8 % 2 * 8 + lane % 8) * LV + v + lane / 16 * 8);
-            kda_times_rows<P>(x, op, us, LV, PART, v);
-        }
-        UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 4; e++)
-            (warp ? dl : da)[kda_column(e)][kda_token(n, e)] = x[n][e];
-    }
+    if (warp < 2) UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 4; e++)
+        (warp ? dl : da)[kda_column(e)][kda_token(n, e)] = pairs[n][e];
     __syncthreads();
 
     for (int ch = tid; ch < (K + WARP - 1) / WARP * WARP; ch += 128) {

@@ -96,6 +96,13 @@ INLINE void kda_times_cols(float c[2][4], const uint32_t a[P][4], const uint16_t
     }
 }
 
+/* The operand [16,16] at column `at` of a matrix of 16 rows. */
+template <int P> INLINE void kda_rows(uint32_t a[P][4], const uint16_t *m, int ld, int next, int at) {
+    const int i = threadIdx.x % WARP / 8, j = threadIdx.x % 8;
+    m += (i % 2 * 8 + j) * ld + at + i / 2 * 8;
+    UNROLL for (int p = 0; p < P; p++) ldmatrix4(a[p], m + p * next);
+}
+
 /* Lane (g, t) holds of X^T [16 columns of V, 16 tokens]: token 8 h + 2 t + e % 2, column g + 8 (e / 2). */
 INLINE int kda_token(int h, int e) { return 8 * h + threadIdx.x % 4 * 2 + e % 2; }
 INLINE int kda_column(int e) { return threadIdx.x % WARP / 4 + e / 2 * 8; }
@@ -121,13 +128,14 @@ INLINE void kda_scale(float to[2][4], const float x[2][4], const float *beta) {
 template <int T> INLINE void kda_decay(float s[T][4], const float *total) {
     UNROLL for (int i = 0; i < T; i++) UNROLL for (int e = 0; e < 4; e++) s[i][e] *= total[kda_token(i, e)];
 }
-/* To [16 columns][KP] in memory, for the kernel that has a chunk's gradients. */
-template <int T> INLINE void kda_keep(float *p, const float s[T][4]) {
+/* To memory as N parts of [rows of V][LK], `next` elements apart, for the kernel that has a chunk's
+ * gradients; p: this warp's 16 rows. */
+template <int T, int N> INLINE void kda_keep(uint16_t *p, int next, const float s[T][4]) {
     UNROLL for (int i = 0; i < T; i++) UNROLL for (int e = 0; e < 4; e += 2)
-        *(float2 *)(p + kda_column(e) * (8 * T) + kda_token(i, 0)) = make_float2(s[i][e], s[i][e + 1]);
+        kda_split_to<N>(p + kda_column(e) * (8 * T + 8) + kda_token(i, 0), next, s[i][e], s[i][e + 1]);
 }
 
-/* Copies a record to shared memory, as one group of copies. */
+/* Copies so many bytes to shared memory. */
 template <int BYTES> INLINE void kda_fetch(char *to, const char *from) {
     for (int i = threadIdx.x * 16; i < BYTES; i += blockDim.x * 16) cp_async16(to + i, from + i, true);
 }
