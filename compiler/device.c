@@ -70,7 +70,7 @@ cu_ptr device_persistent(const struct session *s, uint64_t offset)
     const struct device *d = &s->device;
     for (size_t i = 0; i < d->persistent.n; i++) {
         const struct piece *x = &d->persistent.p[i];
-        if (offset >= x->from && offset <= x->to) return x->at + (offset - x->from);
+        if (offset >= x->from && offset < x->to) return x->at + (offset - x->from);
     }
     CHECK(!d->gpu);
     return 0;
