@@ -7,36 +7,122 @@
 static void test_ops(void **state)
 {
     static const struct cuda_op ops[] = {
-        {.op = OP_moe_route, .tol = 1e-6},
-        {.op = OP_moe_route_grad, .tol = 1e-5},
-        {.op = OP_moe_sort, .tol = 0},
-        {.op = OP_moe_gather, .tol = 0, .src = "1", .res = "1", .every = 3},
+        {.op = OP_moe_route, .tol = 1e-6, .every = 2},
+        {.op = OP_moe_route_grad, .tol = 1e-5, .every = 2},
+        {.op = OP_moe_sort, .tol = 0, .every = 2},
+        {.op = OP_moe_gather, .tol = 0, .src = "1", .res = "1", .every = 5},
         {.op = OP_moe_gather_grad,
          .tol = 1e-6,
          .src = "1",
          .res = "1",
          .tol_narrow = 1e-6,
-         .every = 3},
+         .every = 5},
         {.op = OP_moe_combine,
          .tol = 1e-6,
          .src = "10",
          .res = "1",
          .tol_narrow = 1e-6,
-         .every = 3},
+         .every = 5},
         {.op = OP_moe_combine_grad,
          .tol = 1e-5,
          .src = "110",
          .res = "10",
          .tol_narrow = 1e-5,
-         .every = 3},
-        {.op = OP_moe_load, .tol = 0, .every = 4},
+         .every = 5},
+        {.op = OP_moe_load, .tol = 0, .every = 5},
     };
     (void)state;
     cuda_ops_check(ops, sizeof ops / sizeof *ops);
 }
 
+/* ---- many experts, most of them empty; chunks of assignments; rows of several warps ---- */
+
+static const struct ir_bind one = {1, 1};
+
+struct sizes {
+    int64_t tokens, experts, k, cols;
+    bool softmax;
+};
+
+static ir_id in(struct ir_graph *g, const char *name, int64_t rows, int64_t cols)
+{
+    ir_type_id type = rows ? ir_type2(g, IR_f32, dim_const(rows), dim_const(cols))
+                           : ir_type1(g, IR_f32, dim_const(cols));
+    return ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, name)), name);
+}
+
+/* Columns of something wider. */
+static ir_id columns(struct ir_graph *g, const char *name, int64_t rows, int64_t cols)
+{
+    return ir_slice(g, in(g, name, rows, cols + 16), 1, 8, 8 + cols);
+}
+
+static ir_id route(struct ir_graph *g, const struct sizes *s, ir_id logits)
+{
+    return ir_add(g, OP_moe_route, SRCS(logits, in(g, "bias", 0, s->experts)),
+                  ATTRS(A_INT(k, s->k), A_STR(score, s->softmax ? "softmax" : "sigmoid"),
+                        A_INT(renormalize, 1), A_NUM(scale, 2.446)),
+                  NULL);
+}
+
+static void routing(struct cuda_ops *c, struct arena *a, const struct sizes *s)
+{
+    struct ir_graph *g = graph_open(a, "route", STAGE_K, NULL, NULL);
+    ir_id x = columns(g, "logits", s->tokens, s->experts), r = route(g, s, x),
+          ids = ir_get(g, r, 0);
+    cuda_ops_add(c, "moe_route", s->experts, 1e-6, g, r, one);
+    ir_id dw = in(g, "dw", s->tokens, s->k);
+    ir_id d = ir_add(g, OP_moe_route_grad, SRCS(x, ids, dw),
+                     ATTRS(A_STR(score, s->softmax ? "softmax" : "sigmoid"), A_INT(renormalize, 1),
+                           A_NUM(scale, 2.446)),
+                     NULL);
+    cuda_ops_add(c, "moe_route_grad", s->experts, 1e-5, g, d, one);
+    ir_id sort = ir_add(g, OP_moe_sort, SRCS(ids), ATTRS(A_INT(experts, s->experts)), NULL);
+    cuda_ops_add(c, "moe_sort", s->experts, 0, g, sort, one);
+}
+
+static void rows(struct cuda_ops *c, struct arena *a, const struct sizes *s)
+{
+    struct ir_graph *g = graph_open(a, "rows", STAGE_K, NULL, NULL);
+    ir_id r = route(g, s, in(g, "logits", s->tokens, s->experts));
+    ir_id w = ir_get(g, r, 1), ids = ir_get(g, r, 0);
+    ir_id sort = ir_add(g, OP_moe_sort, SRCS(ids), ATTRS(A_INT(experts, s->experts)), NULL);
+    ir_id order = ir_get(g, sort, 1), place = ir_get(g, sort, 2);
+    ir_id x = columns(g, "x", s->tokens, s->cols);
+    ir_id y = columns(g, "y", s->tokens * s->k, s->cols);
+    ir_id n[] = {
+        ir_add(g, OP_moe_gather, SRCS(x, order, place), ATTRS(A_INT(k, s->k)), NULL),
+        ir_add(g, OP_moe_gather_grad, SRCS(y, order, place), ATTRS(A_INT(k, s->k)), NULL),
+        ir_add(g, OP_moe_combine, SRCS(y, w, order, place), ATTRS(A_INT(k, s->k)), NULL),
+        ir_add(g, OP_moe_combine_grad, SRCS(x, y, w, order, place), ATTRS(A_INT(k, s->k)), NULL),
+    };
+    static const char *const src[] = {"10", "10", "10", "010"}, *const res[] = {"0", "0", "1",
+                                                                                "10"};
+    for (size_t i = 0; i < sizeof n / sizeof *n; i++) {
+        const char *name = op_info((enum ir_op)ir_at(g, n[i])->op)->name;
+        cuda_ops_add(c, name, s->cols, 1e-5, g, n[i], one);
+        cuda_ops_add_narrow(c, name, s->cols, 1e-5, src[i], res[i], g, n[i], one);
+    }
+}
+
+static void test_sizes(void **state)
+{
+    static const struct sizes routes[] = {{1100, 300, 5, 0, false},
+                                          {40, 256, 8, 0, true},
+                                          {9, 1000, 2, 0, true},
+                                          {3, 4096, 40, 0, false}};
+    static const struct sizes moved[] = {{30, 300, 5, 264, false}, {11, 20, 3, 130, false}};
+    struct cuda_ops *c = cuda_ops_open();
+    struct arena *a = arena_open("sizes");
+    (void)state;
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) routing(c, a, &routes[i]);
+    for (size_t i = 0; i < sizeof moved / sizeof *moved; i++) rows(c, a, &moved[i]);
+    cuda_ops_run(c);
+    arena_close(a);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops), cmocka_unit_test(test_sizes)};
     return cmocka_run_group_tests_name("cuda_moe", tests, NULL, NULL);
 }
