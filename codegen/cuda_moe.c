@@ -70,7 +70,8 @@ static void route(const struct cg_emit *e)
     cg_launch(s, blocks_of(rows, warps), warps * 32, 0);
 }
 
-/* Counts of chunks, their sums over chunks for every expert, then the places. */
+/* Counts of chunks, their sums over chunks for every expert, then the places. Where there is one
+ * chunk, as in decoding, the first two have nothing to do. */
 static void sort(const struct cg_emit *e)
 {
     int64_t experts = ir_int(e->g, e->n, AK_experts, 0), warps = warps_for(experts);
@@ -84,11 +85,11 @@ static void sort(const struct cg_emit *e)
     struct cg_step *s = section(e, "moe_count", vars, 2);
     cg_refs(e->a, s, CG_REFS(S_(0), W_(0)));
     cg_nums(e->a, s, CG_NUMS(assignments, chunks));
-    cg_launch(s, chunks, THREADS, 0);
+    cg_launch(s, chunks > 1 ? chunks : 0, THREADS, 0);
     s = section(e, "moe_scan", vars, 1);
     cg_refs(e->a, s, CG_REFS(W_(0), W_(total)));
     cg_nums(e->a, s, CG_NUMS(chunks));
-    cg_launch(s, blocks_of(experts, WARPS), THREADS, 0);
+    cg_launch(s, chunks > 1 ? blocks_of(experts, WARPS) : 0, THREADS, 0);
     s = section(e, "moe_sort", vars, 3);
     cg_refs(e->a, s, CG_REFS(S_(0), W_(0), W_(total), R_(0), R_(1), R_(2)));
     cg_nums(e->a, s, CG_NUMS(assignments, chunks));

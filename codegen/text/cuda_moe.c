@@ -131,7 +131,8 @@ extern "C" __global__ void __launch_bounds__(256)
 //== moe_sort
 /* Places of the assignments of a chunk, a block each: a warp has 256 in a row, counts them, learns
  * from the other warps' counts where its own begin, and goes over them in order; lanes with one
- * expert find each other by its bits. Block 0 writes the offsets, too. */
+ * expert find each other by its bits. Block 0 writes the offsets, too. A chunk that is the only one
+ * has all counts itself. */
 extern "C" __global__ void __launch_bounds__(${WARPS} * WARP)
 @FN@(const int32_t *ids, const int32_t *count, const int32_t *total, int32_t *offset,
      int32_t *order, int32_t *place, int64_t assignments, int64_t chunks)
@@ -143,13 +144,16 @@ extern "C" __global__ void __launch_bounds__(${WARPS} * WARP)
     for (int e = lane; e < ${E}; e += WARP) next[warp][e] = 0;
     __syncwarp();
     for (int64_t a = first + lane; a < end; a += WARP) atomicAdd(&next[warp][ids[a]], 1);
+    __syncthreads();
     int before = 0; /* assignments of the experts below e */
     for (int base = 0; base < ${E}; base += ${WARPS} * WARP) {
-        int e = base + threadIdx.x, n = e < ${E} ? total[e] : 0, upto = block_scan(n, part);
-        int at = before + upto - n;
+        int e = base + threadIdx.x, n = 0;
+        if (e < ${E} && chunks > 1) n = total[e];
+        for (int w = 0; w < ${WARPS} && e < ${E} && chunks == 1; w++) n += next[w][e];
+        int upto = block_scan(n, part), at = before + upto - n;
         if (e < ${E}) {
             if (blockIdx.x == 0) offset[e] = at;
-            at += count[e * chunks + blockIdx.x];
+            if (chunks > 1) at += count[e * chunks + blockIdx.x];
             for (int w = 0; w < ${WARPS}; w++) {
                 int here = next[w][e];
                 next[w][e] = at;
@@ -228,8 +232,9 @@ extern "C" __global__ void __launch_bounds__(256)
 /* A warp an assignment: dy = weight dout, dweight = y . dout. Floor: y and dy once; the k warps of
  * a token share its row of dout in cache. */
 extern "C" __global__ void __launch_bounds__(256)
-@FN@(const ${T} *dout, const ${Y} *y, const float *weight, const int32_t *place, ${U} *dy,
-     float *dw, int64_t ld, int64_t ld_y, int64_t ld_w, int64_t assignments)
+@FN@(const ${T} *__restrict__ dout, const ${Y} *__restrict__ y, const float *weight,
+     const int32_t *place, ${U} *__restrict__ dy, float *dw, int64_t ld, int64_t ld_y,
+     int64_t ld_w, int64_t assignments)
 {
     int lane = threadIdx.x % WARP;
     int64_t a = (int64_t)blockIdx.x * 8 + threadIdx.x / WARP, t = a / ${K};

@@ -1,7 +1,10 @@
 /* CUDA kernels of the mixture of experts (codegen/cuda_moe.c). */
 #include "cuda_ops.h"
+#include "cudacpu.h"
+#include "runtime/jit.h"
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <cmocka.h>
 
 static void test_ops(void **state)
@@ -121,8 +124,82 @@ static void test_sizes(void **state)
     arena_close(a);
 }
 
+/* ---- the CPU's choices, bit for bit ---- */
+
+enum { TOKENS = 200, EXPERTS = 90, SLOTS = 6 };
+struct routed {
+    int32_t ids[TOKENS * SLOTS];
+    float weights[TOKENS * SLOTS];
+};
+
+static void on_cpu(struct arena *a, struct ir_graph *g, ir_id n, float *logits, float *bias,
+                   struct routed *out)
+{
+    const struct cg_target t = {false};
+    struct cg_lowering low = {0};
+    cg_lower_node(a, g, n, one, &t, &low);
+    const struct cg_step *s = &low.step.p[0];
+    struct jit_kernel k = {s->symbol, s->text, NULL};
+    struct jit *jit;
+    struct rt_error err;
+    if (jit_open(NULL, &jit, &err) || jit_load(jit, cg_cpu_prelude(), &k, 1, NULL, &err))
+        fail_msg("%s", err.text);
+    sa_kernel *fn;
+    memcpy(&fn, &k.fn, sizeof fn);
+    void *scratch = aligned_alloc(64, s->scratch), *p[] = {logits, bias, out->ids, out->weights};
+    fn(p, s->num, 0, s->items, scratch);
+    free(scratch);
+    jit_close(jit);
+}
+
+static void on_gpu(struct arena *a, struct ir_graph *g, ir_id n, float *logits, float *bias,
+                   struct routed *out)
+{
+    const struct cg_target t = {.sm = 90};
+    struct cg_lowering low = {0};
+    cg_lower_node(a, g, n, one, &t, &low);
+    const struct cg_step *s = &low.step.p[0];
+    const char *env = getenv("STRATA_CLANG");
+    bool clang_19 = system("command -v clang-19 >/dev/null") == 0;
+    struct cudacpu *cpu = cudacpu_open(env && *env ? env
+                                       : clang_19  ? "clang-19"
+                                                   : "clang-14",
+                                       s->text.p, false);
+    void *arg[6] = {&(void *){logits},       &(void *){bias}, &(void *){out->ids},
+                    &(void *){out->weights}, &s->num[0],      &s->num[1]};
+    const struct cudacpu_launch l = {.grid = {s->launch.grid[0], 1, 1},
+                                     .block = {s->launch.threads, 1, 1},
+                                     .shared = s->launch.shared};
+    const char *why = cudacpu_run(cpu, s->symbol, l, arg);
+    if (why) fail_msg("%s", why);
+    cudacpu_close(cpu);
+}
+
+/* Logits and biases from few values, so that many choices are ties. */
+static void test_same_choices(void **state)
+{
+    static float logits[TOKENS * EXPERTS], bias[EXPERTS];
+    static struct routed cpu, gpu;
+    struct arena *a = arena_open("choices");
+    (void)state;
+    srand(3);
+    for (int i = 0; i < TOKENS * EXPERTS; i++)
+        logits[i] = i / EXPERTS % 2 ? (float)(rand() % 9 - 4) / 4 : (float)rand() / 1e9f - 1;
+    for (int i = 0; i < EXPERTS; i++) bias[i] = (float)(rand() % 3 - 1) / 8;
+    for (int softmax = 0; softmax < 2; softmax++) {
+        const struct sizes s = {TOKENS, EXPERTS, SLOTS, 0, softmax};
+        struct ir_graph *g = graph_open(a, "choices", STAGE_K, NULL, NULL);
+        ir_id n = route(g, &s, in(g, "logits", TOKENS, EXPERTS));
+        on_cpu(a, g, n, logits, bias, &cpu);
+        on_gpu(a, g, n, logits, bias, &gpu);
+        assert_memory_equal(&cpu, &gpu, sizeof cpu);
+    }
+    arena_close(a);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops), cmocka_unit_test(test_sizes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops), cmocka_unit_test(test_sizes),
+                                       cmocka_unit_test(test_same_choices)};
     return cmocka_run_group_tests_name("cuda_moe", tests, NULL, NULL);
 }
