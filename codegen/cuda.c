@@ -4,48 +4,33 @@
 static cg_emit_fn *emitter(enum ir_op op)
 {
     switch (op) {
-    case OP_rows:
-        return cg_cuda_rows;
-
+    case OP_rows: return cg_cuda_rows;
     case OP_matmul:
     case OP_grouped_matmul:
     case OP_grouped_matmul_dw: return cg_cuda_gemm;
-
     case OP_head_loss:
-    case OP_head_nll:
-        return cg_cuda_head;
-
+    case OP_head_nll: return cg_cuda_head;
     case OP_attention:
     case OP_attention_grad:
     case OP_rope:
     case OP_rope_table: return cg_cuda_attention;
     case OP_cache_write:
     case OP_attention_cached:
-    case OP_last_rows:
-        return cg_cuda_cache;
-
+    case OP_last_rows: return cg_cuda_cache;
     case OP_mla_keys:
     case OP_mla_keys_grad:
-    case OP_mla_cached:
-        return cg_cuda_mla;
-
+    case OP_mla_cached: return cg_cuda_mla;
     case OP_repeat:
     case OP_short_conv:
     case OP_short_conv_grad:
-    case OP_conv_cached:
-        return cg_cuda_conv;
-
+    case OP_conv_cached: return cg_cuda_conv;
     case OP_kda:
     case OP_kda_grad:
-    case OP_kda_cached:
-        return cg_cuda_kda;
-
+    case OP_kda_cached: return cg_cuda_kda;
     case OP_depth_mix:
     case OP_depth_inter:
     case OP_depth_mix_grad:
-    case OP_depth_inter_grad:
-        return cg_cuda_depth;
-
+    case OP_depth_inter_grad: return cg_cuda_depth;
     case OP_embed:
     case OP_embed_grad:
     case OP_cross_entropy:
@@ -55,7 +40,6 @@ static cg_emit_fn *emitter(enum ir_op op)
     case OP_colmax:
     case OP_concat:
     case OP_reshape: return cg_cuda_token;
-
     case OP_moe_route:
     case OP_moe_route_grad:
     case OP_moe_sort:
@@ -64,14 +48,12 @@ static cg_emit_fn *emitter(enum ir_op op)
     case OP_moe_combine:
     case OP_moe_combine_grad:
     case OP_moe_load: return cg_cuda_moe;
-
     case OP_adamw:
     case OP_momentum:
     case OP_muon_step:
     case OP_grad_norm:
     case OP_qk_clip:
     case OP_balance: return cg_cuda_optim;
-
     default: return NULL;
     }
 }
