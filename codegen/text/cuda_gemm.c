@@ -31,29 +31,44 @@ struct problem {
 template <class T, bool ALONG, bool VECTOR, int R> struct operand {
     enum { LINES = ALONG ? R : BK, WIDTH = ALONG ? BK : R };
     enum { PITCH = WIDTH + (sizeof(T) == 2 || ALONG ? 8 : 4), SIZE = LINES * PITCH };
+    /* A thread copies V elements of every PASS-th line. */
+    enum { V = VECTOR ? 16 / (int)sizeof(T) : 1, PER = WIDTH / V, PASS = THREADS / PER };
+    static_assert(THREADS % PER == 0 && LINES % PASS == 0, "threads divide a stage");
 
-    /* Starts to copy k .. k+BK-1 of the rows; zeros beyond `rows` and `depth`. */
-    INLINE void load(T *to, const T *from, int64_t ld, int rows, int k, int depth)
+    /* Where this thread copies the next stage from, and how many rows and k are left from there. */
+    struct source {
+        const T *from;
+        int64_t ld;
+        int rows, depth;
+    };
+    INLINE source open(const T *from, int64_t ld, int rows, int depth)
     {
-        enum { V = VECTOR ? 16 / (int)sizeof(T) : 1 };
-        UNROLL for (int i = threadIdx.x; i < LINES * WIDTH / V; i += THREADS) {
-            int line = i / (WIDTH / V), at = i % (WIDTH / V) * V;
-            int row = ALONG ? line : at, depth_at = k + (ALONG ? at : line);
-            bool valid = row < rows && depth_at < depth;
-            const T *p = valid ? from + (ALONG ? row * ld + depth_at : depth_at * ld + row) : from;
-            T *q = to + line * PITCH + at;
+        int line = threadIdx.x / PER, at = threadIdx.x % PER * V;
+        return {from + line * ld + at, ld, rows - (ALONG ? line : at), depth - (ALONG ? at : line)};
+    }
+    /* Starts to copy BK k of all rows; zeros beyond the last ones. */
+    INLINE void load(T *stage, source *s)
+    {
+        T *to = stage + threadIdx.x / PER * PITCH + threadIdx.x % PER * V;
+        const T *from = s->from;
+        UNROLL for (int i = 0; i < LINES; i += PASS) {
+            bool valid = (ALONG ? i : 0) < s->rows && (ALONG ? 0 : i) < s->depth;
             if (VECTOR)
-                cp_async16(q, p, valid);
+                cp_async16(to + i * PITCH, from, valid);
             else
-                *q = valid ? *p : T(0);
+                to[i * PITCH] = valid ? *from : T(0);
+            from += PASS * s->ld;
         }
+        s->from += ALONG ? BK : BK * s->ld;
+        s->depth -= BK;
     }
 
     /* The elements (row, k) and (row, k+1), rounded. */
     INLINE uint32_t pair(const float *s, int row, int k)
     {
         const float *p = s + (ALONG ? row * PITCH + k : k * PITCH + row);
-        return pack_bf16(p[0], p[ALONG ? 1 : (int)PITCH]);
+        float2 v = ALONG ? *(const float2 *)p : make_float2(p[0], p[PITCH]);
+        return pack_bf16(v.x, v.y);
     }
     INLINE uint32_t pair(const uint16_t *, int, int) { return 0; } /* never used */
 
@@ -122,7 +137,7 @@ INLINE void finish(const struct problem &p, float *tile, const float sum[TM][2 *
                 *(float2 *)(tile + (m + 16 * i + 8 * x) * PITCH + n + 8 * j) =
                     make_float2(sum[i][j][2 * x], sum[i][j][2 * x + 1]);
     __syncthreads();
-    for (int i = threadIdx.x; i < BM * BN / VC; i += THREADS) {
+    for (unsigned i = threadIdx.x; i < BM * BN / VC; i += THREADS) {
         int row = i / (BN / VC), col = i % (BN / VC) * VC;
         if (row < p.m && col < p.n) store(p.c + row * p.ldc + col, tile + row * PITCH + col, p.add);
     }
@@ -143,10 +158,12 @@ INLINE void run(const struct problem &p)
     TB *const b = (TB *)(memory + STAGES * in_a::SIZE * sizeof(TA));
     float sum[TM][2 * TN][4] = {}, total[TM][2 * TN][4] = {};
     int steps = (p.k + BK - 1) / BK;
-    for (int s = 0; s < STAGES - 1; s++) {
+    in_a::source from_a = in_a::open(p.a, p.lda, p.m, p.k);
+    in_b::source from_b = in_b::open(p.b, p.ldb, p.n, p.k);
+    UNROLL for (int s = 0; s < STAGES - 1; s++) {
         if (s < steps) {
-            in_a::load(a + s * in_a::SIZE, p.a, p.lda, p.m, s * BK, p.k);
-            in_b::load(b + s * in_b::SIZE, p.b, p.ldb, p.n, s * BK, p.k);
+            in_a::load(a + s * in_a::SIZE, &from_a);
+            in_b::load(b + s * in_b::SIZE, &from_b);
         }
         cp_async_commit();
     }
@@ -155,8 +172,8 @@ INLINE void run(const struct problem &p)
         __syncthreads();
         int next = s + STAGES - 1, at = next % STAGES;
         if (next < steps) {
-            in_a::load(a + at * in_a::SIZE, p.a, p.lda, p.m, next * BK, p.k);
-            in_b::load(b + at * in_b::SIZE, p.b, p.ldb, p.n, next * BK, p.k);
+            in_a::load(a + at * in_a::SIZE, &from_a);
+            in_b::load(b + at * in_b::SIZE, &from_b);
         }
         cp_async_commit();
         multiply(sum, a + s % STAGES * in_a::SIZE, b + s % STAGES * in_b::SIZE);
