@@ -7,7 +7,7 @@ static const char text[] =
 #include "text/cuda_depth.c.inc"
     ;
 
-enum { PARAMETERS = 32764, CHUNKS = 264 };
+enum { PARAMETERS = 32764, CHUNKS = 264, SMS = 132, SHARED = 227 << 10 };
 
 struct depth {     /* the sizes of a node */
     uint32_t q, n; /* queries, sources */
@@ -124,27 +124,134 @@ static void parameters(const struct cg_emit *e, struct cg_step *step, const stru
         BUG("%zu sources and queries are too many for a kernel", step->nref);
 }
 
-static void mix(const struct cg_emit *e)
+/* ---- streams ---- */
+
+struct stream { /* how rows are laid over lanes, see the text */
+    int64_t v, w, units, stages, slot, threads;
+    uint32_t q, qblocks, g, p, resident; /* queries of a block, sources and values of a round,
+                                            blocks of a multiprocessor */
+};
+
+static int64_t up(int64_t x, int64_t by)
 {
-    struct depth s = sizes(e);
-    struct kind k = kinds(e, s, false);
+    return (x + by - 1) / by;
+}
+
+/* Whether operands from..to-1 or results can be read or written 16 bytes at a time. */
+static bool aligned(const struct cg_emit *e, bool result, uint32_t from, uint32_t to)
+{
+    for (uint32_t i = from; i < to; i++)
+        if ((result ? cg_cuda_res_align(e->g, e->n, i) : cg_cuda_src_align(e->g, e->n, i)) < 16)
+            return false;
+    return true;
+}
+
+/* Quads of a lane and warps of a row: up to 1024 columns are one warp's (less where a lane holds
+ * several rows' worth), 16384 are the most. */
+static bool lay(struct stream *m, int64_t d, int64_t quads)
+{
+    bool one = up(d, 128) <= quads;
+    m->v = one ? up(d, 128) : up(d, 512) <= 16 ? 4 : 8;
+    m->w = one ? 1 : up(d, 128 * m->v);
+    return m->w <= 16;
+}
+
+static bool any(const int64_t *bits, uint32_t n, bool set)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if ((bits[i / 64] >> i % 64 & 1) == set) return true;
+    return false;
+}
+
+/* Stages that fit beside `more` bytes of a block. */
+static int64_t stages(const struct stream *m, int64_t more)
+{
+    int64_t n = (SHARED / m->resident - 4096 - more) / (m->units * m->slot);
+    return n < 16 ? n : 16;
+}
+
+/* The form for a mix; false: only the plain one will do. Few rows get a deeper ring, the whole
+ * shared memory, without a change in what is computed. */
+static bool mix_stream(const struct cg_emit *e, struct depth s, struct kind k, struct stream *m)
+{
+    if (s.d % 8 || !aligned(e, false, 0, s.q + s.n) || !aligned(e, true, 0, s.q)) return false;
+    m->qblocks = (s.q + 3) / 4;
+    m->q = (s.q + m->qblocks - 1) / m->qblocks;
+    if (!lay(m, s.d, m->q == 1 ? 8 : 4)) return false;
+    bool wide = any(k.v, s.n, false);
+    m->slot = m->w * m->v * 128 * (wide ? 4 : 2);
+    m->units = m->w >= 4 ? 1 : m->q == 1 ? 4 / m->w : 8 / m->w;
+    m->threads = m->units * m->w * 32;
+    int64_t most = m->v > 4 || wide || m->q > 1 ? 512 : 896; /* threads that registers allow */
+    m->resident = (uint32_t)(most / m->threads > 1 ? most / m->threads : 1);
+    int64_t queries = m->q > 1 ? m->q * m->w * m->v * 512 : 0;
+    m->stages = stages(m, queries);
+    if (m->stages < 2) return false;
+    m->g = m->stages >= 6 ? 3 : m->stages >= 4 ? 2 : 1;
+    m->p = 8;
+    while (m->p < m->g * (m->q + 1)) m->p *= 2;
+    if (s.rows <= SMS) {
+        m->resident = 1;
+        m->units = m->w == 1 && m->q == 1 ? 1 : m->units;
+        m->threads = m->units * m->w * 32;
+        m->stages = stages(m, queries);
+    }
+    return true;
+}
+
+static struct str stream_text(const struct cg_emit *e, struct stream m)
+{
     const struct cg_var vars[] = {
+        {"V", cg_number(e, m.v)},         {"W", cg_number(e, m.w)},
+        {"UNITS", cg_number(e, m.units)}, {"STAGES", cg_number(e, m.stages)},
+        {"SLOT", cg_number(e, m.slot)},   {"P", cg_number(e, m.p)}};
+    return cg_section(e->a, text, "stream", vars, sizeof vars / sizeof *vars);
+}
+
+static struct str mix_text(const struct cg_emit *e, struct depth s, const struct stream *m)
+{
+    struct cg_var vars[16] = {
         {"CAP", cg_number(e, s.cap)},
         {"QCAP", cg_number(e, s.qcap)},
         {"EPS", str_fmt(e->a, "%.9ef", ir_num(e->g, e->n, AK_eps, 1e-6))},
     };
+    if (!m) return cg_section(e->a, text, "mix_plain", vars, 3);
+    vars[3] = (struct cg_var){"QUERIES", cg_number(e, s.q)};
+    vars[4] = (struct cg_var){"Q", cg_number(e, m->q)};
+    vars[5] = (struct cg_var){"G", cg_number(e, m->g)};
+    vars[6] = (struct cg_var){"QBLOCKS", cg_number(e, m->qblocks)};
+    vars[7] = (struct cg_var){"RESIDENT", cg_number(e, m->resident)};
+    const char *body = cg_section(e->a, text, "mix_stream", vars, 8).p;
+    return str_of(str_fmt(e->a, "%s%s", stream_text(e, *m).p, body));
+}
+
+static void mix(const struct cg_emit *e)
+{
+    struct depth s = sizes(e);
+    struct kind k = kinds(e, s, false);
+    struct stream m = {0};
+    bool streams = mix_stream(e, s, k, &m);
     struct cg_step *step =
-        add(e, "depth_mix", types(e, s, k).p, cg_section(e->a, text, "mix_plain", vars, 3).p);
+        add(e, "depth_mix", types(e, s, k).p, mix_text(e, s, streams ? &m : NULL).p);
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 * s.qcap + s.cap + 3), *at = ref;
     table(&at, S_(0), s.q, s.qcap);
     table(&at, R_(0), s.q, s.qcap);
     table(&at, S_(s.first_v), s.n, s.cap);
     table(&at, R_(s.q), 3, 3);
-    int64_t *num = NEW(e->a, int64_t, 2 + k.words);
-    num[0] = s.n, num[1] = s.q;
-    memcpy(num + 2, k.word, k.words * sizeof *num);
-    parameters(e, step, ref, at, num, 2 + k.words);
-    cg_launch(step, s.rows, 128, s.n * (int64_t)sizeof(float));
+    int64_t *num = NEW(e->a, int64_t, 3 + k.words), *to = num;
+    if (streams) *to++ = s.rows;
+    *to++ = s.n;
+    *to++ = streams ? up(s.n, up(s.n, m.g)) : s.q; /* sources of a round, all about as many */
+    memcpy(to, k.word, k.words * sizeof *num);
+    parameters(e, step, ref, at, num, (size_t)(to - num) + k.words);
+    if (!streams) {
+        cg_launch(step, s.rows, 128, s.n * (int64_t)sizeof(float));
+        return;
+    }
+    int64_t queries = m.q > 1 ? m.q * m.w * m.v * 512 : 0;
+    int64_t blocks = up(s.rows, m.units), most = up(SMS * m.resident, m.qblocks);
+    if (blocks > most) blocks = most;
+    cg_launch(step, blocks * m.qblocks, m.threads, m.units * m.stages * m.slot + queries);
 }
 
 static void grad_end(const struct cg_emit *e, struct depth s, int64_t chunks)

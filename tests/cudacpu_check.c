@@ -21,8 +21,9 @@ struct region {
     struct cell *cell;
 };
 
-enum { REGIONS = 528 };
+enum { REGIONS = 2064 };
 static struct region regions[REGIONS];
+static struct region *regions_end = regions, *recent; /* none from here on; found last */
 static uint32_t clock_of[THREADS][THREADS];
 static bool *fenced; /* per block of the launch: has used __threadfence */
 
@@ -33,6 +34,7 @@ struct region *cudacpu_region(char *begin, size_t n, bool shared, bool slack)
             struct cell *cell = calloc(n + 1, sizeof *cell);
             if (!cell) abort();
             *r = (struct region){begin, n, n, shared, slack, cell};
+            if (r >= regions_end) regions_end = r + 1;
             return r;
         }
     fprintf(stderr, "cudacpu: more than %d arrays\n", REGIONS);
@@ -162,9 +164,11 @@ static void touch_byte(const struct region *r, size_t at, const struct access *n
 
 static struct region *find(const char *p)
 {
-    for (struct region *r = regions; r < regions + REGIONS; r++) {
+    if (recent && recent->begin && p >= recent->begin && p < recent->begin + recent->made)
+        return recent;
+    for (struct region *r = regions; r < regions_end; r++) {
         size_t slack = r->slack ? SLACK : 0;
-        if (r->begin && p >= r->begin - slack && p < r->begin + r->made + slack) return r;
+        if (r->begin && p >= r->begin - slack && p < r->begin + r->made + slack) return recent = r;
     }
     return NULL;
 }

@@ -61,7 +61,7 @@ bool cudacpu_bounds(const struct cudacpu *c, const char *kernel, size_t *bytes, 
 }
 
 /* Arrays of global memory, for their regions. */
-enum { ARRAYS = 512 };
+enum { ARRAYS = 2048 };
 static struct {
     char *p;
     size_t room; /* with guards */

@@ -72,6 +72,239 @@ extern "C" __global__ void __launch_bounds__(128)
         }
     }
 }
+//== stream
+/* Rows whose size and addresses are multiples of 16 bytes pass through a ring of shared memory,
+ * copied long before they are needed, so that memory is always busy. A unit of W warps takes one
+ * row at a time; warp w has the columns w * SPAN .. + SPAN - 1, and of those its lane l the quads
+ * 128 k + 4 l, k < V: full sectors in both types. A warp reads only what it copied itself. */
+enum {
+    @FN@_V = ${V}, @FN@_W = ${W}, @FN@_UNITS = ${UNITS}, @FN@_SPAN = 128 * @FN@_V,
+    @FN@_WIDTH = @FN@_W * @FN@_SPAN, @FN@_STAGES = ${STAGES}, @FN@_SLOT = ${SLOT}
+};
+INLINE void @FN@_get4(float x[4], const void *p, bool narrow, int64_t i) {
+    if (narrow) {
+        uint2 v = *(const uint2 *)((const uint16_t *)p + i);
+        x[0] = __uint_as_float(v.x << 16), x[1] = __uint_as_float(v.x & 0xffff0000u);
+        x[2] = __uint_as_float(v.y << 16), x[3] = __uint_as_float(v.y & 0xffff0000u);
+    } else {
+        ld_f32x4(x, (const float *)p + i);
+    }
+}
+INLINE void @FN@_put4(void *p, bool narrow, int64_t i, const float x[4]) {
+    if (narrow)
+        *(uint2 *)((uint16_t *)p + i) = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+    else
+        st_f32x4((float *)p + i, x);
+}
+/* Copies a warp's columns of a row of elements of `bytes` bytes to its part of a slot, zeros beyond
+ * the row's end. */
+INLINE void @FN@_copy_span(char *slot, const void *p, const int bytes, int64_t row, int warp,
+                           int lane) {
+    const char *from = (const char *)p + row * @FN@_D * bytes;
+    const int end = @FN@_D * bytes, span = @FN@_SPAN * bytes;
+    UNROLL for (int k = 0; k < (span + 511) / 512; k++) {
+        const int in = 512 * k + 16 * lane, at = warp * span + in;
+        if (in < span) cp_async16(slot + in, from + (at < end ? at : 0), at < end);
+    }
+}
+INLINE void @FN@_copy(char *slot, const void *p, bool narrow, int64_t row, int warp, int lane) {
+    if (narrow)
+        @FN@_copy_span(slot, p, 2, row, warp, lane);
+    else
+        @FN@_copy_span(slot, p, 4, row, warp, lane);
+}
+INLINE int @FN@_after(int slot, int by) {
+    return slot + by < @FN@_STAGES ? slot + by : slot + by - @FN@_STAGES;
+}
+/* Waits for the oldest c of STAGES groups of copies. */
+INLINE void @FN@_await(int c) {
+    switch (c) {
+    case 4: cp_async_wait(@FN@_STAGES > 4 ? @FN@_STAGES - 4 : 0); break;
+    case 3: cp_async_wait(@FN@_STAGES > 3 ? @FN@_STAGES - 3 : 0); break;
+    case 2: cp_async_wait(@FN@_STAGES > 2 ? @FN@_STAGES - 2 : 0); break;
+    default: cp_async_wait(@FN@_STAGES - 1); break;
+    }
+    __syncwarp();
+}
+/* Sums of P values over a unit's lanes. First halves of a warp trade halves of the values, and so
+ * on, then the warps' sums meet in `part`, of which calls must use two by turns and whose columns
+ * from W on are zeros. Lane l returns value l / (32 / P). */
+enum { @FN@_P = ${P}, @FN@_EACH = WARP / @FN@_P, @FN@_PART = 20 };
+INLINE float @FN@_total(float x[@FN@_P], float (*part)[@FN@_PART], int unit, int warp, int lane) {
+    UNROLL for (int level = 1; level <= 5; level++) {
+        const int n = @FN@_P >> level; /* values left */
+        const bool upper = lane & n * @FN@_EACH;
+        UNROLL for (int i = 0; i < @FN@_P / 2; i++) {
+            if (i >= n) continue;
+            const float keep = upper ? x[i + n] : x[i], give = upper ? x[i] : x[i + n];
+            x[i] = keep + __shfl_xor_sync(ALL_LANES, give, n * @FN@_EACH);
+        }
+    }
+    float sum = x[0];
+    UNROLL for (int d = @FN@_EACH / 2; d; d /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, d);
+    if (@FN@_W == 1) return sum;
+    const int value = lane / @FN@_EACH, share = lane % @FN@_EACH;
+    if (share == 0) part[value][warp] = sum;
+    named_sync(1 + unit, @FN@_W * WARP);
+    sum = 0;
+    UNROLL for (int i = 0; i < @FN@_P / 2; i += 4) {
+        float y[4];
+        ld_f32x4(y, &part[value][share * (@FN@_P / 2) + i]);
+        sum += y[0] + y[1] + (y[2] + y[3]);
+    }
+    UNROLL for (int d = @FN@_EACH / 2; d; d /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, d);
+    return sum;
+}
+//== mix_stream
+struct @FN@_queries {
+    const float *u[${QCAP}]; /* times the gains */
+    void *o[${QCAP}];        /* mixes */
+};
+struct @FN@_sources {
+    const void *v[${CAP}];
+};
+enum { @FN@_ALL = ${QUERIES}, @FN@_Q = ${Q}, @FN@_G = ${G}, @FN@_BLOCKS = ${QBLOCKS} };
+struct @FN@_flow { /* what is copied next, and where to */
+    int64_t row, j;
+    int slot;
+};
+INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_sources &source,
+                       const struct @FN@_kind &kind, char *ring, int64_t rows, int64_t n,
+                       int64_t step, int warp, int lane) {
+    if (f->row < rows) {
+        @FN@_copy(ring + f->slot * @FN@_SLOT, source.v[f->j], @FN@_v_narrow(kind, f->j), f->row,
+                  warp, lane);
+        if (++f->j == n) f->j = 0, f->row += step;
+    }
+    cp_async_commit();
+    f->slot = @FN@_after(f->slot, 1);
+}
+/* The lane of @FN@_total that has logit i of a round's source g; the mean square is i = Q. */
+INLINE int @FN@_lane(int g, int i) { return (g * (@FN@_Q + 1) + i) * @FN@_EACH; }
+/* Every source of a row is read from memory once for Q queries, `per` <= G sources a round: their
+ * logits by one reduction, then an online softmax: sums so far shrink when a larger logit comes.
+ * What a lane knows of logits is about its own one (@FN@_lane). With more than Q queries as many
+ * blocks take the same rows at about the same time, and find them in the L2 cache.
+ * Bytes a row: n sources and q mixes. */
+extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDENT})
+@FN@(const __grid_constant__ struct @FN@_queries query,
+     const __grid_constant__ struct @FN@_sources source, float *s, float *r, float *lse,
+     int64_t rows, int64_t n, int64_t per, const __grid_constant__ struct @FN@_kind kind) {
+    DYNAMIC_SHARED(char, shared);
+    __shared__ __align__(16) float part[@FN@_UNITS][2][@FN@_P][@FN@_PART];
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % @FN@_W;
+    const int unit = threadIdx.x / WARP / @FN@_W, from = blockIdx.x % @FN@_BLOCKS * @FN@_Q;
+    const int64_t step = gridDim.x / @FN@_BLOCKS * @FN@_UNITS;
+    const int64_t first = blockIdx.x / @FN@_BLOCKS * @FN@_UNITS + unit;
+    const int column = warp * @FN@_SPAN + 4 * lane;
+    char *ring = shared + unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
+    float *queries = (float *)(shared + @FN@_UNITS * @FN@_STAGES * @FN@_SLOT);
+    struct @FN@_flow flow = {first, 0, 0};
+    for (int k = 0; k < @FN@_STAGES; k++)
+        @FN@_issue(&flow, source, kind, ring, rows, n, step, warp, lane);
+    float own[@FN@_V][4]; /* a single query is in registers, several are in shared memory */
+    if (@FN@_Q == 1) {
+        UNROLL for (int k = 0; k < @FN@_V; k++) {
+            UNROLL for (int e = 0; e < 4; e++) own[k][e] = 0;
+            if (column + 128 * k < @FN@_D) ld_f32x4(own[k], query.u[from] + column + 128 * k);
+        }
+    } else {
+        for (int i = 0; i < @FN@_Q; i++)
+            for (int d = threadIdx.x; d < @FN@_WIDTH; d += @FN@_UNITS * @FN@_W * WARP)
+                queries[i * @FN@_WIDTH + d] =
+                    d < @FN@_D ? query.u[from + i < @FN@_ALL ? from + i : from][d] : 0;
+    }
+    for (int k = threadIdx.x; k < @FN@_UNITS * 2 * @FN@_P * @FN@_PART;
+         k += @FN@_UNITS * @FN@_W * WARP)
+        (&part[0][0][0][0])[k] = 0;
+    __syncthreads();
+
+    const int mine_g = lane / @FN@_EACH / (@FN@_Q + 1), value_i = lane / @FN@_EACH % (@FN@_Q + 1);
+    const int mine_i = value_i < @FN@_Q ? value_i : 0;
+    const bool teller = warp == 0 && lane % @FN@_EACH == 0; /* lanes that write numbers */
+    int slot = 0, turn = 0;
+    for (int64_t row = first; row < rows; row += step) {
+        float acc[@FN@_Q][@FN@_V][4], top = -INFF, sum = 0;
+        UNROLL for (int k = 0; k < @FN@_Q * @FN@_V * 4; k++) (&acc[0][0][0])[k] = 0;
+        for (int64_t j = 0; j < n; j += per) {
+            const int count = (int)min64(per, n - j);
+            float x[@FN@_P], v[4];
+            UNROLL for (int k = 0; k < @FN@_P; k++) x[k] = 0;
+            @FN@_await(count);
+            UNROLL for (int k = 0; k < @FN@_V; k++) {
+                float u[@FN@_Q][4];
+                UNROLL for (int i = 0; i < @FN@_Q; i++) {
+                    if (@FN@_Q == 1)
+                        UNROLL for (int e = 0; e < 4; e++) u[i][e] = own[k][e];
+                    else
+                        ld_f32x4(u[i], queries + i * @FN@_WIDTH + column + 128 * k);
+                }
+                UNROLL for (int g = 0; g < @FN@_G; g++) {
+                    if (g >= count) continue;
+                    @FN@_get4(v, ring + @FN@_after(slot, g) * @FN@_SLOT,
+                              @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
+                    float *y = x + g * (@FN@_Q + 1);
+                    UNROLL for (int e = 0; e < 4; e++) {
+                        UNROLL for (int i = 0; i < @FN@_Q; i++) y[i] = fma1(u[i][e], v[e], y[i]);
+                        y[@FN@_Q] = fma1(v[e], v[e], y[@FN@_Q]);
+                    }
+                }
+            }
+            const float total = @FN@_total(x, part[unit][turn], unit, warp, lane);
+            turn ^= 1;
+            const float square = __shfl_sync(ALL_LANES, total, @FN@_lane(mine_g, @FN@_Q));
+            const float rj = rsqrt1(square * (1.0f / @FN@_D) + ${EPS}), logit = rj * total;
+            if (teller && mine_g < count) {
+                if (value_i == @FN@_Q && from == 0) r[row * n + j + mine_g] = rj;
+                if (value_i < @FN@_Q && from + value_i < @FN@_ALL)
+                    s[(row * @FN@_ALL + from + value_i) * n + j + mine_g] = logit;
+            }
+            float high = top;
+            UNROLL for (int g = 0; g < @FN@_G; g++) {
+                const float other = __shfl_sync(ALL_LANES, logit, @FN@_lane(g, mine_i));
+                if (g < count) high = max1(high, other);
+            }
+            const float shrink = exp1(top - high), p = exp1(logit - high);
+            sum *= shrink;
+            top = high;
+            UNROLL for (int i = 0; i < @FN@_Q; i++) {
+                const float f = __shfl_sync(ALL_LANES, shrink, @FN@_lane(0, i));
+                UNROLL for (int k = 0; k < @FN@_V * 4; k++) (&acc[i][0][0])[k] *= f;
+            }
+            UNROLL for (int g = 0; g < @FN@_G; g++) {
+                if (g >= count) continue;
+                float w[@FN@_Q];
+                sum += __shfl_sync(ALL_LANES, p, @FN@_lane(g, mine_i));
+                UNROLL for (int i = 0; i < @FN@_Q; i++)
+                    w[i] = __shfl_sync(ALL_LANES, p, @FN@_lane(g, i));
+                UNROLL for (int k = 0; k < @FN@_V; k++) {
+                    @FN@_get4(v, ring + @FN@_after(slot, g) * @FN@_SLOT,
+                              @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
+                    UNROLL for (int i = 0; i < @FN@_Q; i++)
+                        UNROLL for (int e = 0; e < 4; e++)
+                            acc[i][k][e] = fma1(w[i], v[e], acc[i][k][e]);
+                }
+            }
+            __syncwarp(); /* all have read what the next copies replace */
+            for (int g = 0; g < count; g++)
+                @FN@_issue(&flow, source, kind, ring, rows, n, step, warp, lane);
+            slot = @FN@_after(slot, count);
+        }
+        if (teller && mine_g == 0 && value_i < @FN@_Q && from + value_i < @FN@_ALL)
+            lse[row * @FN@_ALL + from + value_i] = top + log1(sum);
+        const float inverse = div1(1.0f, sum);
+        UNROLL for (int i = 0; i < @FN@_Q; i++) {
+            const float f = __shfl_sync(ALL_LANES, inverse, @FN@_lane(0, i));
+            if (from + i >= @FN@_ALL) continue;
+            UNROLL for (int k = 0; k < @FN@_V; k++) {
+                UNROLL for (int e = 0; e < 4; e++) acc[i][k][e] *= f;
+                if (column + 128 * k < @FN@_D)
+                    @FN@_put4(query.o[from + i], @FN@_o_narrow(kind, from + i),
+                              row * @FN@_D + column + 128 * k, acc[i][k]);
+            }
+        }
+    }
+}
 //== grad_tables
 struct @FN@_queries {
     const float *u[${QCAP}];

@@ -89,8 +89,102 @@ static void test_table(void **state)
     arena_close(a);
 }
 
+/* Sizes the table lacks: rows of one or more warps and beyond what streams, groups of queries, many
+ * sources, and more rows than blocks run at once. */
+struct size {
+    int64_t d, n, q, rows;
+    enum storage source, result;
+    bool forward, gradient;
+};
+static const struct size sizes[] = {
+    {7168, 9, 1, 3, NARROW, NARROW, true, true},     {7168, 3, 2, 2, NARROW, NARROW, true, true},
+    {7168, 10, 1, 1, LAST_WIDE, NARROW, true, true}, {1024, 33, 1, 2, NARROW, WIDE, true, true},
+    {1024, 2, 8, 3, MIXED, MIXED, true, true},       {1024, 8, 5, 3, NARROW, WIDE, true, true},
+    {2048, 4, 4, 2, WIDE, WIDE, true, true},         {8200, 2, 1, 2, WIDE, NARROW, true, true},
+    {16392, 2, 1, 1, NARROW, NARROW, true, true},    {1, 5, 2, 4, NARROW, NARROW, true, true},
+    {7, 17, 1, 5, WIDE, WIDE, true, true},           {129, 12, 3, 5, NARROW, MIXED, true, true},
+    {8, 300, 1, 2, NARROW, WIDE, true, true},        {24, 70, 6, 3, MIXED, MIXED, true, true},
+    {264, 7, 1, 140, NARROW, NARROW, true, false},   {8, 3, 1, 3800, NARROW, WIDE, true, false},
+    {520, 2, 2, 1100, NARROW, NARROW, true, false},
+};
+
+static ir_id matrix(struct ir_graph *g, const char *name, uint32_t i, int64_t cols)
+{
+    const char *s = str_fmt(g->arena, "%s%u", name, i);
+    ir_type_id t = ir_type2(g, IR_f32, dim_sym(SYM_N, 1), dim_const(cols));
+    return ir_add_typed(g, OP_input, t, NO_SRCS, ATTRS(A_STR(name, s)), s);
+}
+
+static struct ir_graph *build(struct arena *a, const struct size *z, bool gradient, ir_id *node)
+{
+    struct ir_graph *g = graph_open(a, "case", STAGE_K, NULL, NULL);
+    uint32_t n = (uint32_t)z->n, q = (uint32_t)z->q, k = 0;
+    ir_id *u = NEW(a, ir_id, q), *v = NEW(a, ir_id, n), *src = NEW(a, ir_id, 8 + 4 * q + 2 * n);
+    for (uint32_t i = 0; i < q; i++) {
+        const char *s = str_fmt(a, "unit.%lld.%u", (long long)z->d, i);
+        ir_type_id t = ir_type1(g, IR_f32, dim_const(z->d));
+        u[i] = src[k++] = ir_add_typed(g, OP_input, t, NO_SRCS, ATTRS(A_STR(name, s)), s);
+    }
+    for (uint32_t j = 0; j < n; j++) v[j] = src[k++] = matrix(g, "v", j, z->d);
+    bool inter = q > 1;
+    if (inter)
+        *node = ir_add(g, OP_depth_inter, src, k,
+                       ATTRS(A_INT(sources, n), A_INT(queries, q), A_NUM(eps, 1e-6)), NULL);
+    else
+        *node = ir_add(g, OP_depth_mix, src, k,
+                       ATTRS(A_STR(site, "s"), A_INT(sources, n), A_NUM(eps, 1e-6)), NULL);
+    if (!gradient) {
+        ir_output(g, "out", ir_get(g, *node, 0));
+        return g;
+    }
+    ir_id t = *node, s = ir_get(g, t, q), r = ir_get(g, t, q + 1), lse = ir_get(g, t, q + 2);
+    char *have = NEW(a, char, n + 1);
+    k = 0;
+    if (inter) {
+        src[k++] = s, src[k++] = r;
+        for (uint32_t i = 0; i < q; i++) src[k++] = u[i];
+        for (uint32_t i = 0; i < q; i++) src[k++] = matrix(g, "dh", i, z->d);
+        for (uint32_t i = 0; i < q; i++) src[k++] = matrix(g, "delta", i, 1);
+        for (uint32_t i = 0; i < q; i++) src[k++] = ir_slice(g, lse, 1, i, i + 1);
+    } else {
+        src[k++] = matrix(g, "dh", 0, z->d), src[k++] = ir_get(g, t, 0), src[k++] = u[0];
+        src[k++] = s, src[k++] = r, src[k++] = lse;
+    }
+    for (uint32_t j = 0; j < n; j++) src[k++] = v[j];
+    for (uint32_t j = 0; j < n; j++) {
+        have[j] = j % 4 == 2 ? '0' : '1';
+        if (have[j] == '1') src[k++] = matrix(g, "acc", j, z->d);
+    }
+    if (inter)
+        *node = ir_add(g, OP_depth_inter_grad, src, k,
+                       ATTRS(A_INT(sources, n), A_INT(queries, q), A_STR(have, have)), NULL);
+    else
+        *node = ir_add(g, OP_depth_mix_grad, src, k,
+                       ATTRS(A_STR(site, "s"), A_INT(sources, n), A_STR(have, have)), NULL);
+    ir_output(g, "out", ir_get(g, *node, 0));
+    return g;
+}
+
+static void test_sizes(void **state)
+{
+    (void)state;
+    struct cuda_ops *c = cuda_ops_open();
+    struct arena *a = arena_open("test_cuda_depth");
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int gradient = 0; gradient < 2; gradient++) {
+            const struct size *z = &sizes[i];
+            if (!(gradient ? z->gradient : z->forward)) continue;
+            ir_id node;
+            struct ir_graph *g = build(a, z, gradient, &node);
+            add(c, gradient ? "gradient" : "mix", (int64_t)i, 3e-5, z->source, z->result, g, node,
+                (struct ir_bind){.B = 1, .T = z->rows});
+        }
+    cuda_ops_run(c);
+    arena_close(a);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_table)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_table), cmocka_unit_test(test_sizes)};
     return cmocka_run_group_tests_name("cuda_depth", tests, NULL, NULL);
 }
