@@ -1,0 +1,454 @@
+/* Speed of single operations on a GPU, each from a recording of many runs: JSON with the bytes an
+ * operation has to move and the products it has to do, for tests/bench/gpu.py, which knows the
+ * card's ceilings. `bench_gpu [WORD]` runs the cases whose name holds WORD, `--list` names them. */
+#include "codegen/kernel.h"
+#include "compiler/lower.h"
+#include "runtime/gpu_exec.h"
+#include "runtime/nvrtc.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { SAMPLES = 15, MAX_OPERANDS = 64 };
+
+struct bench { /* what a case builds and says */
+    struct arena *a;
+    struct ir_graph *g;
+    struct ir_bind b;
+    int64_t N;
+    double bytes, flops; /* that cannot be avoided */
+};
+
+/* ---- graphs ---- */
+
+static ir_id typed(struct bench *b, const char *name, ir_type_id t, bool narrow)
+{
+    const struct ir_attr attr[] = {A_STR(name, name), A_STR(narrow, "1")};
+    return ir_add_typed(b->g, OP_input, t, NO_SRCS, attr, narrow ? 2 : 1, name);
+}
+
+/* [N,cols] in two bytes an element, or four. */
+static ir_id rows(struct bench *b, const char *name, int64_t cols, bool narrow)
+{
+    b->bytes += (double)(b->N * cols) * (narrow ? 2 : 4);
+    return typed(b, name, ir_type2(b->g, IR_f32, dim_sym(SYM_N, 1), dim_const(cols)), narrow);
+}
+
+static ir_id matrix(struct bench *b, const char *name, int64_t n, int64_t cols, bool narrow)
+{
+    b->bytes += (double)(n * cols) * (narrow ? 2 : 4);
+    return typed(b, name, ir_type2(b->g, IR_f32, dim_const(n), dim_const(cols)), narrow);
+}
+
+static ir_id vector(struct bench *b, const char *name, int64_t n)
+{
+    return typed(b, name, ir_type1(b->g, IR_f32, dim_const(n)), false);
+}
+
+static ir_id name_of(struct bench *b, const char *format, uint32_t i, int64_t cols, bool narrow)
+{
+    return rows(b, str_fmt(b->a, format, i), cols, narrow);
+}
+
+/* Blocks in two bytes, the running sum after them in four where `part`. */
+static ir_id mix(struct bench *b, int64_t d, uint32_t n, bool part)
+{
+    ir_id src[MAX_OPERANDS];
+    src[0] = vector(b, "u", d);
+    for (uint32_t i = 0; i < n; i++) src[1 + i] = name_of(b, "v%u", i, d, !part || i + 1 < n);
+    b->bytes += (double)(b->N * d) * 2;
+    b->flops = 4.0 * (double)(b->N * d) * n;
+    return ir_add(
+        b->g, OP_depth_mix, src, 1 + n,
+        ATTRS(A_STR(site, "bench"), A_INT(sources, n), A_NUM(eps, 1e-6), A_STR(narrow, "1000")),
+        NULL);
+}
+
+static ir_id mix_large(struct bench *b)
+{
+    return mix(b, 7168, 9, false);
+}
+
+static ir_id mix_gradient(struct bench *b)
+{
+    enum { D = 7168, SOURCES = 9 };
+    ir_id t = mix(b, D, SOURCES, false), src[MAX_OPERANDS];
+    char have[SOURCES + 1] = {0};
+    double forward = b->bytes - 2.0 * (double)(b->N * D); /* the sources, read again */
+    src[0] = rows(b, "dh", D, true), src[1] = ir_get(b->g, t, 0), src[2] = ir_src(b->g, t, 0);
+    for (uint32_t i = 0; i < 3; i++) src[3 + i] = ir_get(b->g, t, 1 + i);
+    for (uint32_t i = 0; i < SOURCES; i++) {
+        src[6 + i] = ir_src(b->g, t, 1 + i);
+        src[6 + SOURCES + i] = name_of(b, "acc%u", i, D, false);
+        have[i] = '1';
+    }
+    b->bytes = forward + 4.0 * (double)(b->N * D) + 8.0 * (double)(b->N * D) * SOURCES;
+    b->flops *= 3;
+    return ir_add(b->g, OP_depth_mix_grad, src, 6 + 2 * SOURCES,
+                  ATTRS(A_STR(site, "bench"), A_INT(sources, SOURCES), A_STR(have, have)), NULL);
+}
+
+static ir_id inter(struct bench *b)
+{
+    enum { D = 1024, SOURCES = 8, QUERIES = 6 };
+    ir_id src[MAX_OPERANDS];
+    for (uint32_t i = 0; i < QUERIES; i++) src[i] = vector(b, str_fmt(b->a, "u%u", i), D);
+    for (uint32_t i = 0; i < SOURCES; i++) src[QUERIES + i] = name_of(b, "v%u", i, D, true);
+    b->bytes += 2.0 * (double)(b->N * D) * QUERIES;
+    return ir_add(b->g, OP_depth_inter, src, QUERIES + SOURCES,
+                  ATTRS(A_INT(sources, SOURCES), A_INT(queries, QUERIES), A_NUM(eps, 1e-6),
+                        A_STR(narrow, "111111000")),
+                  NULL);
+}
+
+static ir_id attend(struct bench *b, int64_t heads, int64_t kv, int64_t hd, int64_t vd)
+{
+    ir_id q = rows(b, "q", heads * hd, true), k = rows(b, "k", kv * hd, true);
+    ir_id v = rows(b, "v", kv * vd, true);
+    b->bytes += 2.0 * (double)(b->N * heads * vd);
+    b->flops = (double)(b->N * b->b.T * heads * (hd + vd)); /* the lower half */
+    const struct ir_attr attr[] = {A_INT(heads, heads),
+                                   A_INT(kv_heads, kv),
+                                   A_INT(head_dim, hd),
+                                   A_INT(v_dim, vd == hd ? 0 : vd),
+                                   A_NUM(scale, 1 / sqrt((double)hd)),
+                                   A_STR(narrow, "100")};
+    return ir_add(b->g, OP_attention, SRCS(q, k, v), attr, 6, NULL);
+}
+
+static ir_id attend_gradient(struct bench *b, ir_id t, int64_t heads, int64_t kv, int64_t hd,
+                             int64_t vd)
+{
+    ir_id d = rows(b, "do", heads * vd, true);
+    b->bytes *= 2;
+    b->flops *= 2.5;
+    return ir_add(b->g, OP_attention_grad,
+                  SRCS(ir_src(b->g, t, 0), ir_src(b->g, t, 1), ir_src(b->g, t, 2),
+                       ir_get(b->g, t, 0), ir_get(b->g, t, 1), d),
+                  ATTRS(A_INT(heads, heads), A_INT(kv_heads, kv), A_INT(head_dim, hd),
+                        A_INT(v_dim, vd == hd ? 0 : vd), A_NUM(scale, 1 / sqrt((double)hd)),
+                        A_STR(narrow, "111")),
+                  NULL);
+}
+
+static ir_id attention_64(struct bench *b)
+{
+    return attend(b, 16, 16, 64, 64);
+}
+static ir_id attention_64_gradient(struct bench *b)
+{
+    return attend_gradient(b, attend(b, 16, 16, 64, 64), 16, 16, 64, 64);
+}
+static ir_id attention_128(struct bench *b)
+{
+    return attend(b, 16, 4, 128, 128);
+}
+static ir_id attention_128_gradient(struct bench *b)
+{
+    return attend_gradient(b, attend(b, 16, 4, 128, 128), 16, 4, 128, 128);
+}
+static ir_id attention_mla(struct bench *b)
+{
+    return attend(b, 16, 16, 192, 128);
+}
+static ir_id attention_mla_gradient(struct bench *b)
+{
+    return attend_gradient(b, attend(b, 16, 16, 192, 128), 16, 16, 192, 128);
+}
+
+enum { KDA_HEADS = 16, KDA_DIM = 128 };
+static ir_id kda(struct bench *b)
+{
+    int64_t c = KDA_HEADS * KDA_DIM;
+    ir_id q = rows(b, "unit.q", c, true), k = rows(b, "unit.k", c, true);
+    ir_id v = rows(b, "v", c, true);
+    ir_id g = rows(b, "decay.g", c, false), beta = rows(b, "frac.beta", KDA_HEADS, false);
+    b->bytes += 2.0 * (double)(b->N * c);
+    b->flops = (double)(b->N * c) * (6 * KDA_DIM + 6 * 64);
+    return ir_add(b->g, OP_kda, SRCS(q, k, v, g, beta),
+                  ATTRS(A_INT(heads, KDA_HEADS), A_NUM(scale, 0.0884), A_STR(narrow, "1")), NULL);
+}
+static ir_id kda_gradient(struct bench *b)
+{
+    ir_id t = kda(b), src[6];
+    for (uint32_t i = 0; i < 5; i++) src[i] = ir_src(b->g, t, i);
+    src[5] = rows(b, "do", KDA_HEADS * KDA_DIM, true);
+    b->bytes *= 2;
+    b->flops *= 3;
+    return ir_add(b->g, OP_kda_grad, src, 6,
+                  ATTRS(A_INT(heads, KDA_HEADS), A_NUM(scale, 0.0884), A_STR(narrow, "11100")),
+                  NULL);
+}
+
+static ir_id product(struct bench *b, int64_t k, int64_t n)
+{
+    ir_id x = rows(b, "x", k, true), w = matrix(b, "w", n, k, true);
+    b->bytes += 2.0 * (double)(b->N * n);
+    b->flops = 2.0 * (double)(b->N * k * n);
+    return ir_add(b->g, OP_matmul, SRCS(x, w),
+                  ATTRS(A_INT(tb, 1), A_INT(bf16, 1), A_STR(narrow, "1")), NULL);
+}
+static ir_id product_large(struct bench *b)
+{
+    return product(b, 4096, 4096);
+}
+static ir_id product_decode(struct bench *b)
+{
+    return product(b, 4096, 14336);
+}
+
+/* 256 experts of 416 x 256, 6 a token, ids as they come. */
+static ir_id experts(struct bench *b)
+{
+    enum { E = 256, K = 6, WIDTH = 256, INNER = 416 };
+    struct ir_dim tokens = dim_sym(SYM_N, 1), all = dim_sym(SYM_N, K);
+    const struct ir_dim w[] = {dim_const(E), dim_const(INNER), dim_const(WIDTH)};
+    ir_id ids = typed(b, "ids.255", ir_type2(b->g, IR_i32, tokens, dim_const(K)), false);
+    ir_id sort = ir_add(b->g, OP_moe_sort, SRCS(ids), ATTRS(A_INT(experts, E)), NULL);
+    ir_id x = typed(b, "x", ir_type2(b->g, IR_f32, all, dim_const(WIDTH)), true);
+    ir_id weights = typed(b, "w", type_add(b->g->types, IR_f32, 3, w), true);
+    b->bytes = 2.0 * (double)(b->N * K * (WIDTH + INNER)) + 2.0 * E * INNER * WIDTH;
+    b->flops = 2.0 * (double)(b->N * K) * WIDTH * INNER;
+    return ir_add(b->g, OP_grouped_matmul, SRCS(x, weights, ir_get(b->g, sort, 0)),
+                  ATTRS(A_INT(tb, 1), A_INT(bf16, 1), A_STR(narrow, "1")), NULL);
+}
+
+static ir_id adam(struct bench *b)
+{
+    enum { ROWS = 32768, COLS = 1024 };
+    ir_id p = matrix(b, "p", ROWS, COLS, false), g = matrix(b, "g", ROWS, COLS, false);
+    ir_id m = matrix(b, "m", ROWS, COLS, false), v = matrix(b, "frac.v", ROWS, COLS, false);
+    ir_id ctl = vector(b, "frac.ctl", 4), hyper = vector(b, "frac.hyper", 4);
+    b->bytes += 3.0 * 4 * ROWS * COLS;
+    return ir_add(
+        b->g, OP_adamw, SRCS(p, g, m, v, ctl, hyper),
+        ATTRS(A_NUM(beta1, .9), A_NUM(beta2, .95), A_NUM(eps, 1e-8), A_NUM(weight_decay, .1)),
+        NULL);
+}
+
+static ir_id loss(struct bench *b)
+{
+    enum { V = 32768 };
+    ir_id logits = rows(b, "logits", V, false);
+    ir_id ids = typed(b, "ids.32767", ir_type1(b->g, IR_i32, dim_sym(SYM_N, 1)), false);
+    return ir_add(b->g, OP_cross_entropy, SRCS(logits, ids), NO_ATTRS, NULL);
+}
+
+static const struct {
+    const char *name;
+    ir_id (*build)(struct bench *b);
+    int64_t B, T;
+    bool ours; /* products by our own kernels */
+} cases[] = {
+    {"depth_mix 9x8192x7168", mix_large, 1, 8192, false},
+    {"depth_mix_grad 9x8192x7168", mix_gradient, 1, 8192, false},
+    {"depth_mix decode 1", mix_large, 1, 1, false},
+    {"depth_mix decode 8", mix_large, 8, 1, false},
+    {"depth_mix decode 64", mix_large, 64, 1, false},
+    {"depth_inter 8x6 16384x1024", inter, 1, 16384, false},
+    {"attention 4x4096 16h64", attention_64, 4, 4096, false},
+    {"attention_grad 4x4096 16h64", attention_64_gradient, 4, 4096, false},
+    {"attention 4x4096 16/4h128", attention_128, 4, 4096, false},
+    {"attention_grad 4x4096 16/4h128", attention_128_gradient, 4, 4096, false},
+    {"attention 2x4096 16h192/128", attention_mla, 2, 4096, false},
+    {"attention_grad 2x4096 16h192/128", attention_mla_gradient, 2, 4096, false},
+    {"kda 1x4096 16h128", kda, 1, 4096, false},
+    {"kda_grad 1x4096 16h128", kda_gradient, 1, 4096, false},
+    {"kda 8x4096 16h128", kda, 8, 4096, false},
+    {"kda_grad 8x4096 16h128", kda_gradient, 8, 4096, false},
+    {"product 8192x4096x4096 library", product_large, 1, 8192, false},
+    {"product 8192x4096x4096 ours", product_large, 1, 8192, true},
+    {"product 1x4096x14336 ours", product_decode, 1, 1, true},
+    {"product 8x4096x14336 ours", product_decode, 8, 1, true},
+    {"grouped_matmul 256e 32768x6", experts, 8, 4096, false},
+    {"adamw 33M", adam, 1, 1, false},
+    {"cross_entropy 8192x32768", loss, 8, 1024, false},
+};
+
+/* ---- running ---- */
+
+static struct gpu *gpu;
+
+static void must(enum rt_status st, const struct rt_error *err)
+{
+    if (!st) return;
+    fprintf(stderr, "bench_gpu: %s\n", err->text);
+    exit(st);
+}
+
+struct memory {
+    cu_ptr arena[SA_external];
+};
+
+static cu_ptr address(const void *arg, struct sa_buf at)
+{
+    return ((const struct memory *)arg)->arena[at.arena] + at.offset;
+}
+
+static double uniform(uint64_t *s)
+{
+    *s = *s * 6364136223846793005u + 1442695040888963407u;
+    return (double)(*s >> 33) / 2147483648.0;
+}
+
+static bool begins(const char *name, const char *with)
+{
+    return !strncmp(name, with, strlen(with));
+}
+
+/* Values as the name says (as op_case_inputs does), the same million of them over and over. */
+static void fill(const struct bench *b, ir_id n, const char *name, cu_ptr at)
+{
+    enum { PIECE = 1 << 20 };
+    bool narrow = ir_narrow(b->g, n), ids = ir_ty(b->g, n)->dtype == IR_i32;
+    size_t count = (size_t)type_count(b->g->types, ir_at(b->g, n)->type, b->b);
+    uint32_t *words = malloc(PIECE * 4);
+    uint16_t *half = (uint16_t *)words;
+    uint64_t seed = hash_bytes(name, strlen(name), 1);
+    struct rt_error err;
+    CHECK(words);
+    for (size_t i = 0; i < PIECE; i++) {
+        double x = uniform(&seed);
+        float f = (float)(begins(name, "frac")    ? x
+                          : begins(name, "decay") ? -0.2 * x
+                          : begins(name, "unit")  ? (2 * x - 1) / 6.5
+                                                  : 2 * x - 1);
+        uint32_t bits;
+        memcpy(&bits, &f, 4);
+        if (ids) bits = (uint32_t)(x * (atof(name + 4) + 1));
+        if (narrow)
+            half[i] = (uint16_t)(bits >> 16);
+        else
+            words[i] = bits;
+    }
+    for (size_t i = 0, size = narrow ? 2 : 4; i < count; i += PIECE) {
+        size_t k = count - i < PIECE ? count - i : PIECE;
+        must(gpu_put(gpu, at + i * size, words, k * size, &err), &err);
+    }
+    free(words);
+}
+
+static void compile(struct arena *a, const struct lowered *l, struct CUmod_st **module,
+                    struct CUfunc_st **fn)
+{
+    struct sb text = {0};
+    struct nvrtc_image image;
+    struct rt_error err;
+    lower_emit_c(l, NULL, "bench_gpu", &text);
+    must(nvrtc_compile(a, text.p, gpu_about(gpu)->arch, true, &image, &err), &err);
+    must(gpu_load(gpu, image.code.p, module, &err), &err);
+    for (uint32_t i = 0; i < l->plan.num_kernels; i++)
+        must(gpu_function(gpu, *module, l->code[i].symbol, &fn[i], &err), &err);
+    sb_free(&text);
+}
+
+static int ascending(const void *pa, const void *pb)
+{
+    double a = *(const double *)pa, b = *(const double *)pb;
+    return (a > b) - (a < b);
+}
+
+/* Seconds of one run, by recordings of `runs` of them. */
+static void measure(struct gpu_exec *x, int runs, double sample[SAMPLES])
+{
+    struct CUevent_st *from, *to;
+    struct gpu_recording *r;
+    struct rt_error err;
+    must(gpu_event_open(gpu, true, &from, &err), &err);
+    must(gpu_event_open(gpu, true, &to, &err), &err);
+    must(gpu_record_begin(gpu, &err), &err);
+    for (int i = 0; i < runs; i++) must(gpu_exec_run(x, &err), &err);
+    must(gpu_record_end(gpu, &r, &err), &err);
+    for (int i = -2; i < SAMPLES; i++) {
+        double s;
+        must(gpu_event_record(gpu, from, &err), &err);
+        must(gpu_replay(gpu, r, &err), &err);
+        must(gpu_event_record(gpu, to, &err), &err);
+        must(gpu_event_wait(gpu, to, &err), &err);
+        must(gpu_event_seconds(gpu, from, to, &s, &err), &err);
+        if (i >= 0) sample[i] = s / runs;
+    }
+    qsort(sample, SAMPLES, sizeof *sample, ascending);
+    gpu_recording_close(gpu, r);
+    gpu_event_close(gpu, from);
+    gpu_event_close(gpu, to);
+}
+
+/* The steps of node n alone. */
+static struct sa_plan part(const struct lowered *l, ir_id n)
+{
+    struct sa_plan p = l->plan;
+    uint32_t first = 0, end;
+    while (first < p.num_steps && l->node_of_step[first] != n) first++;
+    for (end = first; end < p.num_steps && l->node_of_step[end] == n;) end++;
+    struct sa_entry *entry = malloc(sizeof *entry);
+    CHECK(entry);
+    *entry = (struct sa_entry){"bench", 0, end - first};
+    p.steps += first, p.num_steps = end - first, p.entries = entry;
+    return p;
+}
+
+static void run(size_t c)
+{
+    struct bench b = {.a = arena_open("bench_gpu"), .b = {cases[c].B, cases[c].T}};
+    struct layout layout;
+    struct rt_error err;
+    struct memory m = {{0}};
+    double s[SAMPLES];
+    unsigned sm = 0;
+    b.N = b.b.B * b.b.T;
+    b.g = graph_open(b.a, "bench", STAGE_K, NULL, NULL);
+    ir_id n = cases[c].build(&b);
+    CHECK(sscanf(gpu_about(gpu)->arch, "sm_%u", &sm) == 1);
+    const struct cg_target target = {.sm = sm, .no_library = cases[c].ours};
+    layout_init(&layout, b.a);
+    struct lowered *l = lower(b.a, b.g, b.b, &target, &layout);
+    struct CUmod_st *module;
+    struct CUfunc_st **fn = NEW(b.a, struct CUfunc_st *, l->plan.num_kernels);
+    compile(b.a, l, &module, fn);
+    for (int i = 0; i < SA_external; i++) {
+        uint64_t bytes = i == SA_persistent ? layout.bytes : l->plan.arena_bytes[i];
+        must(gpu_alloc(gpu, bytes + 256, "a benchmark", &m.arena[i], &err), &err);
+    }
+    for (size_t i = 0; i < l->mem->named.n; i++) {
+        const struct mem_named *x = &l->mem->named.p[i];
+        fill(&b, x->node, x->name, address(&m, x->at));
+    }
+    struct sa_plan op = part(l, n);
+    struct gpu_exec *all, *one;
+    must(gpu_exec_open(gpu, &l->plan, fn, &all, &err), &err);
+    must(gpu_exec_open(gpu, &op, fn, &one, &err), &err);
+    gpu_exec_place(all, address, &m);
+    gpu_exec_place(one, address, &m);
+    must(gpu_exec_run(all, &err), &err);
+    must(gpu_wait(gpu, &err), &err);
+    measure(one, 1, s);
+    int runs = s[0] > 0 && s[0] < 0.002 ? (int)(0.005 / s[0]) + 1 : 2;
+    measure(one, runs < 400 ? runs : 400, s);
+    printf("{\"name\": \"%s\", \"median_us\": %.3f, \"best_us\": %.3f, \"bytes\": %.0f, \"flops\": "
+           "%.0f, \"steps\": %u}\n",
+           cases[c].name, 1e6 * s[SAMPLES / 2], 1e6 * s[0], b.bytes, b.flops, op.num_steps);
+    fflush(stdout);
+    gpu_exec_close(one);
+    gpu_exec_close(all);
+    gpu_unload(gpu, module);
+    for (int i = 0; i < SA_external; i++) gpu_free(gpu, m.arena[i]);
+    free((void *)op.entries);
+    arena_close(b.a);
+}
+
+int main(int argc, char **argv)
+{
+    struct rt_error err;
+    const char *word = argc > 1 ? argv[1] : "";
+    bool list = !strcmp(word, "--list");
+    if (!list) must(gpu_open(0, &gpu, &err), &err);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (list)
+            printf("%s\n", cases[i].name);
+        else if (strstr(cases[i].name, word))
+            run(i);
+    }
+    gpu_close(gpu);
+    return 0;
+}
