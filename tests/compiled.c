@@ -18,6 +18,7 @@ struct compiled *compiled_open(struct fixture *f, const struct compiled_options 
     c->arena = a;
     c->f = f;
     const struct session_options so = {.cpu = o->cpu,
+                                       .device = o->device,
                                        .threads = o->threads ? o->threads : 2,
                                        .diag = diag_open(a),
                                        .pipeline = {.skip = o->skip}};
@@ -52,8 +53,11 @@ void compiled_set(const struct plan *p, const char *name, const void *data, size
 void compiled_bind_weights(const struct compiled *c, const struct plan *p)
 {
     const struct params *ps = c->f->params;
-    for (size_t i = 0; i < ps->n; i++)
+    for (size_t i = 0; i < ps->n; i++) {
+        const struct plan_value *v = plan_value(p, ps->p[i].name);
         compiled_set(p, ps->p[i].name, c->f->weights[i], 4 * (size_t)ps->p[i].count);
+        if (v && session_push(c->session, v, NULL)) BUG("%s does not go to the device", v->name);
+    }
 }
 
 void compiled_bind(const struct compiled *c, const struct plan *p)
@@ -67,12 +71,19 @@ void compiled_bind(const struct compiled *c, const struct plan *p)
     compiled_bind_weights(c, p);
 }
 
+static void check_status(const struct compiled *c)
+{
+    struct rt_error err;
+    if (session_status(c->session, &err)) BUG("%s: %s", c->f->name, err.text);
+}
+
 void compiled_run(const struct compiled *c)
 {
     compiled_bind(c, c->forward);
     plan_run(c->forward);
     compiled_bind(c, c->train);
     plan_run(c->train);
+    check_status(c);
 }
 
 void compiled_step(const struct compiled *c)
@@ -81,6 +92,7 @@ void compiled_step(const struct compiled *c)
     const float hyper[4] = {(float)s->lr, (float)(1 - s->beta1), (float)(1 - s->beta2)};
     compiled_set(c->apply, "hyper", hyper, sizeof hyper);
     plan_run(c->apply);
+    check_status(c);
 }
 
 const double *compiled_get(const struct compiled *c, const struct plan *p, const char *name,
@@ -88,6 +100,7 @@ const double *compiled_get(const struct compiled *c, const struct plan *p, const
 {
     const struct plan_value *v = plan_value(p, name);
     if (!v) BUG("%s: no value %s", c->f->name, name);
+    if (session_pull(c->session, v, NULL)) BUG("%s does not come from the device", name);
     double *d = NEW(c->arena, double, v->count);
     for (int64_t i = 0; i < v->count; i++) d[i] = (double)((const float *)v->p)[i];
     *n = (size_t)v->count;
