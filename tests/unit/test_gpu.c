@@ -141,6 +141,7 @@ static struct steps *train(const char *device, const char *batch, const char *mi
     x->c.arena = a, x->c.diag = diag_open(a);
     vec_push(a, &x->c.set, batch);
     vec_push(a, &x->c.set, micro);
+    vec_push(a, &x->c.set, "train.seq_len=9");
     trainer_open(&x->t, &x->c, cli_model(&x->c, io_join(a, dir, "spec.yaml")), &o);
     trainer_start(&x->t, io_join(a, dir, "weights.safetensors"));
     for (int i = 0; i < STEPS; i++) x->r[i] = trainer_step(&x->t);
