@@ -6,6 +6,9 @@
 static const char text[] =
 #include "text/cuda_attention.c.inc"
     ;
+static const char flash_text[] =
+#include "text/cuda_flash.c.inc"
+    ;
 
 /* A thread for each of `count` things, in blocks of 256. */
 static void launch_flat(struct cg_step *s, int64_t count)
@@ -132,36 +135,101 @@ static void set_sizes(const struct cg_emit *e, struct vars *v, const struct atte
     set_value(e, v, false, 2, "V", x->vd);
 }
 
-/* A step of a section behind another one (NULL: none), with those of the variables it uses. */
-static struct cg_step *add(const struct cg_emit *e, const char *before, const char *name,
-                           const struct vars *v)
+/* A step of a section of `from` behind another one (NULL: none), with those of the variables it
+ * uses. */
+static struct cg_step *add(const struct cg_emit *e, const char *from, const char *before,
+                           const char *name, const struct vars *v)
 {
     const char *node = ir_name(e->g, e->n);
-    struct str t = cg_cuda_section(e->a, text, name, v->v, v->n);
+    struct str t = cg_cuda_section(e->a, from, name, v->v, v->n);
     if (before)
-        t = str_of(str_fmt(e->a, "%s%s", cg_cuda_section(e->a, text, before, v->v, v->n).p, t.p));
+        t = str_of(str_fmt(e->a, "%s%s", cg_cuda_section(e->a, from, before, v->v, v->n).p, t.p));
     return cg_add(e->a, e->out, name, t, *node ? str_fmt(e->a, "%s %s", name, node) : name);
 }
 
-/* A block for each of `heads` and tile of a sequence. */
-static void launch_tiles(const struct cg_emit *e, struct cg_step *s, const struct attend *x,
-                         int64_t heads, int64_t bytes)
+/* A block of `threads` for each of `heads` and tile of `rows` of a sequence. */
+static void launch_tiles(const struct cg_emit *e, struct cg_step *s, int64_t heads, int64_t rows,
+                         int64_t threads, int64_t bytes)
 {
-    int64_t tiles = (e->b.T + 16 * x->r - 1) / (16 * x->r);
+    int64_t tiles = (e->b.T + rows - 1) / rows;
     cg_nums(e->a, s, CG_NUMS(e->b.T, tiles));
-    cg_launch(s, e->b.B * heads * tiles, 256, bytes);
+    cg_launch(s, e->b.B * heads * tiles, threads, bytes);
 }
+
+/* ---- by tensor cores ---- */
+
+/* The form for bf16 operands: a block's warps have 16 rows each and go through tiles of `other`
+ * rows, of which two are in shared memory. */
+struct flash {
+    int64_t warps, other, bytes;
+};
+
+/* Is operand i bf16 and every head of its rows aligned to 16 bytes? */
+static bool copies(const struct cg_emit *e, uint32_t i, int64_t size)
+{
+    return ir_narrow(e->g, ir_src(e->g, e->n, i)) && cg_cuda_vector(e, false, i, size) == 8;
+}
+
+/* Can result i be stored in pairs? */
+static bool pairs(const struct cg_emit *e, uint32_t i)
+{
+    return cg_cuda_res_align(e->g, e->n, i) >= 2 * (int64_t)ir_result_bytes(e->g, e->n, i);
+}
+
+static bool can_flash(const struct cg_emit *e, const struct attend *x)
+{
+    enum { WIDEST = 256 }; /* sums of a head stay in registers */
+    return copies(e, 0, x->hd) && copies(e, 1, x->hd) && copies(e, 2, x->vd) && pairs(e, 0) &&
+           x->hd <= WIDEST && x->vd <= WIDEST && x->scale > 0;
+}
+
+static bool can_flash_grad(const struct cg_emit *e, const struct attend *x)
+{
+    enum { WIDEST = 320 };
+    return can_flash(e, x) && copies(e, 5, x->vd) && pairs(e, 1) && pairs(e, 2) &&
+           x->hd + x->vd <= WIDEST;
+}
+
+/* own: how many tiles as wide as values a block keeps beside one as wide as keys; stat: numbers
+ * beside a row of the other tiles. */
+static struct flash flash_of(const struct attend *x, int64_t own, int64_t stat)
+{
+    int64_t h = (x->hd + 15) / 16 * 16 + 8, v = (x->vd + 15) / 16 * 16 + 8;
+    struct flash f = {.warps = 8};
+    for (f.other = own && h + v + 16 * stat > 2 * 136 ? 32 : 64;; f.other /= 2) {
+        f.bytes = 2 * (16 * f.warps * (h + own * v) + 2 * f.other * (h + v)) + 8 * f.other * stat;
+        if (f.bytes <= LIMIT) return f;
+        CHECK(f.other > 16);
+    }
+}
+
+static void set_flash(const struct cg_emit *e, struct vars *v, const struct flash *f)
+{
+    set(v, "WARPS", cg_number(e, f->warps));
+    set(v, "BK", cg_number(e, f->other));
+    set(v, "BQ", cg_number(e, f->other));
+}
+
+/* ---- both forms ---- */
 
 static void attention(const struct cg_emit *e)
 {
     struct attend x = attend_of(e);
     struct vars v = {0};
+    struct cg_step *s;
     int64_t bytes = tiles_bytes(&x, 2, 1, 1);
     set_sizes(e, &v, &x);
     set_value(e, &v, true, 0, "O", x.vd);
-    struct cg_step *s = add(e, NULL, "attention", &v);
+    if (can_flash(e, &x)) {
+        struct flash f = flash_of(&x, 0, 0);
+        set_flash(e, &v, &f);
+        s = add(e, flash_text, NULL, "flash", &v);
+        launch_tiles(e, s, x.h, 16 * f.warps, 32 * f.warps, f.bytes);
+    } else {
+        s = add(e, text, NULL, "attention", &v);
+        launch_tiles(e, s, x.h, 16 * x.r, 256, bytes);
+    }
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), R_(0), R_(1), R_(2)));
-    launch_tiles(e, s, &x, x.h, bytes);
 }
 
 static void attention_grad(const struct cg_emit *e)
@@ -177,16 +245,30 @@ static void attention_grad(const struct cg_emit *e)
     set_value(e, &v, true, 1, "DK", x.hd);
     set_value(e, &v, true, 2, "DV", x.vd);
     e->out->workspace = (size_t)count * sizeof(float);
-    struct cg_step *s = add(e, NULL, "attention_delta", &v);
+    struct cg_step *s = add(e, text, NULL, "attention_delta", &v);
     cg_refs(e->a, s, CG_REFS(S_(3), S_(5), W_(0)));
     cg_nums(e->a, s, CG_NUMS(count));
     cg_launch(s, (count + 7) / 8, 256, 0);
-    s = add(e, "attention_scores", "attention_dkv", &v);
+    bool fast = can_flash_grad(e, &x);
+    struct flash kf = {0}, qf = {0};
+    if (fast) {
+        kf = flash_of(&x, 1, 2), qf = flash_of(&x, 1, 0);
+        set_flash(e, &v, &kf);
+    }
+    s = fast ? add(e, flash_text, NULL, "flash_dkv", &v)
+             : add(e, text, "attention_scores", "attention_dkv", &v);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(4), S_(5), W_(0), R_(1), R_(2)));
-    launch_tiles(e, s, &x, x.kv, bytes);
-    s = add(e, "attention_scores", "attention_dq", &v);
+    launch_tiles(e, s, x.kv, fast ? 16 * kf.warps : 16 * x.r, fast ? 32 * kf.warps : 256,
+                 fast ? kf.bytes : bytes);
+    if (fast) {
+        v.n -= 3;
+        set_flash(e, &v, &qf);
+    }
+    s = fast ? add(e, flash_text, NULL, "flash_dq", &v)
+             : add(e, text, "attention_scores", "attention_dq", &v);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(4), S_(5), W_(0), R_(0)));
-    launch_tiles(e, s, &x, x.h, bytes);
+    launch_tiles(e, s, x.h, fast ? 16 * qf.warps : 16 * x.r, fast ? 32 * qf.warps : 256,
+                 fast ? qf.bytes : bytes);
 }
 
 void cg_cuda_attention(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,

@@ -3,8 +3,15 @@
 #ifdef __CUDACC_RTC__
 #define PRAGMA(text) _Pragma(#text)
 #define UNROLL_BY(n) PRAGMA(unroll n)
+/* 2^x within 2 units of the last place; 0 below 2^-126. */
+INLINE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 #else
 #define UNROLL_BY(n)
+#define exp2_fast(x) __builtin_exp2f(x)
 #endif
 enum { TILE_THREADS = 256, TILE_SIDE = 16 };
 
@@ -101,4 +108,83 @@ template <int RB> INLINE float softmax_step(float x[RB], float *top, float *sum)
     *top = most;
     *sum = fma1(*sum, factor, side_sum(total));
     return factor;
+}
+
+/* ---- tiles of bf16 for mma_bf16: rows of a multiple of 16 columns and 8 more, so that the eight rows
+ * that ldmatrix reads at once lie in different banks ---- */
+
+/* Begins the copy to[ROWS][LD] = rows of COLS elements (a multiple of 8), `ld` apart and aligned to
+ * 16 bytes, of which `have` exist; the rest, and columns up to a multiple of 16, are zeros. */
+template <int ROWS, int COLS, int THREADS>
+INLINE void mma_copy(uint16_t *to, const uint16_t *from, int64_t ld, int64_t have) {
+    enum { ACROSS = (COLS + 15) / 16 * 2, LD = ACROSS * 8 + 8 };
+    UNROLL_BY(2) for (int i = threadIdx.x; i < ROWS * ACROSS; i += THREADS) {
+        const int r = i / ACROSS, c = i % ACROSS * 8;
+        const bool is = r < have && c < COLS;
+        cp_async16(to + r * LD + c, is ? from + r * ld + c : from, is);
+    }
+}
+/* a: 16 rows and 16 columns of a tile as the first operand. */
+INLINE void mma_rows(uint32_t a[4], const uint16_t *tile, int ld) {
+    const int lane = threadIdx.x % WARP;
+    ldmatrix4(a, tile + lane % 16 * ld + lane / 16 * 8);
+}
+/* b: 16 rows of a tile as columns of the second operand, b[0..1] the first eight, over 16 of the
+ * tile's columns. */
+INLINE void mma_cols(uint32_t b[4], const uint16_t *tile, int ld) {
+    const int lane = threadIdx.x % WARP;
+    ldmatrix4(b, tile + (lane / 16 * 8 + lane % 8) * ld + lane / 8 % 2 * 8);
+}
+/* b: 16 columns of a tile as columns of the second operand, b[0..1] the first eight, over 16 of the
+ * tile's rows. */
+INLINE void mma_down(uint32_t b[4], const uint16_t *tile, int ld) {
+    const int lane = threadIdx.x % WARP;
+    ldmatrix4_trans(b, tile + lane % 16 * ld + lane / 16 * 8);
+}
+/* a: two neighbouring 16x8 blocks of sums as the first operand of the next product. */
+INLINE void mma_again(uint32_t a[4], const float c0[4], const float c1[4]) {
+    a[0] = pack_bf16(c0[0], c0[1]), a[1] = pack_bf16(c0[2], c0[3]);
+    a[2] = pack_bf16(c1[0], c1[1]), a[3] = pack_bf16(c1[2], c1[3]);
+}
+/* c[16][8 NB] = 16 rows of a times NB 8 rows of b, over K columns. */
+template <int NB, int K> INLINE void mma_dots(float c[NB][4], const uint16_t *a, const uint16_t *b) {
+    enum { LD = K + 8 };
+    UNROLL for (int n = 0; n < NB; n++)
+        UNROLL for (int e = 0; e < 4; e++) c[n][e] = 0;
+    UNROLL for (int k = 0; k < K; k += 16) {
+        uint32_t x[4], y[4];
+        mma_rows(x, a + k, LD);
+        UNROLL for (int n = 0; n < NB; n += 2) {
+            mma_cols(y, b + 8 * n * LD + k, LD);
+            mma_bf16(c[n], x, y);
+            mma_bf16(c[n + 1], x, y + 2);
+        }
+    }
+}
+/* c[16][8 NB] += w[16][8 NK], rounded to bf16, times the first 8 NK rows of b. */
+template <int NB, int NK>
+INLINE void mma_sums(float c[NB][4], const float w[NK][4], const uint16_t *b) {
+    enum { LD = 8 * NB + 8 };
+    UNROLL for (int k = 0; k < NK; k += 2) {
+        uint32_t x[4], y[4];
+        mma_again(x, w[k], w[k + 1]);
+        UNROLL for (int n = 0; n < NB; n += 2) {
+            mma_down(y, b + 8 * k * LD + 8 * n, LD);
+            mma_bf16(c[n], x, y);
+            mma_bf16(c[n + 1], x, y + 2);
+        }
+    }
+}
+/* A result's 16 rows of COLS columns times f (per half), of which `have` exist. */
+template <int NB, int COLS, class T>
+INLINE void mma_store(T *to, int64_t ld, const float c[NB][4], const float f[2], int64_t have) {
+    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    UNROLL for (int half = 0; half < 2; half++) {
+        if (g + 8 * half >= have) continue;
+        UNROLL for (int n = 0; n < NB; n++) {
+            const float x[2] = {mul1(c[n][2 * half], f[half]) + 0.0f,
+                                mul1(c[n][2 * half + 1], f[half]) + 0.0f};
+            if (8 * n < COLS) st_row<2>(to + (g + 8 * half) * ld + 8 * n + 2 * t, x);
+        }
+    }
 }

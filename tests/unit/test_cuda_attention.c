@@ -1,5 +1,6 @@
 /* CUDA kernels of attention and rotary embedding (codegen/cuda_attention.c). */
 #include "cuda_ops.h"
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
@@ -7,22 +8,95 @@
 static void test_ops(void **state)
 {
     static const struct cuda_op ops[] = {
-        {.op = OP_rope_table, .tol = 1e-5},
-        {.op = OP_rope, .tol = 1e-5, .src = "10", .res = "1", .tol_narrow = 1e-5, .every = 3},
-        {.op = OP_attention, .tol = 1e-5, .src = "1", .res = "100", .tol_narrow = 4e-3, .every = 7},
+        {.op = OP_rope_table, .tol = 1e-5, .every = 4},
+        {.op = OP_rope, .tol = 1e-5, .src = "10", .res = "1", .tol_narrow = 1e-5, .every = 7},
+        {.op = OP_attention,
+         .tol = 1e-5,
+         .src = "1",
+         .res = "100",
+         .tol_narrow = 4e-3,
+         .every = 17},
         {.op = OP_attention_grad,
          .tol = 2e-5,
          .src = "111101",
          .res = "1",
          .tol_narrow = 4e-3,
-         .every = 13},
+         .every = 20},
     };
     (void)state;
     cuda_ops_check(ops, sizeof ops / sizeof *ops);
 }
 
+/* Heads as models have them: tiles with and without a diagonal, a window's edge, more than one
+ * sequence, rows that lie apart. */
+struct heads {
+    int64_t h, kv, hd, vd, window;
+    struct ir_bind b;
+    bool plain, grad, together; /* in float32 too; the backward too; q, k, v are columns of one */
+};
+
+static ir_id input(struct ir_graph *g, const char *name, int64_t cols)
+{
+    return ir_add_typed(g, OP_input, ir_type2(g, IR_f32, dim_sym(SYM_N, 1), dim_const(cols)),
+                        NO_SRCS, ATTRS(A_STR(name, name)), name);
+}
+
+static ir_id columns(struct ir_graph *g, ir_id x, int64_t from, int64_t to)
+{
+    return ir_add(g, OP_slice, SRCS(x), ATTRS(A_INT(axis, 1), A_INT(from, from), A_INT(to, to)),
+                  NULL);
+}
+
+static void add(struct cuda_ops *c, struct arena *a, int64_t at, const struct heads *x)
+{
+    struct ir_graph *g = graph_open(a, "heads", STAGE_K, NULL, NULL);
+    int64_t nq = x->h * x->hd, nk = x->kv * x->hd, nv = x->kv * x->vd;
+    ir_id q, k, v;
+    if (x->together) {
+        ir_id all = input(g, "qkv", nq + nk + nv);
+        q = columns(g, all, 0, nq), k = columns(g, all, nq, nq + nk);
+        v = columns(g, all, nq + nk, nq + nk + nv);
+    } else {
+        q = input(g, "q", nq), k = input(g, "k", nk), v = input(g, "v", nv);
+    }
+    const struct ir_attr attr[] = {A_INT(heads, x->h),
+                                   A_INT(kv_heads, x->kv),
+                                   A_INT(head_dim, x->hd),
+                                   A_INT(v_dim, x->vd),
+                                   A_NUM(scale, 1 / sqrt((double)x->hd)),
+                                   A_INT(window, x->window)};
+    size_t n = x->window ? 6 : 5;
+    ir_id t = ir_add(g, OP_attention, SRCS(q, k, v), attr, n, NULL), node = t;
+    if (x->grad) {
+        ir_id o = ir_get(g, t, 0), lse = ir_get(g, t, 1), d = input(g, "do", x->h * x->vd);
+        node = ir_add(g, OP_attention_grad, SRCS(q, k, v, o, lse, d), attr, n, NULL);
+    }
+    if (x->plain) cuda_ops_add(c, "heads", at, 2e-5, g, node, x->b);
+    cuda_ops_add_narrow(c, "heads", at, 4e-3, x->grad ? "111101" : "1", x->grad ? "1" : "100", g,
+                        node, x->b);
+}
+
+static void test_heads(void **state)
+{
+    static const struct heads all[] = {
+        {2, 1, 64, 64, 0, {1, 200}, true, false, true},
+        {2, 1, 128, 128, 70, {1, 133}, false, false, false},
+        {1, 1, 192, 128, 0, {1, 140}, false, false, false},
+        {2, 1, 64, 64, 0, {1, 150}, false, true, true},
+        {1, 1, 128, 128, 70, {1, 133}, false, true, false},
+        {1, 1, 192, 128, 0, {1, 70}, true, true, false},
+        {2, 1, 72, 40, 33, {2, 35}, true, true, false},
+    };
+    struct arena *a = arena_open("heads");
+    struct cuda_ops *c = cuda_ops_open();
+    (void)state;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) add(c, a, (int64_t)i, all + i);
+    cuda_ops_run(c);
+    arena_close(a);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops), cmocka_unit_test(test_heads)};
     return cmocka_run_group_tests_name("cuda_attention", tests, NULL, NULL);
 }
