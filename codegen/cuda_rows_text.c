@@ -85,7 +85,7 @@ static void parameters(struct cuda_rows *c)
     for (size_t i = 0; i < e->r->out.n; i++)
         sb_printf(&s, "%s *__restrict__ y%zu, ", type_of(e, args + i), i);
     sb_char(&s, 0);
-    rows_line(e, "extern \"C\" __global__ void __launch_bounds__(%d)", c->threads);
+    rows_line(e, "extern \"C\" __global__ void __launch_bounds__(%d, 1)", c->threads);
     rows_line(e, "@FN@(%sint64_t rows)", s.p);
     sb_free(&s);
 }

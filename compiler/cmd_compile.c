@@ -1,3 +1,4 @@
+#include "compiler/compile_cuda.h"
 #include "compiler/run.h"
 #include "runtime/cc.h"
 #include <elf.h>
@@ -7,21 +8,27 @@
 #include <unistd.h>
 
 static const char help[] =
-    "usage: strata compile SPEC --emit ir|c|obj -o PATH [--target cpu] [--program NAME]\n"
+    "usage: strata compile SPEC --emit FORM -o PATH [--target TARGET] [--program NAME]\n"
     "                      [--batch B] [--seq T]\n\n"
-    "Writes what the compiler makes of a spec, and prints how many kernels that is.\n\n"
+    "Writes what the compiler makes of a spec, and prints how many kernels that is. Needs no "
+    "GPU.\n\n"
     "  strata compile specs/bench-a.yaml --emit c -o bench.c --program train\n"
-    "  strata compile specs/bench-a.yaml --emit ir -o bench.ir --dump-ir=after:dce\n\n"
-    "  --emit ir|c|obj    the kernel graph with its plan (steps, places, lifetimes); the C text\n"
-    "                     of all kernels; that text compiled to an object file\n"
+    "  strata compile specs/bench-a.yaml --emit ir -o bench.ir --dump-ir=after:dce\n"
+    "  strata compile specs/kimi-tiny.yaml --target cuda:sm_90a --emit cubin -o kimi.cubin\n\n"
+    "  --target TARGET    cpu (default); cuda:sm_80, cuda:sm_90a, cuda:sm_100 ...\n"
+    "  --emit FORM        ir: the kernel graph with its plan (steps, places, lifetimes)\n"
+    "                     c: the C text of all kernels; obj: that text compiled to an object file\n"
+    "                     cuda: the CUDA C text of all kernels; ptx, cubin: that text compiled by\n"
+    "                     NVRTC, which is only needed for these two. Large programs are several\n"
+    "                     cubins, x.1.cubin, x.2.cubin ...; --report lists every kernel's "
+    "registers\n"
     "  --program NAME     train (default): loss and gradients; loss, forward, apply (optimiser);\n"
     "                     prefill, decode: one program over caches, its plan for pieces of a "
     "prompt or\n"
     "                     for one more token\n"
     "  --batch B          sequences; default: those of a micro-batch of the spec, else 1\n"
     "  --seq T            positions; default: train.seq_len, else 128; 256 of prefill, 1 of "
-    "decode\n"
-    "  --target cpu       the only target so far\n" RUN_HELP;
+    "decode\n" RUN_HELP;
 
 enum { CHUNK = 256 }; /* tokens of a prompt that prefill takes at once */
 
@@ -35,18 +42,22 @@ struct compile {
     struct program *p;
 };
 
-static void check_words(const struct compile *k)
+/* The target's forms of --emit. */
+static void check_words(struct compile *k)
 {
+    static const char *const forms[2][4] = {{"ir", "c", "obj"}, {"ir", "cuda", "ptx", "cubin"}};
+    bool gpu = str_starts(str_of(k->target), "cuda:"), known = false;
     if (!k->out || !k->emit)
         cli_fail((enum rt_status)EXIT_USAGE, "compile needs --emit and -o PATH");
-    if (!strcmp(k->target, "cuda") || !strncmp(k->target, "cuda:", 5))
-        cli_fail(RT_user, "target %s is not supported yet: the only target is cpu", k->target);
-    if (strcmp(k->target, "cpu"))
-        cli_fail(RT_user, "no target '%s': the only target is cpu", k->target);
-    if (!strcmp(k->emit, "cuda") || !strcmp(k->emit, "ptx") || !strcmp(k->emit, "cubin"))
-        cli_fail(RT_user, "--emit %s is not supported yet: it is ir, c or obj", k->emit);
-    if (strcmp(k->emit, "ir") && strcmp(k->emit, "c") && strcmp(k->emit, "obj"))
-        cli_fail(RT_user, "no form '%s': --emit is ir, c or obj", k->emit);
+    if (!strcmp(k->target, "cuda"))
+        cli_fail(RT_user, "target cuda needs an architecture, as cuda:sm_90a");
+    if (!gpu && strcmp(k->target, "cpu"))
+        cli_fail(RT_user, "no target '%s': it is cpu or cuda:sm_90a, say", k->target);
+    for (int i = 0; i < 4; i++) known |= forms[gpu][i] && !strcmp(k->emit, forms[gpu][i]);
+    if (!known)
+        cli_fail(RT_user, "no form '%s' for target %s: --emit is %s", k->emit, k->target,
+                 gpu ? "ir, cuda, ptx or cubin" : "ir, c or obj");
+    if (gpu) k->o.gpu = compile_cuda_arch(&k->c, k->target, k->emit);
     if (k->B < 0 || k->T < 0 || k->B > 1 << 20 || k->T > 1 << 24 || k->B * k->T > 1 << 28)
         cli_fail((enum rt_status)EXIT_USAGE,
                  "--batch and --seq must be at least 1, and together at most 2^28 tokens");
@@ -186,12 +197,17 @@ int cmd_compile(int argc, char **argv)
     const struct plan_size z = plan_size(program_plan(k.p, k.B, k.T));
     run_texts();
     struct str c = c_text(&k);
-    printf("program %s, B %lld, T %lld: %u steps, %u distinct kernels, %s of C\n", k.program,
-           (long long)k.B, (long long)k.T, z.steps, z.kernels, cli_bytes(k.c.arena, (double)c.n));
+    printf("program %s, B %lld, T %lld: %u steps, %u distinct kernels, ", k.program, (long long)k.B,
+           (long long)k.T, z.steps, z.kernels);
+    if (k.o.gpu) printf("%u products of cuBLAS, ", z.products);
+    printf("%s of %s\n", cli_bytes(k.c.arena, (double)c.n), k.o.gpu ? "CUDA C" : "C");
     if (!strcmp(k.emit, "obj"))
         write_object(&k);
+    else if (compile_cuda_form(k.emit))
+        compile_cuda(&k.c, plan_lowered(program_plan(k.p, k.B, k.T)), k.o.gpu, k.emit, k.out,
+                     (unsigned)k.o.threads, k.o.report);
     else
-        write_text(k.out, strcmp(k.emit, "c") ? ir_text(&k) : c);
+        write_text(k.out, strcmp(k.emit, "ir") ? c : ir_text(&k));
     run_close(&k.r);
     return 0;
 }

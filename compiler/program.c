@@ -53,7 +53,7 @@ void session_close(struct session *s)
 
 bool session_bf16(const struct session *s)
 {
-    return s->target.bf16_dot || s->device.gpu;
+    return s->target.bf16_dot || s->target.sm;
 }
 
 const struct gpu_about *session_device(const struct session *s)
@@ -416,10 +416,12 @@ void program_memory(const struct plan *plan, uint64_t bytes[SA_external])
 struct plan_size plan_size(const struct plan *plan)
 {
     const struct sa_plan *p = &plan->l->plan;
-    struct plan_size z = {p->num_steps, p->num_kernels, 0};
-    for (uint32_t i = 0; i < p->num_steps; i++)
+    struct plan_size z = {.steps = p->num_steps, .kernels = p->num_kernels};
+    for (uint32_t i = 0; i < p->num_steps; i++) {
+        z.products += p->steps[i].kernel == SA_PRODUCT;
         if (p->steps[i].scratch_bytes > z.thread_scratch)
             z.thread_scratch = p->steps[i].scratch_bytes;
+    }
     return z;
 }
 

@@ -64,7 +64,7 @@ void program_emit_c(struct program *p, int64_t B, int64_t T, const char *title, 
 /* Makes all plans so far ready: memory, threads, and every kernel that is not loaded yet, compiled
  * together. Quick when nothing is missing. rep may be NULL. Statuses as jit_load, exec_open. */
 enum rt_status session_compile(struct session *s, struct jit_report *rep, struct rt_error *err);
-/* Whether what the session runs on has bf16 products (train.precision: bf16). */
+/* Whether what the session plans for has bf16 products (train.precision: bf16). */
 bool session_bf16(const struct session *s);
 /* The device; NULL on a CPU. */
 const struct gpu_about *session_device(const struct session *s);
@@ -123,9 +123,10 @@ const struct exec_tally *plan_tally(const struct plan *plan);
 /* Planned bytes per arena: persistent is that of all programs of the session together, scratch is
  * shared by all plans (the largest counts), slot is this plan's own. */
 void program_memory(const struct plan *plan, uint64_t bytes[SA_external]);
-/* Numbers of a plan: steps, distinct kernels, and the scratch bytes that every thread needs. */
+/* Numbers of a plan: steps, distinct kernels, steps that are products of a library, and the scratch
+ * bytes that every thread needs. */
 struct plan_size {
-    uint32_t steps, kernels;
+    uint32_t steps, kernels, products;
     uint64_t thread_scratch;
 };
 struct plan_size plan_size(const struct plan *plan);

@@ -14,6 +14,7 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
     *r = (struct run){.cli = c, .model = m, .params = params_of(c->arena, m)};
     struct session_options s = {.cpu = o->cpu,
                                 .device = o->device,
+                                .gpu = o->gpu,
                                 .no_library = o->no_library,
                                 .threads = (unsigned)o->threads,
                                 .diag = c->diag};

@@ -30,6 +30,7 @@ struct run {
 struct run_options {
     const char *cpu, *skip, *dump_ir, *repro;
     const char *device; /* of RUN_DEVICE */
+    const char *gpu;    /* plans only, as session_options; no option of a command */
     int64_t threads;
     bool report, time_passes, roundtrip;
     bool no_library; /* as session_options; no option of a command */

@@ -6,6 +6,8 @@
 #include "runtime/cuda_api.h"
 #include "runtime/mem.h"
 #include "runtime/store.h"
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -40,24 +42,43 @@ enum rt_status nvrtc_archs(struct arena *a, const char **list, struct rt_error *
     return RT_ok;
 }
 
-/* Whether the number in sm_NN, sm_NNa or compute_NN is one that NVRTC has. */
-static enum rt_status check_arch(struct arena *a, const char *name, struct rt_error *err)
+/* The number in sm_NN, sm_NNa or compute_NN, or 0. */
+static long arch_number(const char *name)
 {
-    int *arch, n;
-    const char *list;
-    RT_TRY(supported(a, &arch, &n, err));
     const char *digits = str_starts(str_of(name), "sm_")        ? name + 3
                          : str_starts(str_of(name), "compute_") ? name + 8
                                                                 : "";
     char *end;
     long number = strtol(digits, &end, 10);
     bool whole = end > digits && (!*end || ((*end == 'a' || *end == 'f') && !end[1]));
-    for (int i = 0; i < n && whole; i++)
-        if (arch[i] == number) return RT_ok;
+    return whole ? number : 0;
+}
+
+/* Whether it is one that NVRTC has. */
+static enum rt_status check_arch(struct arena *a, const char *name, struct rt_error *err)
+{
+    int *arch, n;
+    const char *list;
+    RT_TRY(supported(a, &arch, &n, err));
+    for (int i = 0; i < n; i++)
+        if (arch[i] == arch_number(name)) return RT_ok;
     RT_TRY(nvrtc_archs(a, &list, err));
     return rt_fail(err, RT_user,
                    "NVRTC %s does not compile for '%s': it knows %s (also compute_NN for PTX)",
                    cuda_version(CUDA_nvrtc), name, list);
+}
+
+enum rt_status nvrtc_known(struct arena *a, const char *arch, struct rt_error *err)
+{
+    enum { OLDEST = 80 }; /* asynchronous copies, products of bf16 */
+    struct rt_error none;
+    long n = arch_number(arch);
+    bool known = cuda_load(CUDA_nvrtc, NULL, &none) == RT_ok;
+    if (n && n < OLDEST)
+        return rt_fail(err, RT_user, "kernels need sm_%d or newer, not %s", OLDEST, arch);
+    if (known) return check_arch(a, arch, err);
+    return n ? RT_ok
+             : rt_fail(err, RT_user, "no architecture '%s': it is sm_80, sm_90a, sm_100 ...", arch);
 }
 
 /* ---- what ptxas says ---- */
@@ -225,4 +246,81 @@ enum rt_status nvrtc_compile(struct arena *a, const char *text, const char *arch
     }
     read_log(a, out);
     return RT_ok;
+}
+
+/* ---- several texts ---- */
+
+struct job {
+    pthread_mutex_t lock;
+    const char *const *text, *arch;
+    struct nvrtc_image *out;
+    struct arena *to; /* of the results */
+    size_t n, next;
+    bool keep;
+    enum rt_status status; /* the first failure */
+    struct rt_error *err;
+};
+
+/* An image that lies in its worker's arena, moved. */
+static struct nvrtc_image copy_image(struct arena *a, const struct nvrtc_image *from)
+{
+    struct nvrtc_image to = *from;
+    char *code = arena_alloc(a, from->code.n + 1, 64, STRATA_SITE);
+    memcpy(code, from->code.p, from->code.n);
+    to.code.p = code;
+    to.log = str_dup(a, str_of(from->log));
+    to.kernel = NEW(a, struct nvrtc_kernel, from->kernels);
+    for (size_t i = 0; i < from->kernels; i++) {
+        to.kernel[i] = from->kernel[i];
+        to.kernel[i].name = str_dup(a, str_of(from->kernel[i].name));
+    }
+    return to;
+}
+
+/* Takes texts until none is left. */
+static void *work(void *arg)
+{
+    struct job *j = arg;
+    struct arena *a = arena_open("nvrtc");
+    pthread_mutex_lock(&j->lock);
+    while (j->next < j->n && !j->status) {
+        size_t i = j->next++;
+        struct nvrtc_image image;
+        struct rt_error err;
+        pthread_mutex_unlock(&j->lock);
+        enum rt_status st = nvrtc_compile(a, j->text[i], j->arch, j->keep, &image, &err);
+        pthread_mutex_lock(&j->lock);
+        if (st && !j->status) *j->err = err, j->status = st;
+        if (!st) j->out[i] = copy_image(j->to, &image);
+    }
+    pthread_mutex_unlock(&j->lock);
+    arena_close(a);
+    return NULL;
+}
+
+enum rt_status nvrtc_compile_all(struct arena *a, const char *const *text, size_t n,
+                                 const char *arch, bool keep, unsigned threads,
+                                 struct nvrtc_image *out, struct rt_error *err)
+{
+    enum { MOST = 16 };
+    pthread_t thread[MOST];
+    struct job j = {.text = text,
+                    .arch = arch,
+                    .out = out,
+                    .to = a,
+                    .n = n,
+                    .keep = keep,
+                    .status = RT_ok,
+                    .err = err};
+    cpu_set_t cores;
+    if (!threads && !sched_getaffinity(0, sizeof cores, &cores)) threads = CPU_COUNT(&cores);
+    if (threads > n) threads = (unsigned)n;
+    if (threads > MOST) threads = MOST;
+    pthread_mutex_init(&j.lock, NULL);
+    unsigned running = 0;
+    while (running + 1 < threads && !pthread_create(&thread[running], NULL, work, &j)) running++;
+    work(&j);
+    for (unsigned i = 0; i < running; i++) pthread_join(thread[i], NULL);
+    pthread_mutex_destroy(&j.lock);
+    return j.status;
 }

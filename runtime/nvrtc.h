@@ -22,6 +22,9 @@ struct nvrtc_image {
 
 /* What NVRTC compiles for: "sm_75 sm_80 ...", in the arena. RT_* as cuda_load. */
 enum rt_status nvrtc_archs(struct arena *a, const char **list, struct rt_error *err);
+/* Whether `arch` can be compiled for, as nvrtc_compile answers. Where NVRTC is not there only its
+ * form is looked at, and that it is at least sm_80, which kernels need. RT_user. */
+enum rt_status nvrtc_known(struct arena *a, const char *arch, struct rt_error *err);
 /* Compiles for `arch`: sm_NN gives a cubin, compute_NN PTX, either with a suffix (sm_90a). The text
  * includes nothing: no header is found. Products and sums are not contracted, as on the CPU. With
  * `keep` the cache is looked at first and takes the result. All of *out lies in the arena.
@@ -30,4 +33,9 @@ enum rt_status nvrtc_archs(struct arena *a, const char **list, struct rt_error *
  * lines are those of the log. */
 enum rt_status nvrtc_compile(struct arena *a, const char *text, const char *arch, bool keep,
                              struct nvrtc_image *out, struct rt_error *err);
+/* The same for n texts on up to `threads` threads at once (0: the cores this process may use); each
+ * has its place in the cache. The first failure counts. */
+enum rt_status nvrtc_compile_all(struct arena *a, const char *const *text, size_t n,
+                                 const char *arch, bool keep, unsigned threads,
+                                 struct nvrtc_image *out, struct rt_error *err);
 #endif

@@ -408,9 +408,11 @@ static void compile(void **state)
     EXPECT(0, "", "compile", spec, "--emit", "c", "-o", c, "--cpu", "x86-64-v4");
     EXPECT(0, "program apply", "compile", "specs/bench-c.yaml", "--emit", "ir", "-o", ir,
            "--program", "apply");
-    EXPECT(1, "not supported yet", "compile", spec, "--target", "cuda:sm_90", "--emit", "c", "-o",
-           c);
-    EXPECT(1, "not supported yet", "compile", spec, "--emit", "ptx", "-o", c);
+    EXPECT(1, "ir, cuda, ptx or cubin", "compile", spec, "--target", "cuda:sm_90", "--emit", "c",
+           "-o", c);
+    EXPECT(1, "no form 'ptx'", "compile", spec, "--emit", "ptx", "-o", c);
+    EXPECT(1, "as cuda:sm_90a", "compile", spec, "--target", "cuda", "--emit", "cuda", "-o", c);
+    EXPECT(0, "of CUDA C", "compile", spec, "--target", "cuda:sm_90a", "--emit", "cuda", "-o", c);
     EXPECT(0, "program decode, B 1, T 1:", "compile", spec, "--emit", "c", "-o", c, "--program",
            "decode");
     EXPECT(0, "program prefill, B 2, T 256:", "compile", spec, "--emit", "c", "-o", c, "--program",
