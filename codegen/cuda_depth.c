@@ -151,7 +151,7 @@ static bool aligned(const struct cg_emit *e, bool result, uint32_t from, uint32_
 static bool lay(struct stream *m, int64_t d, int64_t quads)
 {
     bool one = up(d, 128) <= quads;
-    m->v = one ? up(d, 128) : up(d, 512) <= 16 ? 4 : 8;
+    m->v = one ? up(d, 128) : d <= 8192 ? 4 : up(d, 2048);
     m->w = one ? 1 : up(d, 128 * m->v);
     return m->w <= 16;
 }
@@ -269,8 +269,7 @@ static void grad_end(const struct cg_emit *e, struct depth s, int64_t chunks)
 }
 
 /* Tables of a gradient: s, r, queries (u, dh, delta or the mix, lse), sources (v, acc, dv). */
-static struct cg_ref *grad_refs(const struct cg_emit *e, struct depth s, struct kind k,
-                                struct cg_ref *at)
+static struct cg_ref *grad_refs(struct depth s, struct kind k, struct cg_ref *at)
 {
     table(&at, S_(s.whole ? 3 : 0), 2, 2);
     table(&at, S_(2), s.q, s.qcap);
@@ -282,36 +281,84 @@ static struct cg_ref *grad_refs(const struct cg_emit *e, struct depth s, struct 
     for (uint32_t j = 0; j < s.cap; j++) /* without one: any address, not read */
         *at++ = j < s.n && k.have[j / 64] >> j % 64 & 1 ? S_(acc++) : S_(s.first_v);
     table(&at, R_(0), s.n, s.cap);
-    (void)e;
     return at;
+}
+
+/* The form for a gradient of one query; false: only the plain one will do. `acc`: bytes before the
+ * accumulators of a warp's slot. */
+static bool grad_stream(const struct cg_emit *e, struct depth s, struct kind k, bool h_narrow,
+                        struct stream *m, int64_t *acc)
+{
+    if (s.q > 1 || s.d % 8 || !lay(m, s.d, 4) || m->v > 4) return false;
+    if (s.whole && !aligned(e, false, 1, 3)) return false; /* the mix, the query */
+    if (!s.whole && !aligned(e, false, 2, 3)) return false;
+    if (!aligned(e, false, s.first_o, s.first_o + 1) || !aligned(e, true, 0, s.n)) return false;
+    if (!aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc)) return false;
+    int64_t v = any(k.v, s.n, false) || any(k.o, 1, false) ? 4 : 2;
+    int64_t more = any(k.d, s.n, false) || (s.whole && !h_narrow) ? 4 : 2;
+    *acc = m->v * 128 * v;
+    m->slot = m->w * m->v * 128 * (v + more);
+    m->units = m->w >= 4 ? 1 : 8 / m->w;
+    m->threads = m->units * m->w * 32;
+    m->resident = m->threads <= 256 ? (uint32_t)(512 / m->threads) : 1;
+    m->stages = stages(m, 0);
+    m->g = m->stages >= 4 ? 2 : 1;
+    m->p = 8;
+    return m->stages >= 2;
+}
+
+static struct str grad_text(const struct cg_emit *e, bool h_narrow, bool whole,
+                            const struct stream *m, int64_t acc)
+{
+    struct cg_var vars[8] = {
+        {"FROM_MIX", whole ? "true" : "false"},
+        {"H_NARROW", h_narrow ? "true" : "false"},
+    };
+    if (!m) return cg_section(e->a, text, "grad_plain", vars, 2);
+    vars[2] = (struct cg_var){"G", cg_number(e, m->g)};
+    vars[3] = (struct cg_var){"ACC", cg_number(e, acc)};
+    vars[4] = (struct cg_var){"RESIDENT", cg_number(e, m->resident)};
+    const char *body = cg_section(e->a, text, "grad_stream", vars, 5).p;
+    return str_of(str_fmt(e->a, "%s%s", stream_text(e, *m).p, body));
 }
 
 static void grad(const struct cg_emit *e)
 {
     struct depth s = sizes(e);
     struct kind k = kinds(e, s, true);
-    int64_t chunk = (s.rows + CHUNKS - 1) / CHUNKS, chunks = (s.rows + chunk - 1) / chunk;
+    struct stream m = {0};
     bool h_narrow = s.whole && ir_narrow(e->g, ir_src(e->g, e->n, 1));
+    int64_t acc, chunk = up(s.rows, CHUNKS), chunks = up(s.rows, chunk);
+    bool streams = grad_stream(e, s, k, h_narrow, &m, &acc);
+    if (streams) {
+        chunks = up(s.rows, m.units);
+        if (chunks > SMS * m.resident) chunks = SMS * m.resident;
+    }
     const struct cg_var tables[] = {{"CAP", cg_number(e, s.cap)}, {"QCAP", cg_number(e, s.qcap)}};
-    const struct cg_var vars[] = {{"FROM_MIX", s.whole ? "true" : "false"},
-                                  {"H_NARROW", h_narrow ? "true" : "false"}};
     struct str head = cg_section(e->a, text, "grad_tables", tables, 2);
     struct cg_step *step = add(e, "depth_grad", str_fmt(e->a, "%s%s", types(e, s, k).p, head.p),
-                               cg_section(e->a, text, "grad_plain", vars, 2).p);
+                               grad_text(e, h_narrow, s.whole, streams ? &m : NULL, acc).p);
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 1);
-    struct cg_ref *at = grad_refs(e, s, k, ref);
+    struct cg_ref *at = grad_refs(s, k, ref);
     *at++ = W_(0);
-    size_t nnum = 4 + 2 * s.qcap + k.words;
-    int64_t *num = NEW(e->a, int64_t, nnum);
-    num[0] = s.rows, num[1] = s.n, num[2] = s.q, num[3] = chunk;
+    int64_t *num = NEW(e->a, int64_t, 4 + 2 * s.qcap + k.words), *to = num;
+    *to++ = s.rows, *to++ = s.n;
+    if (streams)
+        *to++ = up(s.n, up(s.n, m.g)); /* sources of a round, all about as many */
+    else
+        *to++ = s.q, *to++ = chunk;
     for (uint32_t i = 0; i < s.q && !s.whole; i++) {
-        num[4 + i] = cg_src_ld(e->g, e->n, 2 + 2 * s.q + i);
-        num[4 + s.qcap + i] = cg_src_ld(e->g, e->n, 2 + 3 * s.q + i);
+        to[i] = cg_src_ld(e->g, e->n, 2 + 2 * s.q + i);
+        to[s.qcap + i] = cg_src_ld(e->g, e->n, 2 + 3 * s.q + i);
     }
-    if (s.whole) num[4 + s.qcap] = 1;
-    memcpy(num + 4 + 2 * s.qcap, k.word, k.words * sizeof *num);
-    parameters(e, step, ref, at, num, nnum);
-    cg_launch(step, chunks, 128, 3 * s.q * (int64_t)sizeof(float));
+    if (s.whole) to[s.qcap] = 1;
+    to += 2 * s.qcap;
+    memcpy(to, k.word, k.words * sizeof *num);
+    parameters(e, step, ref, at, num, (size_t)(to - num) + k.words);
+    if (streams)
+        cg_launch(step, chunks, m.threads, m.units * m.stages * m.slot);
+    else
+        cg_launch(step, chunks, 128, 3 * s.q * (int64_t)sizeof(float));
     grad_end(e, s, chunks);
 }
 

@@ -165,12 +165,11 @@ struct @FN@_sources {
 };
 enum { @FN@_ALL = ${QUERIES}, @FN@_Q = ${Q}, @FN@_G = ${G}, @FN@_BLOCKS = ${QBLOCKS} };
 struct @FN@_flow { /* what is copied next, and where to */
-    int64_t row, j;
-    int slot;
+    int row, j, slot;
 };
 INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_sources &source,
-                       const struct @FN@_kind &kind, char *ring, int64_t rows, int64_t n,
-                       int64_t step, int warp, int lane) {
+                       const struct @FN@_kind &kind, char *ring, int rows, int n,
+                       int step, int warp, int lane) {
     if (f->row < rows) {
         @FN@_copy(ring + f->slot * @FN@_SLOT, source.v[f->j], @FN@_v_narrow(kind, f->j), f->row,
                   warp, lane);
@@ -189,13 +188,15 @@ INLINE int @FN@_lane(int g, int i) { return (g * (@FN@_Q + 1) + i) * @FN@_EACH; 
 extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDENT})
 @FN@(const __grid_constant__ struct @FN@_queries query,
      const __grid_constant__ struct @FN@_sources source, float *s, float *r, float *lse,
-     int64_t rows, int64_t n, int64_t per, const __grid_constant__ struct @FN@_kind kind) {
+     int64_t row_count, int64_t source_count, int64_t per_round,
+     const __grid_constant__ struct @FN@_kind kind) {
     DYNAMIC_SHARED(char, shared);
+    const int rows = (int)row_count, n = (int)source_count, per = (int)per_round;
     __shared__ __align__(16) float part[@FN@_UNITS][2][@FN@_P][@FN@_PART];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % @FN@_W;
     const int unit = threadIdx.x / WARP / @FN@_W, from = blockIdx.x % @FN@_BLOCKS * @FN@_Q;
-    const int64_t step = gridDim.x / @FN@_BLOCKS * @FN@_UNITS;
-    const int64_t first = blockIdx.x / @FN@_BLOCKS * @FN@_UNITS + unit;
+    const int step = gridDim.x / @FN@_BLOCKS * @FN@_UNITS;
+    const int first = blockIdx.x / @FN@_BLOCKS * @FN@_UNITS + unit;
     const int column = warp * @FN@_SPAN + 4 * lane;
     char *ring = shared + unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
     float *queries = (float *)(shared + @FN@_UNITS * @FN@_STAGES * @FN@_SLOT);
@@ -223,11 +224,11 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
     const int mine_i = value_i < @FN@_Q ? value_i : 0;
     const bool teller = warp == 0 && lane % @FN@_EACH == 0; /* lanes that write numbers */
     int slot = 0, turn = 0;
-    for (int64_t row = first; row < rows; row += step) {
+    for (int row = first; row < rows; row += step) {
         float acc[@FN@_Q][@FN@_V][4], top = -INFF, sum = 0;
         UNROLL for (int k = 0; k < @FN@_Q * @FN@_V * 4; k++) (&acc[0][0][0])[k] = 0;
-        for (int64_t j = 0; j < n; j += per) {
-            const int count = (int)min64(per, n - j);
+        for (int j = 0; j < n; j += per) {
+            const int count = per < n - j ? per : n - j;
             float x[@FN@_P], v[4];
             UNROLL for (int k = 0; k < @FN@_P; k++) x[k] = 0;
             @FN@_await(count);
@@ -255,9 +256,9 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
             const float square = __shfl_sync(ALL_LANES, total, @FN@_lane(mine_g, @FN@_Q));
             const float rj = rsqrt1(square * (1.0f / @FN@_D) + ${EPS}), logit = rj * total;
             if (teller && mine_g < count) {
-                if (value_i == @FN@_Q && from == 0) r[row * n + j + mine_g] = rj;
+                if (value_i == @FN@_Q && from == 0) r[(int64_t)row * n + j + mine_g] = rj;
                 if (value_i < @FN@_Q && from + value_i < @FN@_ALL)
-                    s[(row * @FN@_ALL + from + value_i) * n + j + mine_g] = logit;
+                    s[((int64_t)row * @FN@_ALL + from + value_i) * n + j + mine_g] = logit;
             }
             float high = top;
             UNROLL for (int g = 0; g < @FN@_G; g++) {
@@ -291,7 +292,7 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
             slot = @FN@_after(slot, count);
         }
         if (teller && mine_g == 0 && value_i < @FN@_Q && from + value_i < @FN@_ALL)
-            lse[row * @FN@_ALL + from + value_i] = top + log1(sum);
+            lse[(int64_t)row * @FN@_ALL + from + value_i] = top + log1(sum);
         const float inverse = div1(1.0f, sum);
         UNROLL for (int i = 0; i < @FN@_Q; i++) {
             const float f = __shfl_sync(ALL_LANES, inverse, @FN@_lane(0, i));
@@ -300,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
                 UNROLL for (int e = 0; e < 4; e++) acc[i][k][e] *= f;
                 if (column + 128 * k < @FN@_D)
                     @FN@_put4(query.o[from + i], @FN@_o_narrow(kind, from + i),
-                              row * @FN@_D + column + 128 * k, acc[i][k]);
+                              (int64_t)row * @FN@_D + column + 128 * k, acc[i][k]);
             }
         }
     }
@@ -380,6 +381,156 @@ extern "C" __global__ void __launch_bounds__(128)
                 @FN@_put(source.dv[j], @FN@_d_narrow(kind, j), at + d, y);
             }
         }
+    }
+}
+//== grad_stream
+enum { @FN@_G = ${G}, @FN@_ACC = ${ACC} }; /* ACC: where accumulators begin in a warp's slot */
+struct @FN@_flow { /* what is copied next, and where to; j = -1: dh, and the mix */
+    int row, j, slot;
+};
+INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_queries &query,
+                       const struct @FN@_sources &source, const struct @FN@_kind &kind, char *ring,
+                       int rows, int n, int step, int warp, int lane) {
+    char *to = ring + f->slot * @FN@_SLOT;
+    if (f->row < rows) {
+        if (f->j < 0) {
+            @FN@_copy(to, query.dh[0], @FN@_o_narrow(kind, 0), f->row, warp, lane);
+            if (${FROM_MIX})
+                @FN@_copy(to + @FN@_ACC, query.delta[0], ${H_NARROW}, f->row, warp, lane);
+        } else {
+            @FN@_copy(to, source.v[f->j], @FN@_v_narrow(kind, f->j), f->row, warp, lane);
+            if (@FN@_bit(kind, have, f->j))
+                @FN@_copy(to + @FN@_ACC, source.acc[f->j], @FN@_d_narrow(kind, f->j), f->row, warp,
+                          lane);
+        }
+        if (++f->j == n) f->j = -1, f->row += step;
+    }
+    cp_async_commit();
+    f->slot = @FN@_after(f->slot, 1);
+}
+/* One query: everything is read once. A round takes `per` <= G sources: the dots of all with dh in
+ * one reduction (the first one also brings dh . h), then their gradients. With p_j the weight of
+ * source j and ds_j the gradient of its logit, one row adds
+ *   dv_j += p_j dh + ds_j r_j u - ds_j s_j r_j^2 / D v_j,   du += sum_j ds_j r_j v_j.
+ * du stays in registers over a unit's rows; units of a block add theirs in order at the end.
+ * Bytes a row: n sources, n accumulators, n gradients, dh and h. */
+extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDENT})
+@FN@(const float *s, const float *r, const __grid_constant__ struct @FN@_queries query,
+     const __grid_constant__ struct @FN@_sources source, float *part_du, int64_t row_count,
+     int64_t source_count, int64_t per_round, const __grid_constant__ struct @FN@_strides ld,
+     const __grid_constant__ struct @FN@_kind kind) {
+    DYNAMIC_SHARED(char, shared);
+    const int rows = (int)row_count, n = (int)source_count, per = (int)per_round;
+    __shared__ __align__(16) float part[@FN@_UNITS][2][@FN@_P][@FN@_PART];
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % @FN@_W;
+    const int unit = threadIdx.x / WARP / @FN@_W, column = warp * @FN@_SPAN + 4 * lane;
+    const int step = gridDim.x * @FN@_UNITS;
+    const int first = blockIdx.x * @FN@_UNITS + unit;
+    char *ring = shared + unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
+    struct @FN@_flow flow = {first, -1, 0};
+    for (int k = 0; k < @FN@_STAGES; k++)
+        @FN@_issue(&flow, query, source, kind, ring, rows, n, step, warp, lane);
+    float u[@FN@_V][4], du[@FN@_V][4], dh[@FN@_V][4], v[4], y[4];
+    UNROLL for (int k = 0; k < @FN@_V; k++) {
+        UNROLL for (int e = 0; e < 4; e++) u[k][e] = du[k][e] = 0;
+        if (column + 128 * k < @FN@_D) ld_f32x4(u[k], query.u[0] + column + 128 * k);
+    }
+    for (int k = threadIdx.x; k < @FN@_UNITS * 2 * @FN@_P * @FN@_PART;
+         k += @FN@_UNITS * @FN@_W * WARP)
+        (&part[0][0][0][0])[k] = 0;
+    __syncthreads();
+
+    /* lane l deals with source l / EACH of a round; its numbers are fetched a round ahead */
+    const int mine = lane / @FN@_EACH;
+    const float *numbers = query.lse[0], *deltas = (const float *)query.delta[0];
+    float s_next = 0, r_next = 0, lse_next = 0, delta_next = 0;
+    if (first < rows) {
+        const int64_t at = (int64_t)first * n + mine;
+        if (mine < per) s_next = s[at], r_next = r[at];
+        lse_next = numbers[first * ld.lse[0]];
+        if (!${FROM_MIX}) delta_next = deltas[first * ld.delta[0]];
+    }
+    int slot = 0, turn = 0;
+    for (int row = first; row < rows; row += step) {
+        const float lse = lse_next;
+        float delta = delta_next, product = 0; /* this lane's part of dh . h */
+        if (row + step < rows) {
+            lse_next = numbers[(row + step) * ld.lse[0]];
+            if (!${FROM_MIX}) delta_next = deltas[(row + step) * ld.delta[0]];
+        }
+        @FN@_await(1);
+        UNROLL for (int k = 0; k < @FN@_V; k++) {
+            @FN@_get4(dh[k], ring + slot * @FN@_SLOT, @FN@_o_narrow(kind, 0), 4 * lane + 128 * k);
+            if (!${FROM_MIX}) continue;
+            @FN@_get4(v, ring + slot * @FN@_SLOT + @FN@_ACC, ${H_NARROW}, 4 * lane + 128 * k);
+            UNROLL for (int e = 0; e < 4; e++) product = fma1(dh[k][e], v[e], product);
+        }
+        __syncwarp(); /* all have read what the next copies replace */
+        @FN@_issue(&flow, query, source, kind, ring, rows, n, step, warp, lane);
+        slot = @FN@_after(slot, 1);
+        for (int j = 0; j < n; j += per) {
+            const int count = per < n - j ? per : n - j;
+            const float sj = s_next, rj = r_next;
+            const int row1 = j + per < n ? row : row + step, j1 = j + per < n ? j + per : 0;
+            const int64_t next = (int64_t)row1 * n + j1 + mine;
+            if (row1 < rows && mine < per && j1 + mine < n) s_next = s[next], r_next = r[next];
+            float x[@FN@_P];
+            UNROLL for (int k = 0; k < @FN@_P; k++) x[k] = 0;
+            x[@FN@_G] = j == 0 ? product : 0;
+            @FN@_await(count);
+            UNROLL for (int g = 0; g < @FN@_G; g++) {
+                if (g >= count) continue;
+                UNROLL for (int k = 0; k < @FN@_V; k++) {
+                    @FN@_get4(v, ring + @FN@_after(slot, g) * @FN@_SLOT,
+                              @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
+                    UNROLL for (int e = 0; e < 4; e++) x[g] = fma1(dh[k][e], v[e], x[g]);
+                }
+            }
+            const float total = @FN@_total(x, part[unit][turn], unit, warp, lane);
+            turn ^= 1;
+            if (${FROM_MIX} && j == 0)
+                delta = __shfl_sync(ALL_LANES, total, @FN@_G * @FN@_EACH);
+            const float pj = exp1(sj - lse), tj = pj * (total - delta) * rj;
+            const float cj = -tj * sj * rj * (1.0f / @FN@_D);
+            UNROLL for (int g = 0; g < @FN@_G; g++) {
+                if (g >= count) continue;
+                const float p = __shfl_sync(ALL_LANES, pj, g * @FN@_EACH);
+                const float t = __shfl_sync(ALL_LANES, tj, g * @FN@_EACH);
+                const float c = __shfl_sync(ALL_LANES, cj, g * @FN@_EACH);
+                const char *at = ring + @FN@_after(slot, g) * @FN@_SLOT;
+                UNROLL for (int k = 0; k < @FN@_V; k++) {
+                    @FN@_get4(v, at, @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
+                    UNROLL for (int e = 0; e < 4; e++) y[e] = 0;
+                    if (@FN@_bit(kind, have, j + g))
+                        @FN@_get4(y, at + @FN@_ACC, @FN@_d_narrow(kind, j + g),
+                                  4 * lane + 128 * k);
+                    UNROLL for (int e = 0; e < 4; e++) {
+                        y[e] = fma1(c, v[e], y[e]);
+                        y[e] = fma1(p, dh[k][e], y[e]);
+                        y[e] = fma1(t, u[k][e], y[e]);
+                        du[k][e] = fma1(t, v[e], du[k][e]);
+                    }
+                    if (column + 128 * k < @FN@_D)
+                        @FN@_put4(source.dv[j + g], @FN@_d_narrow(kind, j + g),
+                                  (int64_t)row * @FN@_D + column + 128 * k, y);
+                }
+            }
+            __syncwarp();
+            for (int g = 0; g < count; g++)
+                @FN@_issue(&flow, query, source, kind, ring, rows, n, step, warp, lane);
+            slot = @FN@_after(slot, count);
+        }
+    }
+    cp_async_wait(0);
+    __syncthreads(); /* the ring's memory takes the units' parts */
+    float *parts = (float *)shared;
+    UNROLL for (int k = 0; k < @FN@_V; k++)
+        st_f32x4(parts + unit * @FN@_WIDTH + column + 128 * k, du[k]);
+    __syncthreads();
+    for (int d = threadIdx.x; d < @FN@_D; d += @FN@_UNITS * @FN@_W * WARP) {
+        float sum = parts[d];
+        for (int k = 1; k < @FN@_UNITS; k++) sum += parts[k * @FN@_WIDTH + d];
+        part_du[blockIdx.x * (int64_t)@FN@_D + d] = sum;
     }
 }
 //== grad_end
