@@ -38,7 +38,7 @@ double bench_step(struct bench *b);
 void bench_profile(struct bench *b);
 /* One table with a column of milliseconds a step for each of n profiled subjects (1 or 2): for each
  * kernel the best run of each of its calls, so that neighbours on the machine disturb little; for
- * products also the share of `flops` (a second), for others bytes a second. */
+ * products also the share of `flops` (a second; 0: the speed), for others bytes a second. */
 void bench_profile_print(struct arena *a, struct bench *const *b, size_t n, double flops,
                          struct sb *out);
 /* Operations of a node that count as its work: those of products and attention (not what is

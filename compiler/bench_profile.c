@@ -140,8 +140,10 @@ static int longest_first(const void *pa, const void *pb)
 static void print_rate(const struct kind *x, double flops, struct sb *out)
 {
     double t = x->best[x->who];
-    if (x->flops > 0)
+    if (x->flops > 0 && flops > 0)
         sb_printf(out, "%6.1f %% peak", 100 * x->flops / t / flops);
+    else if (x->flops > 0)
+        sb_printf(out, "%5.1f TFLOP/s", 1e-12 * x->flops / t);
     else if (x->bytes > 0 && t > 0)
         sb_printf(out, "%7.1f GB/s ", x->bytes / t * 1e-9);
     else

@@ -1,5 +1,6 @@
 #include "compiler/bench.h"
 #include "compiler/machine.h"
+#include "runtime/gpu.h"
 #include "runtime/mem.h"
 #include <jansson.h>
 #include <stdio.h>
@@ -12,7 +13,8 @@ static const char help[] =
     "can\n"
     "do: its float32 multiply-add peak and the speed at which it reads memory, measured in the "
     "same\n"
-    "process before and after. --pair alternates steps of two specs and prints the median of the\n"
+    "process before and after (not on a GPU). --pair alternates steps of two specs and prints the "
+    "median of the\n"
     "ratios of their times.\n\n"
     "  strata bench specs/bench-c.yaml --profile\n"
     "  strata bench --pair specs/bench-a.yaml specs/bench-a-standard.yaml\n\n"
@@ -27,7 +29,7 @@ static const char help[] =
     "  --json             one JSON object on standard output instead of the text\n" RUN_DEVICE_HELP
         RUN_HELP;
 
-enum { WARM_UP = 3 };
+enum { WARM_UP = 3, PROFILED = 5 };
 
 struct options {
     int64_t steps, pairs;
@@ -67,7 +69,7 @@ static void summarise(struct arena *a, struct result *r)
     r->best = x[0];
 }
 
-/* The least time that a step can take on this machine, in seconds. */
+/* The least time that a step can take on this CPU, in seconds. */
 static double least(const struct bench *b, const struct machine *m)
 {
     double math = b->flops / m->flops, move = b->bytes / m->bytes;
@@ -82,6 +84,11 @@ static void print_subject(const struct bench *b, const struct result *r, const s
            1e3 * r->median, 1e3 * r->best, r->n, (long long)b->B, (long long)b->T);
     printf("  tokens        %10.0f per second\n", tokens / r->median);
     printf("  work          %10.3f GFLOP a step in products and attention\n", 1e-9 * b->flops);
+    if (!m) {
+        printf("  speed         %10.3f TFLOP/s median, %.3f best\n", 1e-12 * b->flops / r->median,
+               1e-12 * b->flops / r->best);
+        return;
+    }
     printf("  share of peak %10.1f %% median, %.1f %% best\n",
            100 * b->flops / r->median / m->flops, 100 * b->flops / r->best / m->flops);
     double f = least(b, m);
@@ -91,6 +98,10 @@ static void print_subject(const struct bench *b, const struct result *r, const s
 
 static json_t *subject_json(const struct bench *b, const struct result *r, const struct machine *m)
 {
+    if (!m)
+        return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "spec", b->path, "median_ms",
+                         1e3 * r->median, "best_ms", 1e3 * r->best, "tokens_per_second",
+                         (double)(b->B * b->T) / r->median, "flops", b->flops, "bytes", b->bytes);
     return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "spec", b->path, "median_ms",
                      1e3 * r->median, "best_ms", 1e3 * r->best, "tokens_per_second",
                      (double)(b->B * b->T) / r->median, "flops", b->flops, "bytes", b->bytes,
@@ -120,7 +131,7 @@ static void first_step(struct cli *c, struct bench *b, const struct options *o)
     } part[] = {{"front_end", "front end", b->seconds.spec},
                 {"passes", "graphs and passes", s[RUN_graphs]},
                 {"text", "C text, memory plan", s[RUN_plans]},
-                {"compiler", "compiler (C, LLVM)", s[RUN_compile]},
+                {"compiler", o->run.device ? "compiler" : "compiler (C, LLVM)", s[RUN_compile]},
                 {"start", "cache, memory, threads", s[RUN_load]},
                 {"weights", "initial weights", b->seconds.init},
                 {"step", "first step", step},
@@ -142,16 +153,18 @@ static void first_step(struct cli *c, struct bench *b, const struct options *o)
 
 /* ---- one, and two in turns ---- */
 
-static void warm_up(struct bench *b, const struct options *o)
+/* Steps on a device are recorded, and those that are profiled are not: they come after the others.
+ */
+static void warm_up(struct bench *b, bool profile)
 {
     for (int i = 0; i < WARM_UP; i++) bench_step(b);
-    if (o->profile) bench_profile(b);
+    if (profile) bench_profile(b);
 }
 
 static void show_profile(struct cli *c, struct bench *const *b, size_t n, const struct machine *m)
 {
     struct sb s = {0};
-    bench_profile_print(c->arena, b, n, m->flops, &s);
+    bench_profile_print(c->arena, b, n, m ? m->flops : 0, &s);
     fputs(s.p, stdout);
     sb_free(&s);
 }
@@ -167,6 +180,18 @@ static void show_machine(const struct machine *m)
                1e-9 * m->alone / m->threads);
 }
 
+static void show_device(const struct gpu_about *g)
+{
+    printf("cuda:%d, %s (%s), %d multiprocessors\n", g->ordinal, g->name, g->arch,
+           g->multiprocessors);
+}
+
+static json_t *device_json(const struct gpu_about *g)
+{
+    return json_pack("{s:s, s:s, s:i, s:I}", "name", g->name, "arch", g->arch, "multiprocessors",
+                     g->multiprocessors, "bytes", (json_int_t)g->bytes);
+}
+
 static json_t *machine_json(const struct machine *m)
 {
     return json_pack("{s:i, s:b, s:f, s:f}", "threads", (int)m->threads, "busy", machine_busy(m),
@@ -177,7 +202,9 @@ struct turn { /* what is measured */
     struct cli *c;
     struct bench *b[2];
     struct result r[2];
-    struct machine machine;
+    struct machine own;
+    struct machine *machine; /* NULL: on a device */
+    const struct gpu_about *device;
     size_t n;      /* subjects */
     double *ratio; /* of n == 2: time of the first over that of the second, sorted */
     size_t rounds;
@@ -189,10 +216,10 @@ static void take_turns(struct turn *t, const struct options *o)
     struct arena *a = t->c->arena;
     t->ratio = NEW(a, double, t->rounds);
     for (size_t i = 0; i < t->n; i++) {
-        warm_up(t->b[i], o);
+        warm_up(t->b[i], o->profile && !t->device);
         t->r[i] = (struct result){.seconds = NEW(a, double, t->rounds), .n = t->rounds};
     }
-    machine_measure(&t->machine);
+    if (t->machine) machine_measure(t->machine);
     for (size_t i = 0; i < t->rounds; i++) {
         for (size_t k = 0; k < t->n; k++) {
             size_t who = (k + i) % t->n;
@@ -200,7 +227,11 @@ static void take_turns(struct turn *t, const struct options *o)
         }
         if (t->n == 2) t->ratio[i] = t->r[0].seconds[i] / t->r[1].seconds[i];
     }
-    machine_measure(&t->machine);
+    if (t->machine) machine_measure(t->machine);
+    for (size_t i = 0; i < t->n && o->profile && t->device; i++) {
+        bench_profile(t->b[i]);
+        for (int k = 0; k < PROFILED; k++) bench_step(t->b[i]);
+    }
     for (size_t i = 0; i < t->n; i++) summarise(a, &t->r[i]);
     qsort(t->ratio, t->rounds, sizeof *t->ratio, by_size);
 }
@@ -211,23 +242,27 @@ static void show(const struct turn *t, const struct options *o)
     double q[3];
     for (int i = 0; i < 3; i++) q[i] = quantile(x, t->rounds, 0.25 * (i + 1));
     if (o->json) {
-        json_t *top =
-            json_pack("{s:o, s:o}", "machine", machine_json(&t->machine), "subjects", json_array());
+        json_t *top = json_pack("{s:o, s:o}", t->device ? "device" : "machine",
+                                t->device ? device_json(t->device) : machine_json(t->machine),
+                                "subjects", json_array());
         for (size_t i = 0; i < t->n; i++)
             json_array_append_new(json_object_get(top, "subjects"),
-                                  subject_json(t->b[i], &t->r[i], &t->machine));
+                                  subject_json(t->b[i], &t->r[i], t->machine));
         if (t->n == 2) json_object_set_new(top, "ratio", json_pack("[f,f,f]", q[0], q[1], q[2]));
         print_json(top);
         return;
     }
-    show_machine(&t->machine);
-    for (size_t i = 0; i < t->n; i++) print_subject(t->b[i], &t->r[i], &t->machine);
+    if (t->device)
+        show_device(t->device);
+    else
+        show_machine(t->machine);
+    for (size_t i = 0; i < t->n; i++) print_subject(t->b[i], &t->r[i], t->machine);
     if (t->n == 2) {
         printf("ratio %.4f\n", q[1]);
         printf("  quartiles     %.4f %.4f, of %zu pairs; of the best times %.4f\n", q[0], q[2],
                t->rounds, t->r[0].best / t->r[1].best);
     }
-    if (o->profile) show_profile(t->c, t->b, t->n, &t->machine);
+    if (o->profile) show_profile(t->c, t->b, t->n, t->machine);
 }
 
 static enum bench_program program_of(const char *name)
@@ -254,6 +289,7 @@ int cmd_bench(int argc, char **argv)
                     {"json", CLI_flag, &o.json}, RUN_DEVICE(o.run), RUN_OPTIONS(o.run)));
     struct turn t = {.c = &c, .b = {&b[0], &b[1]}, .n = o.pair ? 2 : 1};
     o.bench.program = program_of(o.program);
+    o.run.no_library = o.bench.program == BENCH_decode; /* as generate does it */
     if (c.arg.n != t.n)
         cli_fail((enum rt_status)EXIT_USAGE,
                  o.pair ? "--pair needs two specs" : "two specs need --pair");
@@ -267,12 +303,16 @@ int cmd_bench(int argc, char **argv)
         return 0;
     }
     for (size_t i = 0; i < t.n; i++) bench_open(t.b[i], &c, c.arg.p[i], &o.bench, &o.run);
-    unsigned threads = pool_threads(session_pool(b[0].t.run.session));
-    cli_check(&c, machine_open(threads, &t.machine, &c.err));
-    machine_measure(&t.machine);
+    t.device = session_device(b[0].t.run.session);
+    if (!t.device) {
+        unsigned threads = pool_threads(session_pool(b[0].t.run.session));
+        cli_check(&c, machine_open(threads, &t.own, &c.err));
+        t.machine = &t.own;
+        machine_measure(t.machine);
+    }
     take_turns(&t, &o);
     show(&t, &o);
-    machine_close(&t.machine);
+    if (t.machine) machine_close(t.machine);
     for (size_t i = 0; i < t.n; i++) bench_close(t.b[i]);
     return 0;
 }

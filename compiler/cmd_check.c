@@ -1,5 +1,6 @@
 #include "compiler/cli.h"
 #include "compiler/draw.h"
+#include "compiler/fit.h"
 #include "compiler/sites.h"
 #include "compiler/survey.h"
 #include <errno.h>
@@ -8,7 +9,7 @@
 #include <stdlib.h>
 
 static const char help[] =
-    "usage: strata check SPEC [--json] [--draw OUT.svg] [--set KEY=VALUE]\n\n"
+    "usage: strata check SPEC [--json] [--draw OUT.svg] [--device D] [--set KEY=VALUE]\n\n"
     "Checks a spec and tells what it describes: parameters, layers, depth blocks, the\n"
     "sources every site reads, operations per token, what decoding keeps of a sequence, and the\n"
     "memory that training plans. Nothing is compiled or run.\n\n"
@@ -16,10 +17,14 @@ static const char help[] =
     "  strata check examples/tiny-moe/spec.yaml --set model.residual.blocks=2 --draw moe.svg\n\n"
     "  --json          one JSON object on standard output instead of the text\n"
     "  --draw OUT.svg  a drawing: layers, blocks, and which sources each site reads\n"
+    "  --device D      plan for a GPU: cuda or cuda:N for what is free there, or an amount of\n"
+    "                  memory, as 80GB; says whether training fits, and what to change\n"
     "  --threads N     threads to plan memory for; default as in training\n"
     "  --set KEY=VALUE change a value of the spec, as model.residual.blocks=2\n\n"
     "Active parameters are what one token uses, with the head, without the embedding table and\n"
-    "without router biases. Memory is what the process takes beside its own code.\n";
+    "without router biases. Memory is what the process takes beside its own code, or with "
+    "--device\n"
+    "what lies on the GPU; the exit status is 1 where that does not fit.\n";
 
 struct check {
     struct cli *c;
@@ -27,6 +32,8 @@ struct check {
     const struct survey *v;
     const struct site *site;
     size_t num_sites;
+    const char *verdict; /* with --device */
+    bool fits;
 };
 
 /* ---- text ---- */
@@ -153,10 +160,14 @@ static void print_costs(const struct check *k)
     print_bytes(k, "sums", v->memory.micro_sums, "partial gradients of micro-batches");
     print_bytes(k, "activations", v->memory.activations, "");
     print_bytes(k, "inputs", v->memory.inputs, "");
-    print_bytes(k, "threads", v->memory.threads,
-                str_fmt(a, "scratch of %u", v->memory.num_threads));
-    print_bytes(k, "graphs", (uint64_t)v->graph_bytes, "the compiler's own");
+    print_bytes(k, "library", v->memory.library, "cuBLAS");
+    if (!k->verdict) {
+        print_bytes(k, "threads", v->memory.threads,
+                    str_fmt(a, "scratch of %u", v->memory.num_threads));
+        print_bytes(k, "graphs", (uint64_t)v->graph_bytes, "the compiler's own");
+    }
     print_bytes(k, "peak", v->memory.peak, "");
+    if (k->verdict) printf("device         %s\n", k->verdict);
 }
 
 /* ---- JSON ---- */
@@ -229,6 +240,9 @@ static void print_json(const struct check *k)
                             "memory", json_bytes(v), "cache", json_cache(v), "flops_per_token",
                             "forward", v->forward_flops, "training", v->train_flops, "six_active",
                             6.0 * (double)v->active);
+    if (k->verdict)
+        json_object_set_new(all, "device",
+                            json_pack("{s:b, s:s}", "fits", k->fits, "verdict", k->verdict));
     if (!all || json_dumpf(all, stdout, JSON_INDENT(2))) BUG("no JSON");
     putchar('\n');
     json_decref(all);
@@ -261,17 +275,19 @@ static void draw(const struct check *k, const char *path)
 int cmd_check(int argc, char **argv)
 {
     struct cli c = {0};
-    const char *svg = NULL;
+    const char *svg = NULL, *device = NULL;
     bool json = false;
     int64_t threads = 0;
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"json", CLI_flag, &json}, {"draw", CLI_text, &svg},
-                          {"threads", CLI_int, &threads}));
+                          {"device", CLI_text, &device}, {"threads", CLI_int, &threads}));
     if (threads < 0 || threads > 1024)
         cli_fail((enum rt_status)EXIT_USAGE, "--threads must be from 1 to 1024");
     const struct model *m = cli_model(&c, c.arg.p[0]);
-    const struct survey v = survey_model(&c, m, threads);
-    struct check k = {.c = &c, .m = m, .v = &v};
+    const struct fit fit = device ? fit_open(&c, device) : (struct fit){0};
+    const struct survey v = survey_model(&c, m, threads, fit.arch);
+    struct check k = {.c = &c, .m = m, .v = &v, .fits = true};
+    if (device) k.verdict = fit_verdict(&c, m, &fit, &v, &k.fits);
     k.site = sites_of(c.arena, m, &k.num_sites);
     if (json) {
         print_json(&k);
@@ -283,5 +299,5 @@ int cmd_check(int argc, char **argv)
         print_costs(&k);
     }
     if (svg) draw(&k, svg);
-    return 0;
+    return k.fits ? 0 : EXIT_USER;
 }

@@ -3,6 +3,7 @@
 #include "compiler/cli.h"
 #include "runtime/cc.h"
 #include "runtime/cuda_api.h"
+#include "runtime/gpu.h"
 #include "runtime/mem.h"
 #include "runtime/nvrtc.h"
 #include "runtime/store.h"
@@ -20,7 +21,7 @@ static const char help[] =
     "CUDA's\n"
     "libraries, each with file and version, or what was looked for and how to install it. "
     "Compiles\n"
-    "(and on the CPU runs) a small kernel to see that it works. Ends with what works and the next\n"
+    "and runs a small kernel on each to see that it works. Ends with what works and the next\n"
     "command. What is missing is no error, except for training on this CPU: then the status is "
     "3.\n\n"
     "  strata doctor\n"
@@ -233,16 +234,19 @@ static void look_at_devices(struct doctor *d)
     }
     tell(d, cuda, "devices", list, "%s", n ? s.p : "none");
     sb_free(&s);
-    d->gpu_lacks = n ? "this version of strata compiles for CUDA and does not run there yet"
-                     : "the driver finds no GPU";
+    d->gpu_lacks = n ? NULL : "the driver finds no GPU";
+    if (n && !gpu_arch(dev[0].major, dev[0].minor))
+        d->gpu_lacks = str_fmt(d->a, "%s has compute capability %d.%d; 8.0 is the least",
+                               dev[0].name, dev[0].major, dev[0].minor);
 }
+
+static const char kernel_text[] =
+    "extern \"C\" __global__ void __launch_bounds__(256) doctor(float *x)\n{\n"
+    "    __shared__ float s[256];\n    s[threadIdx.x] = x[threadIdx.x];\n"
+    "    __syncthreads();\n    x[threadIdx.x] = s[255 - threadIdx.x];\n}\n";
 
 static void try_nvrtc(struct doctor *d)
 {
-    static const char text[] =
-        "extern \"C\" __global__ void doctor(float *x)\n{\n"
-        "    __shared__ float s[256];\n    s[threadIdx.x] = x[threadIdx.x];\n"
-        "    __syncthreads();\n    x[threadIdx.x] = s[255 - threadIdx.x];\n}\n";
     struct rt_error err;
     struct nvrtc_image image;
     const char *archs;
@@ -251,7 +255,7 @@ static void try_nvrtc(struct doctor *d)
     d->nvrtc_lacks = NULL;
     enum rt_status st = nvrtc_archs(d->a, &archs, &err);
     if (!st) tell(d, cuda, "targets", json_string(archs), "%s", archs);
-    if (!st) st = nvrtc_compile(d->a, text, "sm_90", false, &image, &err);
+    if (!st) st = nvrtc_compile(d->a, kernel_text, "sm_90", false, &image, &err);
     if (!st && image.kernels != 1)
         st = rt_fail(&err, RT_machine, "NVRTC does not tell the kernel's registers");
     if (st) {
@@ -266,6 +270,55 @@ static void try_nvrtc(struct doctor *d)
                    (int)k->registers, "shared", (int)k->shared, "spilled", (int)spilled),
          "compiled a kernel for sm_90 in %.0f ms: %u registers, %u bytes shared, %u spilled",
          1e3 * image.seconds, k->registers, k->shared, spilled);
+}
+
+/* Runs that kernel on the first device. */
+static enum rt_status run_there(struct doctor *d, struct gpu *g, double *ms, struct rt_error *err)
+{
+    const struct sa_launch l = {{1, 1, 1}, 256, 0};
+    struct nvrtc_image image;
+    struct CUmod_st *module;
+    struct CUfunc_st *fn;
+    cu_ptr p;
+    float x[256];
+    for (int i = 0; i < 256; i++) x[i] = (float)i;
+    RT_TRY(nvrtc_compile(d->a, kernel_text, gpu_about(g)->arch, false, &image, err));
+    RT_TRY(gpu_load(g, image.code.p, &module, err));
+    RT_TRY(gpu_function(g, module, "doctor", &fn, err));
+    RT_TRY(gpu_alloc(g, sizeof x, "a test", &p, err));
+    double begin = mem_seconds();
+    RT_TRY(gpu_put(g, p, x, sizeof x, err));
+    RT_TRY(gpu_launch(g, fn, &l, &p, sizeof p, err));
+    RT_TRY(gpu_get(g, x, p, sizeof x, err));
+    RT_TRY(gpu_wait(g, err));
+    *ms = 1e3 * (mem_seconds() - begin);
+    gpu_free(g, p);
+    gpu_unload(g, module);
+    for (int i = 0; i < 256; i++)
+        if (x[i] != (float)(255 - i))
+            return rt_fail(err, RT_machine, "a kernel computes %g, not %d", (double)x[i], 255 - i);
+    return RT_ok;
+}
+
+static void try_gpu(struct doctor *d)
+{
+    struct rt_error err;
+    struct gpu *g;
+    double ms = 0;
+    if (d->gpu_lacks) return;
+    d->gpu_lacks = d->nvrtc_lacks;
+    if (d->gpu_lacks) return;
+    enum rt_status st = gpu_open(0, &g, &err);
+    if (!st) st = run_there(d, g, &ms, &err);
+    if (st) {
+        lacks(d, cuda, "gpu-test", err.text);
+        d->gpu_lacks = str_dup(d->a, str_of(err.text));
+    } else {
+        tell(d, cuda, "gpu-test",
+             json_pack("{s:b, s:f, s:s}", "ok", 1, "ms", ms, "arch", gpu_about(g)->arch),
+             "ran a kernel on cuda:0 (%s) in %.2f ms", gpu_about(g)->arch, ms);
+    }
+    gpu_close(g);
 }
 
 /* ---- verdicts ---- */
@@ -288,7 +341,8 @@ int cmd_doctor(int argc, char **argv)
     look_at_clang(&d);
     look_at_devices(&d);
     try_nvrtc(&d);
-    library(&d, CUDA_cublas);
+    try_gpu(&d);
+    if (!library(&d, CUDA_cublas) && !d.gpu_lacks) d.gpu_lacks = "no cuBLAS (libcublas.so)";
     library(&d, CUDA_cublasLt);
     library(&d, CUDA_nccl);
     json_object_set_new(d.all, works, json_object());
@@ -296,10 +350,11 @@ int cmd_doctor(int argc, char **argv)
     bool gpu = json_array_size(json_object_get(json_object_get(d.all, cuda), "devices")) > 0;
     verdict(&d, "cpu", "train and generate on this CPU", d.cpu_lacks, "");
     verdict(&d, "cuda_compile", "compile for CUDA", d.nvrtc_lacks, gpu ? "" : " (no GPU here)");
-    verdict(&d, "gpu", "train on a GPU", d.gpu_lacks, "");
-    const char *next = !d.cpu_lacks ? "strata check examples/tiny-moe/spec.yaml"
-                       : d.install  ? d.install
-                                    : "strata doctor --help";
+    verdict(&d, "gpu", "train and generate on a GPU", d.gpu_lacks, ": --device cuda");
+    const char *next = !d.gpu_lacks   ? "strata bench specs/bench-c.yaml --device cuda"
+                       : !d.cpu_lacks ? "strata check examples/tiny-moe/spec.yaml"
+                       : d.install    ? d.install
+                                      : "strata doctor --help";
     json_object_set_new(d.all, "next", json_string(next));
     if (d.quiet) {
         json_dumpf(d.all, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));

@@ -61,6 +61,12 @@ const struct gpu_about *session_device(const struct session *s)
     return s->device.gpu ? gpu_about(s->device.gpu) : NULL;
 }
 
+enum rt_status session_memory(const struct session *s, size_t *left, struct rt_error *err)
+{
+    CHECK(s->device.gpu);
+    return gpu_memory(s->device.gpu, left, err);
+}
+
 enum rt_status session_status(const struct session *s, struct rt_error *err)
 {
     const struct device *d = &s->device;

@@ -68,6 +68,8 @@ enum rt_status session_compile(struct session *s, struct jit_report *rep, struct
 bool session_bf16(const struct session *s);
 /* The device; NULL on a CPU. */
 const struct gpu_about *session_device(const struct session *s);
+/* Bytes of the device that nobody has. */
+enum rt_status session_memory(const struct session *s, size_t *left, struct rt_error *err);
 /* RT_ok, or the first failure of the device in a run or a script: none runs after it. */
 enum rt_status session_status(const struct session *s, struct rt_error *err);
 /* The pool, for work of the caller between runs; NULL before session_compile. */

@@ -1,5 +1,6 @@
 #include "compiler/survey.h"
 #include "compiler/run.h"
+#include "runtime/gpu.h"
 #include "runtime/thread.h"
 #include <stdlib.h>
 
@@ -155,14 +156,14 @@ static void plan_memory(struct programs *x)
     divide(x);
 }
 
-struct survey survey_model(struct cli *c, const struct model *m, int64_t threads)
+struct survey survey_model(struct cli *c, const struct model *m, int64_t threads, const char *gpu)
 {
     struct survey v = {0};
     struct programs x = {.c = c, .m = m, .ps = params_of(c->arena, m), .v = &v};
     v.total = params_total(x.ps);
     v.active = params_active(x.ps, m);
     for (size_t i = 0; i < x.ps->n; i++) v.part[part_of(&x.ps->p[i])] += x.ps->p[i].count;
-    const struct session_options o = {.diag = c->diag};
+    const struct session_options o = {.diag = c->diag, .gpu = gpu};
     cli_check(c, session_open(&o, &x.s, &c->err));
     plan_memory(&x);
     measure_caches(&v, m, x.ps);
@@ -172,8 +173,11 @@ struct survey survey_model(struct cli *c, const struct model *m, int64_t threads
     v.memory.threads = n * x.thread_scratch;
     v.graph_bytes = (double)(session_bytes(x.s) + arena_used(c->arena));
     v.memory.peak = v.memory.weights + v.memory.gradients + v.memory.optimizer + v.memory.inputs +
-                    v.memory.activations + v.memory.micro_sums + v.memory.threads +
-                    (uint64_t)v.graph_bytes;
+                    v.memory.activations + v.memory.micro_sums;
+    if (gpu)
+        v.memory.peak += v.memory.library = GPU_PRODUCT_WORKSPACE;
+    else
+        v.memory.peak += v.memory.threads + (uint64_t)v.graph_bytes;
     session_close(x.s);
     return v;
 }

@@ -37,10 +37,12 @@ struct survey {
     double graph_bytes;     /* graphs and plans, in this process as in a run */
     struct {                /* bytes */
         uint64_t weights, gradients, optimizer, inputs, activations, micro_sums, threads;
+        uint64_t library; /* of cuBLAS, on a GPU */
         unsigned num_threads;
-        uint64_t peak;
+        uint64_t peak; /* on a GPU what lies there: neither threads nor graphs */
     } memory;
 };
-/* Exits with diagnostics where a program cannot be made. */
-struct survey survey_model(struct cli *c, const struct model *m, int64_t threads);
+/* Planned for a CPU, or (`gpu` is not NULL) for a GPU of that architecture, as sm_90a. Exits with
+ * diagnostics where a program cannot be made. */
+struct survey survey_model(struct cli *c, const struct model *m, int64_t threads, const char *gpu);
 #endif

@@ -3,9 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What cuBLAS may use beside its operands; its own advice for large devices. */
-enum { PRODUCT_WORKSPACE = 32 << 20 };
-
 struct gpu {
     const struct cuda_api *cu;
     struct gpu_about about;
@@ -113,6 +110,13 @@ const struct gpu_about *gpu_about(const struct gpu *g)
 }
 
 /* ---- memory ---- */
+
+enum rt_status gpu_memory(struct gpu *g, size_t *left, struct rt_error *err)
+{
+    size_t total;
+    TRY(cuMemGetInfo_v2(left, &total));
+    return RT_ok;
+}
 
 enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *p,
                          struct rt_error *err)
@@ -246,10 +250,10 @@ enum rt_status gpu_open_products(struct gpu *g, struct rt_error *err)
     if (g->blas) return RT_ok;
     RT_TRY(cuda_load(CUDA_cublas, NULL, err));
     if (!g->workspace)
-        RT_TRY(gpu_alloc(g, PRODUCT_WORKSPACE, "workspace of cuBLAS", &g->workspace, err));
+        RT_TRY(gpu_alloc(g, GPU_PRODUCT_WORKSPACE, "workspace of cuBLAS", &g->workspace, err));
     BLAS(cublasCreate_v2(&g->blas));
     BLAS(cublasSetStream_v2(g->blas, g->stream)); /* forgets the workspace, so that comes after */
-    BLAS(cublasSetWorkspace_v2(g->blas, (void *)(uintptr_t)g->workspace, PRODUCT_WORKSPACE));
+    BLAS(cublasSetWorkspace_v2(g->blas, (void *)(uintptr_t)g->workspace, GPU_PRODUCT_WORKSPACE));
     /* float32 products without TF32; sums of bf16 products stay float32 to the end */
     BLAS(cublasSetMathMode(g->blas, C_CUBLAS_DEFAULT_MATH |
                                         C_CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));

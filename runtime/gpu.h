@@ -28,6 +28,8 @@ enum rt_status gpu_open(int ordinal, struct gpu **out, struct rt_error *err);
 void gpu_close(struct gpu *g);
 const struct gpu_about *gpu_about(const struct gpu *g);
 
+/* Bytes of the device that nobody has. */
+enum rt_status gpu_memory(struct gpu *g, size_t *left, struct rt_error *err);
 /* Zeroed memory of the device, aligned to 256 bytes. `what` is what it is for, in the message when
  * there is not enough, which says how much was asked for and how much is free. */
 enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *p,
@@ -59,7 +61,9 @@ enum rt_status gpu_allow_shared(struct gpu *g, struct CUfunc_st *fn, const char 
  * A grid without blocks does nothing. */
 enum rt_status gpu_launch(struct gpu *g, struct CUfunc_st *fn, const struct sa_launch *l,
                           const void *parameters, size_t bytes, struct rt_error *err);
-/* Loads cuBLAS, for gpu_product; once is enough. RT_user when it is not installed. */
+/* Loads cuBLAS, for gpu_product, and gives it a workspace, as large as it advises for large
+ * devices; once is enough. RT_user when it is not installed. */
+enum { GPU_PRODUCT_WORKSPACE = 32 << 20 };
 enum rt_status gpu_open_products(struct gpu *g, struct rt_error *err);
 /* C = op(A) op(B) or C += op(A) op(B), by cuBLAS; n as enum sa_product, at are A, B, C. */
 enum rt_status gpu_product(struct gpu *g, const int64_t *n, const cu_ptr at[3],

@@ -349,6 +349,26 @@ static void refused(void **state)
     arena_close(a);
 }
 
+/* `strata check --device`: what is planned, against a device or an amount. */
+static void fits(void **state)
+{
+    (void)state;
+    struct arena *a = arena_open("fits");
+    const char *spec = "specs/bench-c.yaml";
+    char *out = STRATA(a, 0, "check", spec, "--device", "cuda");
+    assert_non_null(strstr(out, "fits cuda:0 (strata fake device): "));
+    out = STRATA(a, 0, "check", spec, "--device", "80GB");
+    assert_non_null(strstr(out, "fits a GPU of 80GB: "));
+    out = STRATA(a, 1, "check", spec, "--device", "1.4GB", "--set", "train.batch_size=16");
+    assert_non_null(strstr(out, "does not fit a GPU of 1.4GB: "));
+    assert_non_null(strstr(out, "--set train.micro_batches="));
+    out = STRATA(a, 1, "check", spec, "--device", "650MB", "--json");
+    assert_non_null(strstr(out, "\"fits\": false"));
+    assert_non_null(strstr(out, "only a smaller model does"));
+    STRATA(a, 2, "check", spec, "--device", "80XB");
+    arena_close(a);
+}
+
 int main(void)
 {
     char path[512];
@@ -359,7 +379,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps),        cmocka_unit_test(models),      cmocka_unit_test(bf16),
         cmocka_unit_test(combinations), cmocka_unit_test(checkpoints), cmocka_unit_test(generate),
-        cmocka_unit_test(refused),
+        cmocka_unit_test(refused),      cmocka_unit_test(fits),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     scratch_close();
