@@ -46,48 +46,68 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     }
     k += slots[b] * context * ${LD_K} + kv * HD;
     v += slots[b] * context * ${LD_K} + kv * VD;
-    float total[R][4 * J] = {}, all_top[R], all_sum[R];
-    UNROLL for (int i = 0; i < R; i++) all_top[i] = ATTN_LOWEST, all_sum[i] = 0;
-    for (int64_t piece = from; piece < to; piece++) {
-        const int64_t last = min64(end, (piece + 1) * PIECE);
-        float acc[R][4 * J] = {}, top[R], sum[R];
-        UNROLL for (int i = 0; i < R; i++) top[i] = ATTN_LOWEST, sum[i] = 0;
-        for (int64_t k0 = max64(begin, piece * PIECE); k0 < last; k0 += BK) {
-            const int64_t row = k0 % context * ${LD_K};
+    float total[R][4 * J] = {}, all_top[R], all_sum[R], acc[R][4 * J] = {}, top[R], sum[R];
+    UNROLL for (int i = 0; i < R; i++)
+        all_top[i] = top[i] = ATTN_LOWEST, all_sum[i] = sum[i] = 0;
+    const int64_t lo = max64(begin, from * PIECE), hi = min64(end, to * PIECE);
+    /* Keys of the next tile come while values of this one are summed, its values while the next
+     * scores are made; one group of copies for each. */
+    tile_fetch<BK, HD, LDH, ${VEC_K}>(ks, k + lo % context * ${LD_K}, ${LD_K}, end - lo);
+    cp_async_commit();
+    if constexpr (!SAME) {
+        tile_fetch<BK, VD, LDV, ${VEC_V}>(vs, v + lo % context * ${LD_K}, ${LD_K}, end - lo);
+        cp_async_commit();
+    }
+    for (int64_t k0 = lo; k0 < hi; k0 += BK) {
+        const int64_t next = k0 + BK, row = next % context * ${LD_K}, left = next < hi ? end - next : 0;
+        cp_async_wait(SAME ? 0 : 1);
+        __syncthreads();
+        float s[R][RK];
+        tile_dots<R, RK, HC, LDH, LDH>(s, qs, ks);
+        if constexpr (!SAME) {
             __syncthreads();
-            tile_load<BK, HD, LDH, ${VEC_K}>(ks, k + row, ${LD_K}, last - k0);
-            if constexpr (!SAME) tile_load<BK, VD, LDV, ${VEC_V}>(vs, v + row, ${LD_K}, last - k0);
-            __syncthreads();
-            float s[R][RK];
-            tile_dots<R, RK, HC, LDH, LDH>(s, qs, ks);
-            UNROLL for (int i = 0; i < R; i++) {
-                const int64_t mine = before + (r0 + R * ty + i) / G;
-                UNROLL for (int j = 0; j < RK; j++) {
-                    const int64_t key = k0 + tx + TILE_SIDE * j;
-                    const bool sees = key <= mine && key < last && (W == 0 || key > mine - W);
-                    s[i][j] = sees ? mul1(s[i][j], scale) : -INFF;
-                }
-                const float factor = softmax_step<RK>(s[i], &top[i], &sum[i]);
-                UNROLL for (int c = 0; c < 4 * J; c++) acc[i][c] = mul1(acc[i][c], factor);
-                UNROLL for (int j = 0; j < RK; j++)
-                    ps[(R * ty + i) * LDP + tx + TILE_SIDE * j] = s[i][j];
-            }
-            __syncwarp(); /* a row of ps stays within a warp */
-            tile_sums<R, J, BK, LDP, 1, LDV>(acc, ps, vs);
+            if (left) tile_fetch<BK, HD, LDH, ${VEC_K}>(ks, k + row, ${LD_K}, left);
+            cp_async_commit();
         }
         UNROLL for (int i = 0; i < R; i++) {
+            const int64_t mine = before + (r0 + R * ty + i) / G;
+            UNROLL for (int j = 0; j < RK; j++) {
+                const int64_t key = k0 + tx + TILE_SIDE * j;
+                const bool sees = key <= mine && key < end && (W == 0 || key > mine - W);
+                s[i][j] = sees ? mul1(s[i][j], scale) : -INFF;
+            }
+            const float factor = softmax_step<RK>(s[i], &top[i], &sum[i]);
+            UNROLL for (int c = 0; c < 4 * J; c++) acc[i][c] = mul1(acc[i][c], factor);
+            UNROLL for (int j = 0; j < RK; j++)
+                ps[(R * ty + i) * LDP + tx + TILE_SIDE * j] = s[i][j];
+        }
+        if constexpr (!SAME) cp_async_wait(1);
+        __syncthreads();
+        tile_sums<R, J, BK, LDP, 1, LDV>(acc, ps, vs);
+        __syncthreads();
+        if constexpr (SAME) {
+            if (left) tile_fetch<BK, HD, LDH, ${VEC_K}>(ks, k + row, ${LD_K}, left);
+        } else {
+            if (left) tile_fetch<BK, VD, LDV, ${VEC_V}>(vs, v + row, ${LD_K}, left);
+        }
+        cp_async_commit();
+        if (next < hi && next % PIECE) continue;
+        UNROLL for (int i = 0; i < R; i++) { /* the piece is complete */
             const int64_t r = r0 + R * ty + i;
             if (R * ty + i >= rows) continue;
             if (split) {
-                const int64_t at = ((b * steps + r / G) * H + kv * G + r % G) * gridDim.y + piece % gridDim.y;
+                const int64_t at = ((b * steps + r / G) * H + kv * G + r % G) * gridDim.y + from % gridDim.y;
                 tile_store<J, VD, ${VEC_P}>(part + at * VD, acc[i], 1.0f);
                 if (tx == 0) stat[2 * at] = top[i], stat[2 * at + 1] = sum[i];
-            } else {
-                float mine, other;
-                @FN@_join(&all_top[i], &all_sum[i], top[i], sum[i], &mine, &other);
-                UNROLL for (int c = 0; c < 4 * J; c++)
-                    total[i][c] = mul1(total[i][c], mine) + mul1(acc[i][c], other);
+                continue;
             }
+            float mine, other;
+            @FN@_join(&all_top[i], &all_sum[i], top[i], sum[i], &mine, &other);
+            UNROLL for (int c = 0; c < 4 * J; c++) {
+                total[i][c] = mul1(total[i][c], mine) + mul1(acc[i][c], other);
+                acc[i][c] = 0;
+            }
+            top[i] = ATTN_LOWEST, sum[i] = 0;
         }
     }
     if (split) return;

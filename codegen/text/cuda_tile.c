@@ -28,6 +28,19 @@ INLINE void tile_load(float *to, const T *from, int64_t ld, int64_t have) {
     }
 }
 
+/* The same, but float32 that is aligned comes later: cp_async_commit and cp_async_wait are the caller's. */
+template <int ROWS, int COLS, int LD, int V, class T>
+INLINE void tile_fetch(float *to, const T *from, int64_t ld, int64_t have) {
+    if constexpr (V == 4 && sizeof(T) == 4) {
+        UNROLL_BY(4) for (int i = threadIdx.x; i < ROWS * (COLS / 4); i += TILE_THREADS) {
+            const int r = i / (COLS / 4), c = i % (COLS / 4) * 4;
+            cp_async16(to + r * LD + c, r < have ? from + r * ld + c : from, r < have);
+        }
+    } else {
+        tile_load<ROWS, COLS, LD, V>(to, from, ld, have);
+    }
+}
+
 /* s[i][j] = row RA ty + i of a times row tx + 16 j of b, over N columns (a multiple of 4). */
 template <int RA, int RB, int N, int LDA, int LDB>
 INLINE void tile_dots(float s[RA][RB], const float *a, const float *b) {

@@ -1,5 +1,6 @@
 /* CUDA kernels over caches (codegen/cuda_cache.c). */
 #include "cuda_ops.h"
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
@@ -7,21 +8,64 @@
 static void test_ops(void **state)
 {
     static const struct cuda_op ops[] = {
-        {.op = OP_last_rows, .tol = 0, .src = "1", .res = "1", .every = 3},
-        {.op = OP_cache_write, .tol = 0, .src = "110", .res = "1", .every = 3},
+        {.op = OP_last_rows, .tol = 0, .src = "1", .res = "1", .every = 6},
+        {.op = OP_cache_write, .tol = 0, .src = "110", .res = "1", .every = 6},
         {.op = OP_attention_cached,
          .tol = 1e-5,
          .src = "10",
          .res = "1",
          .tol_narrow = 1e-5,
-         .every = 7},
+         .every = 17},
     };
     (void)state;
     cuda_ops_check(ops, sizeof ops / sizeof *ops);
 }
 
+static ir_id input(struct ir_graph *g, const char *name, enum ir_dtype t, struct ir_dim rows,
+                   int64_t cols)
+{
+    ir_type_id type = cols ? ir_type2(g, t, rows, dim_const(cols)) : ir_type1(g, t, rows);
+    return ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, name)), name);
+}
+
+/* More pieces of keys than one, rings that wrap around, as one block and as many; a token or a
+ * chunk of them. */
+static void test_long(void **state)
+{
+    static const struct {
+        int64_t h, kv, hd, window, context;
+        const char *past; /* pastN: 40 N before the second sequence */
+        struct ir_bind b;
+    } all[] = {
+        {4, 1, 128, 0, 640, "past13", {2, 1}},
+        {4, 2, 64, 0, 640, "past13", {2, 20}},
+        {2, 2, 40, 300, 512, "past40", {2, 7}},
+        {16, 1, 32, 0, 320, "past6", {2, 2}},
+    };
+    struct arena *a = arena_open("long");
+    struct cuda_ops *c = cuda_ops_open();
+    (void)state;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        struct ir_graph *g = graph_open(a, "long", STAGE_K, NULL, NULL);
+        struct ir_dim N = dim_sym(SYM_N, 1), B = dim_sym(SYM_B, 1);
+        int64_t h = all[i].h, kv = all[i].kv, hd = all[i].hd, each = all[i].context;
+        ir_id q = input(g, "q", IR_f32, N, h * hd);
+        ir_id k = input(g, "k", IR_f32, dim_const(7 * each), kv * hd);
+        ir_id v = input(g, "v", IR_f32, dim_const(7 * each), kv * hd);
+        ir_id slots = input(g, "slots", IR_i32, B, 0), past = input(g, all[i].past, IR_i32, B, 0);
+        ir_id n = ir_add(g, OP_attention_cached, SRCS(q, k, v, slots, past),
+                         ATTRS(A_INT(heads, h), A_INT(kv_heads, kv), A_INT(head_dim, hd),
+                               A_INT(window, all[i].window), A_NUM(scale, 1 / sqrt((double)hd)),
+                               A_INT(context, each)),
+                         NULL);
+        cuda_ops_add(c, "long", (int64_t)i, 1e-5, g, n, all[i].b);
+    }
+    cuda_ops_run(c);
+    arena_close(a);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops), cmocka_unit_test(test_long)};
     return cmocka_run_group_tests_name("cuda_cache", tests, NULL, NULL);
 }
