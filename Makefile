@@ -27,7 +27,7 @@ say      = $(if $(V)$(findstring s,$(firstword -$(MAKEFLAGS))),,@echo '  $(1) $(
 
 # A build never installs; a missing header is one line, not a page of errors.
 GOALS := $(or $(MAKECMDGOALS),all)
-ifneq ($(filter-out check check-slow check-asan check-tsan demo deps clean layers fmt fmt-check,$(GOALS)),)
+ifneq ($(filter-out check check-slow check-asan check-tsan check-gpu bench-gpu demo deps clean layers fmt fmt-check,$(GOALS)),)
 HEADERS := yaml.h jansson.h xxhash.h pcre2.h $(if $(filter tests $(BUILD)/test/%,$(GOALS)),cmocka.h)
 lacking := $(shell for h in $(HEADERS); do \
              printf '\043include <stdarg.h>\n\043include <stddef.h>\n\043include <stdint.h>\n\043define PCRE2_CODE_UNIT_WIDTH 8\n\043include <setjmp.h>\n\043include <%s>\n' $$h \
@@ -58,7 +58,7 @@ SECONDS     ?= 60
 
 .PHONY: all tests check check-random check-run check-slow check-asan check-tsan check-valgrind clean \
         deps demo fakecuda layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
-        bench-depth bench-twin bench-tokenize $(FUZZ:%=fuzz-%)
+        bench-depth bench-twin bench-tokenize gpu-bundle check-gpu bench-gpu $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
@@ -268,6 +268,39 @@ $(BUILD)/demo/kjv.txt: # one verse a line, without its number
 # Text to ids: megabytes a second of CPU time on 100 MB of the shared data's texts.
 bench-tokenize: all
 	@BUILD=$(BUILD) bash tests/bench/tokenize.sh
+
+# The GPU suite. gpu-bundle builds what it needs into $(BUILD)/gpu, where there may be no GPU: programs that
+# want only glibc, with their libraries inside. check-gpu and bench-gpu run there or wherever that folder
+# and this tree were copied to; a machine with CUDA and Python (bench-gpu: with PyTorch) is enough.
+GPU       := $(BUILD)/gpu
+GPU_TESTS := test_compiled $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/test_cuda_*.c))
+GPU_LIBS  := -l:libyaml.a -l:libjansson.a -l:libxxhash.a -l:libpcre2-8.a -lm -ldl -lpthread
+GPU_OUT   ?= tests/gpu-results
+gpu-bundle: $(GPU)/strata $(GPU)/bench_gpu $(GPU_TESTS:%=$(GPU)/%) $(GPU)/corpus.txt $(GPU)/libcmocka.so.0
+	@git describe --always --dirty > $(GPU)/commit 2>/dev/null || echo unknown > $(GPU)/commit
+	@du -sh $(GPU)
+$(GPU)/strata: $(BUILD)/obj/compiler/main.o $(BUILD)/libstrata.a
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -s -o $@ $^ $(GPU_LIBS)
+$(GPU)/test_%: tests/unit/test_%.c $(OBJ_tests) $(BUILD)/libstrata.a
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -Itests -s -o $@ $< $(OBJ_tests) $(BUILD)/libstrata.a $(LDFLAGS) -Wl,-rpath,'$$ORIGIN' -lcmocka $(GPU_LIBS)
+$(GPU)/bench_gpu: tests/bench/bench_gpu.c $(BUILD)/libstrata.a
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -s -o $@ $< $(BUILD)/libstrata.a $(LDFLAGS) $(GPU_LIBS)
+$(GPU)/libcmocka.so.0:
+	@mkdir -p $(@D)
+	@cp -L $$($(CC) -print-file-name=libcmocka.so) $@
+$(GPU)/corpus.txt: $(BUILD)/demo/kjv.txt
+	@mkdir -p $(@D)
+	@cp $< $@
+check-gpu:
+	@python3 tests/gpu/check.py --bin $(GPU) --out $(GPU_OUT)
+bench-gpu:
+	@python3 tests/bench/gpu.py --bin $(GPU) --out $(GPU_OUT)
 
 clean:
 	rm -rf $(BUILD) build-asan build-asan-kernels build-tsan build-clang

@@ -33,7 +33,8 @@ void compiled_bind(const struct compiled *c, const struct plan *p);
 void compiled_run(const struct compiled *c);
 /* The first update of the weights, by the gradients that compiled_run left. Needs apply. */
 void compiled_step(const struct compiled *c);
-/* A float value of a plan (from the device, where that is) as doubles in c's arena; BUG where there is none. */
+/* A float value of a plan (from the device, where that is) as doubles in c's arena; BUG where there
+ * is none. */
 const double *compiled_get(const struct compiled *c, const struct plan *p, const char *name,
                            size_t *n);
 /* Gradient of a checkpoint tensor after compiled_run. */

@@ -159,10 +159,11 @@ def main():
     p.add_argument("--bin", default="build/gpu")
     p.add_argument("--out", default="tests/gpu-results")
     p.add_argument("--only", default="", choices=["", "ops", "mix", "steps", "train"])
-    p.add_argument("--commit", default="")
     p.add_argument("--quick", action="store_true")
     o = p.parse_args()
     o.bin = os.path.abspath(o.bin)
+    with open(os.path.join(o.bin, "commit")) as f:
+        o.commit = f.read().strip()
     b = Bench(o)
     parts = {"ops": lambda: ops(b, peak), "steps": lambda: steps(b), "train": lambda: training(b),
              "mix": lambda: mixes(b)}

@@ -143,15 +143,16 @@ def main():
     p.add_argument("--bin", default="build/gpu")
     p.add_argument("--out", default="tests/gpu-results")
     p.add_argument("--only", default="")
-    p.add_argument("--commit", default="")
     p.add_argument("--quick", action="store_true")
     o = p.parse_args()
     o.bin = os.path.abspath(o.bin)
+    with open(os.path.join(o.bin, "commit")) as f:
+        o.commit = f.read().strip()
     s = Suite(o)
     begin = time.time()
     rc, doctor = s.run([s.strata, "doctor"])
     print(doctor)
-    tests = sorted(t for t in os.listdir(o.bin) if t.startswith(("test_cuda_", "test_gpu")))
+    tests = sorted(t for t in os.listdir(o.bin) if t.startswith("test_"))
     for t in tests:
         s.command(t, [os.path.join(o.bin, t)], 300, cases)
     same_bits(s)

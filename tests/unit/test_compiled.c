@@ -1,9 +1,11 @@
-/* The whole chain on the CPU, spec to numbers: passes, memory plan, kernels, run; held to the
- * independent float64 oracle by the rule of tests/fixtures/README.md. */
+/* The whole chain, spec to numbers: passes, memory plan, kernels, run; held to the independent
+ * float64 oracle by the rule of tests/fixtures/README.md. On the CPU or, with
+ * STRATA_TEST_DEVICE=cuda, on a GPU. */
 #include "compiled.h"
 #include "compiler/trainer.h"
 #include "scratch.h"
 #include <math.h>
+#include <stdlib.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
@@ -64,10 +66,16 @@ static void check_tensors(const struct compiled *c)
     assert_int_equal(sites, 0);
 }
 
+static const char *device(void)
+{
+    const char *name = getenv("STRATA_TEST_DEVICE");
+    return name && *name ? name : NULL;
+}
+
 static void check_fixture(const char *name)
 {
-    struct compiled *c =
-        compiled_open(fixture_open(name, NULL), &(struct compiled_options){.depth_weights = true});
+    const struct compiled_options o = {.depth_weights = true, .device = device()};
+    struct compiled *c = compiled_open(fixture_open(name, NULL), &o);
     size_t n;
     compiled_run(c);
     const double *logits = compiled_get(c, c->forward, "logits", &n);
@@ -104,6 +112,7 @@ static void check_final(struct trainer *t, const struct tensorfile *want)
 {
     struct arena *a = t->run.cli->arena;
     size_t n, found = 0;
+    run_pull(&t->run);
     for (size_t i = 0; i < t->run.params->n; i++) {
         const struct param *p = &t->run.params->p[i];
         for (size_t k = 0; k < p->num_parts; k++) {
@@ -127,7 +136,7 @@ static void check_trajectory(const char *name)
     struct cli c = {.arena = arena_open("trajectory")};
     struct tensorfile *want;
     struct trainer t;
-    const struct run_options o = {.threads = 2};
+    const struct run_options o = {.threads = 2, .device = device()};
     size_t n;
     c.diag = diag_open(c.arena);
     const char *dir = str_fmt(c.arena, "tests/fixtures/%s", name);

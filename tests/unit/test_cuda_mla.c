@@ -15,7 +15,12 @@ static void test_ops(void **state)
          .res = "1",
          .tol_narrow = 1e-6,
          .every = 5},
-        {.op = OP_mla_cached, .tol = 1e-5, .src = "10", .res = "1", .tol_narrow = 1e-5, .every = 17},
+        {.op = OP_mla_cached,
+         .tol = 1e-5,
+         .src = "10",
+         .res = "1",
+         .tol_narrow = 1e-5,
+         .every = 17},
     };
     (void)state;
     cuda_ops_check(ops, sizeof ops / sizeof *ops);
