@@ -9,7 +9,8 @@ enum { TRANS_A = 1, ADD = 2, TRANS_B = 8 }; /* GEMM_* of text/gemm.c */
 /* Up to so many rows a panel of weights is used once or twice, and not worth a place in memory. */
 enum { FEW_ROWS = 48 };
 
-/* The head applies the loss kernels to its chunks. */
+/* The head applies the loss kernels to its chunks; grouped weight gradients round their operands.
+ */
 #pragma GCC diagnostic ignored "-Woverlength-strings"
 static const char loss_text[] =
 #include "text/token.c.inc"
@@ -28,10 +29,11 @@ static const char gemm_bf16_text[] = GEMM_ONCE
 #include "text/gemm_bf16.c.inc"
     ;
 
-/* Operands are rounded to bf16 and multiplied in pairs. */
+/* Operands are rounded to bf16 and multiplied in pairs. Not where k is the rows of an expert, as a
+ * pair may belong to two. */
 static bool bf16(const struct cg_emit *e)
 {
-    return ir_int(e->g, e->n, AK_bf16, 0) != 0;
+    return ir_int(e->g, e->n, AK_bf16, 0) && ir_at(e->g, e->n)->op != OP_grouped_matmul_dw;
 }
 
 static const char *symbol_of(const struct cg_emit *e, const char *name)
@@ -146,15 +148,31 @@ static void grouped(const struct cg_emit *e)
                     tb ? TRANS_B : 0, p.nb));
 }
 
+/* Operand i [rows,cols] of a product on bf16 numbers whose sums are float32: rounded, or itself. */
+static struct cg_ref rounded(const struct cg_emit *e, uint32_t i, int64_t *ld)
+{
+    int64_t rows = dim(e, i, 1), cols = dim(e, i, 0);
+    *ld = cg_src_ld(e->g, e->n, i);
+    if (!ir_int(e->g, e->n, AK_bf16, 0)) return S_(i);
+    struct cg_ref to = W_(room(e, rows * cols));
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, loss_text, "round_rows", NULL, 0);
+    cg_refs(e->a, s, CG_REFS(S_(i), to));
+    cg_nums(e->a, s, CG_NUMS(cols, *ld));
+    cg_items(s, rows, 8 * cols);
+    *ld = cols;
+    return to;
+}
+
 static void grouped_dw(const struct cg_emit *e)
 {
     int64_t rows = dim(e, 0, 1), m = dim(e, 0, 0), n = dim(e, 1, 0), experts = dim(e, 2, 0) - 1;
-    int64_t at = room(e, packed(e, rows, n));
-    pack(e, W_(at), S_(1), rows, n, cg_src_ld(e->g, e->n, 1), false);
+    int64_t at = room(e, packed(e, rows, n)), lda, ldx;
+    struct cg_ref a = rounded(e, 0, &lda), x = rounded(e, 1, &ldx);
+    pack(e, W_(at), x, rows, n, ldx, false);
     struct cg_gemm_plan p = cg_gemm_grouped_dw_plan(rows, m, n, experts);
     struct cg_step *s = shared(e, "k_gemm_grouped_dw", "grouped dw");
-    cg_refs(e->a, s, CG_REFS(R_(0), S_(0), W_(at), S_(2)));
-    cg_nums(e->a, s, CG_NUMS(rows, m, n, cg_src_ld(e->g, e->n, 0), n, 0, p.mb, p.nb, experts));
+    cg_refs(e->a, s, CG_REFS(R_(0), a, W_(at), S_(2)));
+    cg_nums(e->a, s, CG_NUMS(rows, m, n, lda, n, 0, p.mb, p.nb, experts));
     s->items = p.items;
 }
 

@@ -279,7 +279,9 @@ VJP(grouped)
     add_to(c, x,
            ir_add(c->g, OP_grouped_matmul, SRCS(d, w, off),
                   ATTRS(A_INT(tb, 0), A_INT(bf16, ir_int(c->g, n, AK_bf16, 0))), NULL));
-    add_to(c, w, ir_add(c->g, OP_grouped_matmul_dw, SRCS(d, x, off), NO_ATTRS, NULL));
+    add_to(c, w,
+           ir_add(c->g, OP_grouped_matmul_dw, SRCS(d, x, off),
+                  ATTRS(A_INT(bf16, ir_int(c->g, n, AK_bf16, 0))), NULL));
 }
 
 VJP(embed)

@@ -122,6 +122,18 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo UNUSED, int64_t hi UNUSED
     for (int64_t i = 0; i < n[0]; i++) s += ((const double *)p[0])[i];
     *(float *)p[1] = (float)s;
 }
+//== round_rows
+/* Rows rounded to bf16 numbers.  p: from, to without gaps.  n: columns, row stride of from.
+ * Item = row. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
+    for (int64_t at = lo; at < hi; at++) {
+        const float *from = (const float *)p[0] + at * n[1];
+        float *to = (float *)p[1] + at * n[0];
+        int64_t i = 0, left = n[0] % 16;
+        for (; i + 16 <= n[0]; i += 16) st16(to + i, bf16_to_f32(f32_to_bf16(ld16(from + i))));
+        if (left) st16k(to + i, bf16_to_f32(f32_to_bf16(ld16k(from + i, left))), left);
+    }
+}
 //== copy
 /* Rows of 4-byte elements.  p: from, to.  n: columns, row strides of from and to, pieces of a row.
  * Item = piece. */
