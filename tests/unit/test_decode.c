@@ -203,7 +203,7 @@ static void compiled_job(struct job *j, unsigned threads)
     j->d = (struct decoder){j->session, decode, SLOTS, j->context, CHUNK};
     struct plan *p = program_plan(forward, f->B, f->T), *one = program_plan(decode, 1, 1);
     if (session_compile(j->session, NULL, &err)) fail_msg("%s", err.text);
-    struct compiled c = {.f = j->f};
+    struct compiled c = {.session = j->session, .f = j->f};
     compiled_bind(&c, p);
     compiled_bind_weights(&c, one);
     plan_run(p);
