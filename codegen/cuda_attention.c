@@ -158,10 +158,10 @@ static void launch_tiles(const struct cg_emit *e, struct cg_step *s, int64_t hea
 
 /* ---- by tensor cores ---- */
 
-/* The form for bf16 operands: a block's warps have 16 rows each and go through tiles of `other`
+/* The form for bf16 operands: a block's warps have 16 m rows each and go through tiles of `other`
  * rows, of which two are in shared memory. */
 struct flash {
-    int64_t warps, other, bytes;
+    int64_t m, warps, other, bytes, blocks; /* blocks: of a multiprocessor at a time, at least */
 };
 
 /* Is operand i bf16 and every head of its rows aligned to 16 bytes? */
@@ -190,22 +190,40 @@ static bool can_flash_grad(const struct cg_emit *e, const struct attend *x)
            x->hd + x->vd <= WIDEST;
 }
 
-/* own: how many tiles as wide as values a block keeps beside one as wide as keys; stat: numbers
- * beside a row of the other tiles. */
-static struct flash flash_of(const struct attend *x, int64_t own, int64_t stat)
+static int64_t flash_bytes(const struct attend *x, const struct flash *f, int64_t own, int64_t stat)
 {
     int64_t h = (x->hd + 15) / 16 * 16 + 8, v = (x->vd + 15) / 16 * 16 + 8;
-    struct flash f = {.warps = 8};
-    for (f.other = own && h + v + 16 * stat > 2 * 136 ? 32 : 64;; f.other /= 2) {
-        f.bytes = 2 * (16 * f.warps * (h + own * v) + 2 * f.other * (h + v)) + 8 * f.other * stat;
-        if (f.bytes <= LIMIT) return f;
-        CHECK(f.other > 16);
-    }
+    return 2 * (16 * f->m * f->warps * (h + own * v) + 2 * f->other * (h + v)) +
+           8 * f->other * stat;
+}
+
+/* 32 queries a warp, so that a tile of keys is read from shared memory by few warps; sums of wide
+ * values leave no registers for that. */
+static struct flash flash_of(const struct attend *x)
+{
+    struct flash f = {.m = 2, .warps = 4, .other = x->vd <= 64 ? 64 : 32, .blocks = 2};
+    if (x->vd > 128) f = (struct flash){.m = 1, .warps = 8, .other = 32, .blocks = 1};
+    f.bytes = flash_bytes(x, &f, 0, 0);
+    CHECK(f.bytes <= LIMIT);
+    return f;
+}
+
+/* The backward, where a block keeps two tiles of its own. stat: numbers beside a row of the others.
+ */
+static struct flash flash_grad_of(const struct attend *x, int64_t stat)
+{
+    struct flash f = {.m = 1, .warps = 8, .blocks = 1};
+    f.other = x->hd + x->vd + 16 * stat > 256 ? 32 : 64;
+    f.bytes = flash_bytes(x, &f, 1, stat);
+    CHECK(f.bytes <= LIMIT);
+    return f;
 }
 
 static void set_flash(const struct cg_emit *e, struct vars *v, const struct flash *f)
 {
     set(v, "WARPS", cg_number(e, f->warps));
+    set(v, "M", cg_number(e, f->m));
+    set(v, "BLOCKS", cg_number(e, f->blocks));
     set(v, "BK", cg_number(e, f->other));
     set(v, "BQ", cg_number(e, f->other));
 }
@@ -221,10 +239,10 @@ static void attention(const struct cg_emit *e)
     set_sizes(e, &v, &x);
     set_value(e, &v, true, 0, "O", x.vd);
     if (can_flash(e, &x)) {
-        struct flash f = flash_of(&x, 0, 0);
+        struct flash f = flash_of(&x);
         set_flash(e, &v, &f);
         s = add(e, flash_text, NULL, "flash", &v);
-        launch_tiles(e, s, x.h, 16 * f.warps, 32 * f.warps, f.bytes);
+        launch_tiles(e, s, x.h, 16 * f.m * f.warps, 32 * f.warps, f.bytes);
     } else {
         s = add(e, text, NULL, "attention", &v);
         launch_tiles(e, s, x.h, 16 * x.r, 256, bytes);
@@ -252,7 +270,7 @@ static void attention_grad(const struct cg_emit *e)
     bool fast = can_flash_grad(e, &x);
     struct flash kf = {0}, qf = {0};
     if (fast) {
-        kf = flash_of(&x, 1, 2), qf = flash_of(&x, 1, 0);
+        kf = flash_grad_of(&x, 2), qf = flash_grad_of(&x, 0);
         set_flash(e, &v, &kf);
     }
     s = fast ? add(e, flash_text, NULL, "flash_dkv", &v)
@@ -261,7 +279,7 @@ static void attention_grad(const struct cg_emit *e)
     launch_tiles(e, s, x.kv, fast ? 16 * kf.warps : 16 * x.r, fast ? 32 * kf.warps : 256,
                  fast ? kf.bytes : bytes);
     if (fast) {
-        v.n -= 3;
+        v.n -= 5;
         set_flash(e, &v, &qf);
     }
     s = fast ? add(e, flash_text, NULL, "flash_dq", &v)

@@ -159,32 +159,34 @@ INLINE void mma_again(uint32_t a[4], const float c0[4], const float c1[4]) {
     a[0] = pack_bf16(c0[0], c0[1]), a[1] = pack_bf16(c0[2], c0[3]);
     a[2] = pack_bf16(c1[0], c1[1]), a[3] = pack_bf16(c1[2], c1[3]);
 }
-/* c[16][8 NB] = 16 rows of a times NB 8 rows of b, over K columns. */
-template <int NB, int K> INLINE void mma_dots(float c[NB][4], const uint16_t *a, const uint16_t *b) {
+/* c[m][16][8 NB] = rows 16 m.. of a times 8 NB rows of b, over K columns, m < M. */
+template <int M, int NB, int K>
+INLINE void mma_dots(float c[M][NB][4], const uint16_t *a, const uint16_t *b) {
     enum { LD = K + 8 };
-    UNROLL for (int n = 0; n < NB; n++)
-        UNROLL for (int e = 0; e < 4; e++) c[n][e] = 0;
-    UNROLL for (int k = 0; k < K; k += 16) {
-        uint32_t x[4], y[4];
-        mma_rows(x, a + k, LD);
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int n = 0; n < NB; n++)
+            UNROLL for (int e = 0; e < 4; e++) c[m][n][e] = 0;
+    UNROLL_BY(2) for (int k = 0; k < K; k += 16) {
+        uint32_t x[M][4], y[4];
+        UNROLL for (int m = 0; m < M; m++) mma_rows(x[m], a + 16 * m * LD + k, LD);
         UNROLL for (int n = 0; n < NB; n += 2) {
             mma_cols(y, b + 8 * n * LD + k, LD);
-            mma_bf16(c[n], x, y);
-            mma_bf16(c[n + 1], x, y + 2);
+            UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n], x[m], y);
+            UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n + 1], x[m], y + 2);
         }
     }
 }
-/* c[16][8 NB] += w[16][8 NK], rounded to bf16, times the first 8 NK rows of b. */
-template <int NB, int NK>
-INLINE void mma_sums(float c[NB][4], const float w[NK][4], const uint16_t *b) {
+/* c[m][16][8 NB] += w[m][16][8 NK], rounded to bf16, times the first 8 NK rows of b. */
+template <int M, int NB, int NK>
+INLINE void mma_sums(float c[M][NB][4], const float w[M][NK][4], const uint16_t *b) {
     enum { LD = 8 * NB + 8 };
     UNROLL for (int k = 0; k < NK; k += 2) {
-        uint32_t x[4], y[4];
-        mma_again(x, w[k], w[k + 1]);
+        uint32_t x[M][4], y[4];
+        UNROLL for (int m = 0; m < M; m++) mma_again(x[m], w[m][k], w[m][k + 1]);
         UNROLL for (int n = 0; n < NB; n += 2) {
             mma_down(y, b + 8 * k * LD + 8 * n, LD);
-            mma_bf16(c[n], x, y);
-            mma_bf16(c[n + 1], x, y + 2);
+            UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n], x[m], y);
+            UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n + 1], x[m], y + 2);
         }
     }
 }
