@@ -7,7 +7,7 @@ static const char text[] =
 #include "text/cuda_depth.c.inc"
     ;
 
-enum { PARAMETERS = 32764, CHUNKS = 264, SMS = 132, SHARED = 227 << 10 };
+enum { PARAMETERS = 32764, CHUNKS = 264 };
 
 struct depth {     /* the sizes of a node */
     uint32_t q, n; /* queries, sources */
@@ -15,6 +15,7 @@ struct depth {     /* the sizes of a node */
     int64_t rows, d;
     uint32_t first_v, first_o, first_acc; /* operands: sources, row gradients, accumulators */
     bool whole;                           /* the gradient of depth_mix */
+    int64_t sms, shared; /* multiprocessors, and the shared memory of each, in bytes */
 };
 
 static uint32_t capacity(uint32_t n)
@@ -24,11 +25,14 @@ static uint32_t capacity(uint32_t n)
     return c;
 }
 
-static struct depth sizes(const struct cg_emit *e)
+static struct depth sizes(const struct cg_emit *e, unsigned sm)
 {
     enum ir_op op = (enum ir_op)ir_at(e->g, e->n)->op;
     struct depth s = {.q = (uint32_t)ir_int(e->g, e->n, AK_queries, 1),
                       .n = (uint32_t)ir_int(e->g, e->n, AK_sources, 0)};
+    bool large = sm >= 90 && sm < 120;
+    s.sms = sm == 80 ? 108 : sm >= 100 ? 148 : 132;
+    s.shared = (large ? 227 : sm == 80 ? 163 : 99) << 10;
     s.qcap = capacity(s.q), s.cap = capacity(s.n);
     s.qwords = (s.qcap + 63) / 64, s.words = (s.cap + 63) / 64;
     s.whole = op == OP_depth_mix_grad;
@@ -164,9 +168,9 @@ static bool any(const int64_t *bits, uint32_t n, bool set)
 }
 
 /* Stages that fit beside `more` bytes of a block. */
-static int64_t stages(const struct stream *m, int64_t more)
+static int64_t stages(struct depth s, const struct stream *m, int64_t more)
 {
-    int64_t n = (SHARED / m->resident - 4096 - more) / (m->units * m->slot);
+    int64_t n = (s.shared / m->resident - 4096 - more) / (m->units * m->slot);
     return n < 16 ? n : 16;
 }
 
@@ -185,16 +189,16 @@ static bool mix_stream(const struct cg_emit *e, struct depth s, struct kind k, s
     int64_t most = m->v > 4 || wide || m->q > 1 ? 512 : 896; /* threads that registers allow */
     m->resident = (uint32_t)(most / m->threads > 1 ? most / m->threads : 1);
     int64_t queries = m->q > 1 ? m->q * m->w * m->v * 512 : 0;
-    m->stages = stages(m, queries);
+    m->stages = stages(s, m, queries);
     if (m->stages < 2) return false;
     m->g = m->stages >= 6 ? 3 : m->stages >= 4 ? 2 : 1;
     m->p = 8;
     while (m->p < m->g * (m->q + 1)) m->p *= 2;
-    if (s.rows <= SMS) {
+    if (s.rows <= s.sms) {
         m->resident = 1;
         m->units = m->w == 1 && m->q == 1 ? 1 : m->units;
         m->threads = m->units * m->w * 32;
-        m->stages = stages(m, queries);
+        m->stages = stages(s, m, queries);
     }
     return true;
 }
@@ -225,9 +229,8 @@ static struct str mix_text(const struct cg_emit *e, struct depth s, const struct
     return str_of(str_fmt(e->a, "%s%s", stream_text(e, *m).p, body));
 }
 
-static void mix(const struct cg_emit *e)
+static void mix(const struct cg_emit *e, struct depth s)
 {
-    struct depth s = sizes(e);
     struct kind k = kinds(e, s, false);
     struct stream m = {0};
     bool streams = mix_stream(e, s, k, &m);
@@ -249,7 +252,7 @@ static void mix(const struct cg_emit *e)
         return;
     }
     int64_t queries = m.q > 1 ? m.q * m.w * m.v * 512 : 0;
-    int64_t blocks = up(s.rows, m.units), most = up(SMS * m.resident, m.qblocks);
+    int64_t blocks = up(s.rows, m.units), most = up(s.sms * m.resident, m.qblocks);
     if (blocks > most) blocks = most;
     cg_launch(step, blocks * m.qblocks, m.threads, m.units * m.stages * m.slot + queries);
 }
@@ -301,7 +304,7 @@ static bool grad_stream(const struct cg_emit *e, struct depth s, struct kind k, 
     m->units = m->w >= 4 ? 1 : 8 / m->w;
     m->threads = m->units * m->w * 32;
     m->resident = m->threads <= 256 ? (uint32_t)(512 / m->threads) : 1;
-    m->stages = stages(m, 0);
+    m->stages = stages(s, m, 0);
     m->g = m->stages >= 4 ? 2 : 1;
     m->p = 8;
     return m->stages >= 2;
@@ -322,21 +325,36 @@ static struct str grad_text(const struct cg_emit *e, bool h_narrow, bool whole,
     return str_of(str_fmt(e->a, "%s%s", stream_text(e, *m).p, body));
 }
 
-static void grad(const struct cg_emit *e)
+/* Types and tables of a gradient. */
+static const char *grad_head(const struct cg_emit *e, struct depth s, struct kind k)
 {
-    struct depth s = sizes(e);
-    struct kind k = kinds(e, s, true);
+    const struct cg_var tables[] = {{"CAP", cg_number(e, s.cap)}, {"QCAP", cg_number(e, s.qcap)}};
+    struct str head = cg_section(e->a, text, "grad_tables", tables, 2);
+    return str_fmt(e->a, "%s%s", types(e, s, k).p, head.p);
+}
+
+/* Row strides of dh . h and of the log-sum-exps; those of a whole mix are dense. */
+static int64_t *strides(const struct cg_emit *e, struct depth s, int64_t *to)
+{
+    for (uint32_t i = 0; i < s.q && !s.whole; i++) {
+        to[i] = cg_src_ld(e->g, e->n, 2 + 2 * s.q + i);
+        to[s.qcap + i] = cg_src_ld(e->g, e->n, 2 + 3 * s.q + i);
+    }
+    if (s.whole) to[s.qcap] = 1;
+    return to + 2 * s.qcap;
+}
+
+static void grad(const struct cg_emit *e, struct depth s, struct kind k)
+{
     struct stream m = {0};
     bool h_narrow = s.whole && ir_narrow(e->g, ir_src(e->g, e->n, 1));
     int64_t acc, chunk = up(s.rows, CHUNKS), chunks = up(s.rows, chunk);
     bool streams = grad_stream(e, s, k, h_narrow, &m, &acc);
     if (streams) {
         chunks = up(s.rows, m.units);
-        if (chunks > SMS * m.resident) chunks = SMS * m.resident;
+        if (chunks > s.sms * m.resident) chunks = s.sms * m.resident;
     }
-    const struct cg_var tables[] = {{"CAP", cg_number(e, s.cap)}, {"QCAP", cg_number(e, s.qcap)}};
-    struct str head = cg_section(e->a, text, "grad_tables", tables, 2);
-    struct cg_step *step = add(e, "depth_grad", str_fmt(e->a, "%s%s", types(e, s, k).p, head.p),
+    struct cg_step *step = add(e, "depth_grad", grad_head(e, s, k),
                                grad_text(e, h_narrow, s.whole, streams ? &m : NULL, acc).p);
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 1);
     struct cg_ref *at = grad_refs(s, k, ref);
@@ -347,12 +365,7 @@ static void grad(const struct cg_emit *e)
         *to++ = up(s.n, up(s.n, m.g)); /* sources of a round, all about as many */
     else
         *to++ = s.q, *to++ = chunk;
-    for (uint32_t i = 0; i < s.q && !s.whole; i++) {
-        to[i] = cg_src_ld(e->g, e->n, 2 + 2 * s.q + i);
-        to[s.qcap + i] = cg_src_ld(e->g, e->n, 2 + 3 * s.q + i);
-    }
-    if (s.whole) to[s.qcap] = 1;
-    to += 2 * s.qcap;
+    to = strides(e, s, to);
     memcpy(to, k.word, k.words * sizeof *num);
     parameters(e, step, ref, at, num, (size_t)(to - num) + k.words);
     if (streams)
@@ -362,16 +375,101 @@ static void grad(const struct cg_emit *e)
     grad_end(e, s, chunks);
 }
 
+/* ---- gradients of several queries: coefficients, then what they do, without a reduction ---- */
+
+static bool parts(const struct cg_emit *e, struct depth s, struct kind k, struct stream *m)
+{
+    if (s.q == 1 || s.d % 8 || !lay(m, s.d, 4) || m->v > 4) return false;
+    if (!aligned(e, false, 2, 2 + 2 * s.q) || !aligned(e, true, 0, s.n)) return false;
+    if (!aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc)) return false;
+    bool wide = any(k.v, s.n, false) || any(k.o, s.q, false);
+    m->qblocks = (s.q + 3) / 4;
+    m->q = (s.q + m->qblocks - 1) / m->qblocks;
+    m->slot = m->w * m->v * 128 * (wide ? 4 : 2);
+    m->units = m->w >= 4 ? 1 : 8 / m->w;
+    m->threads = m->units * m->w * 32;
+    m->resident = m->threads <= 256 ? (uint32_t)(512 / m->threads) : 1;
+    m->stages = stages(s, m, 0);
+    m->g = 3;
+    m->p = 8;
+    while (m->p < m->g * m->q) m->p *= 2;
+    return m->stages >= 4;
+}
+
+static void dots(const struct cg_emit *e, struct depth s, struct kind k, struct stream m,
+                 int64_t coefficients)
+{
+    const struct cg_var vars[] = {{"QUERIES", cg_number(e, s.q)},
+                                  {"Q", cg_number(e, m.q)},
+                                  {"G", cg_number(e, m.g)},
+                                  {"QBLOCKS", cg_number(e, m.qblocks)},
+                                  {"RESIDENT", cg_number(e, m.resident)}};
+    const char *body = cg_section(e->a, text, "grad_dots", vars, 5).p;
+    struct cg_step *step = add(e, "depth_grad_dots", grad_head(e, s, k),
+                               str_fmt(e->a, "%s%s", stream_text(e, m).p, body));
+    struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 1);
+    struct cg_ref *at = grad_refs(s, k, ref);
+    *at++ = W_(coefficients);
+    int64_t *num = NEW(e->a, int64_t, 3 + 2 * s.qcap + k.words), *to = num;
+    *to++ = s.rows, *to++ = s.n, *to++ = up(s.n, up(s.n, m.g));
+    to = strides(e, s, to);
+    memcpy(to, k.word, k.words * sizeof *num);
+    parameters(e, step, ref, at, num, (size_t)(to - num) + k.words);
+    int64_t blocks = up(s.rows, m.units), most = up(s.sms * m.resident, m.qblocks);
+    if (blocks > most) blocks = most;
+    cg_launch(step, blocks * m.qblocks, m.threads, m.units * m.stages * m.slot);
+}
+
+/* Queries from..from+q-1; those after the first ones add to what these have written. */
+static void apply(const struct cg_emit *e, struct depth s, struct kind k, uint32_t from, uint32_t q,
+                  int64_t chunk, int64_t coefficients)
+{
+    const struct cg_var vars[] = {{"Q", cg_number(e, q)}, {"RESIDENT", q <= 4 ? "4" : "3"}};
+    struct cg_step *step = add(e, "depth_grad_apply", grad_head(e, s, k),
+                               cg_section(e->a, text, "grad_apply", vars, 2).p);
+    struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 2);
+    struct cg_ref *at = grad_refs(s, k, ref);
+    if (from) table(&(struct cg_ref *){at - 2 * s.cap}, R_(0), s.n, s.cap);
+    *at++ = W_(coefficients);
+    *at++ = W_(0);
+    int64_t *num = NEW(e->a, int64_t, 5 + k.words);
+    num[0] = s.rows, num[1] = s.n, num[2] = s.q, num[3] = from, num[4] = chunk;
+    memcpy(num + 5, k.word, k.words * sizeof *num);
+    for (uint32_t j = 0; from && j < s.n; j++) set_bit(num + 5 + (k.have - k.word), j, true);
+    parameters(e, step, ref + 2, at, num, 5 + k.words);
+    cg_launch(step, up(s.d, 512), 128, 0);
+    step->launch.grid[1] = (uint32_t)up(s.rows, chunk);
+}
+
+static void grads(const struct cg_emit *e, struct depth s)
+{
+    struct kind k = kinds(e, s, true);
+    struct stream m = {0};
+    if (!parts(e, s, k, &m)) {
+        grad(e, s, k);
+        return;
+    }
+    uint32_t launches = (s.q + 7) / 8, q = (s.q + launches - 1) / launches;
+    int64_t chunk = up(s.rows, up(s.sms * (q <= 4 ? 4 : 3), up(s.d, 512))),
+            chunks = up(s.rows, chunk);
+    int64_t coefficients = up(chunks * s.q * s.d * 4, 256) * 256;
+    dots(e, s, k, m, coefficients);
+    for (uint32_t from = 0; from < s.q; from += q)
+        apply(e, s, k, from, s.q - from < q ? s.q - from : q, chunk, coefficients);
+    grad_end(e, s, chunks);
+    e->out->workspace = (size_t)(coefficients + s.rows * s.n * s.q * 16);
+}
+
 void cg_cuda_depth(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                    const struct cg_target *t, struct cg_lowering *out)
 {
-    (void)t;
     const struct cg_emit e = {a, g, n, b, out};
+    struct depth s = sizes(&e, t->sm);
     switch (ir_at(g, n)->op) {
     case OP_depth_mix:
-    case OP_depth_inter: mix(&e); break;
+    case OP_depth_inter: mix(&e, s); break;
     case OP_depth_mix_grad:
-    case OP_depth_inter_grad: grad(&e); break;
+    case OP_depth_inter_grad: grads(&e, s); break;
     default: BUG("not a depth operation: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
     }
 }

@@ -533,6 +533,187 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
         part_du[blockIdx.x * (int64_t)@FN@_D + d] = sum;
     }
 }
+//== grad_dots
+enum { @FN@_ALL = ${QUERIES}, @FN@_Q = ${Q}, @FN@_G = ${G}, @FN@_BLOCKS = ${QBLOCKS} };
+struct @FN@_flow { /* what is copied next, and where to; j < 0: dh of query j + Q */
+    int row, j, slot;
+};
+INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_queries &query,
+                       const struct @FN@_sources &source, const struct @FN@_kind &kind, char *ring,
+                       int rows, int n, int from, int step, int warp, int lane) {
+    char *to = ring + f->slot * @FN@_SLOT;
+    if (f->row < rows) {
+        const int i = from + f->j + @FN@_Q < @FN@_ALL ? from + f->j + @FN@_Q : from;
+        if (f->j < 0)
+            @FN@_copy(to, query.dh[i], @FN@_o_narrow(kind, i), f->row, warp, lane);
+        else
+            @FN@_copy(to, source.v[f->j], @FN@_v_narrow(kind, f->j), f->row, warp, lane);
+        if (++f->j == n) f->j = -@FN@_Q, f->row += step;
+    }
+    cp_async_commit();
+    f->slot = @FN@_after(f->slot, 1);
+}
+/* Several queries, first part: of every row, source j and query i the coefficients (p, t, c, 0) of
+ *   dv_j += sum_i p_ij dh_i + t_ij u_i + c_ij v_j,  du_i += sum_j t_ij v_j,
+ * with p the weight of the source, t = p (dh_i . v_j - delta_i) r_j, c = -t s r_j / D. A block has
+ * Q queries, whose dh stay in registers during a row; `per` <= G sources go through one reduction.
+ * Bytes a row: n sources and q of dh. */
+extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDENT})
+@FN@(const float *s, const float *r, const __grid_constant__ struct @FN@_queries query,
+     const __grid_constant__ struct @FN@_sources source, float *coefficients, int64_t row_count,
+     int64_t source_count, int64_t per_round, const __grid_constant__ struct @FN@_strides ld,
+     const __grid_constant__ struct @FN@_kind kind) {
+    DYNAMIC_SHARED(char, shared);
+    const int rows = (int)row_count, n = (int)source_count, per = (int)per_round;
+    __shared__ __align__(16) float part[@FN@_UNITS][2][@FN@_P][@FN@_PART];
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % @FN@_W;
+    const int unit = threadIdx.x / WARP / @FN@_W, from = blockIdx.x % @FN@_BLOCKS * @FN@_Q;
+    const int step = gridDim.x / @FN@_BLOCKS * @FN@_UNITS;
+    const int first = blockIdx.x / @FN@_BLOCKS * @FN@_UNITS + unit;
+    char *ring = shared + unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
+    struct @FN@_flow flow = {first, -@FN@_Q, 0};
+    for (int k = 0; k < @FN@_STAGES; k++)
+        @FN@_issue(&flow, query, source, kind, ring, rows, n, from, step, warp, lane);
+    for (int k = threadIdx.x; k < @FN@_UNITS * 2 * @FN@_P * @FN@_PART;
+         k += @FN@_UNITS * @FN@_W * WARP)
+        (&part[0][0][0][0])[k] = 0;
+    __syncthreads();
+
+    /* a lane deals with source g of a round and query i; its numbers are fetched a round ahead */
+    const int g_mine = lane / @FN@_EACH / @FN@_Q, i_mine = from + lane / @FN@_EACH % @FN@_Q;
+    const bool some = g_mine < per && i_mine < @FN@_ALL;
+    const int i_safe = some ? i_mine : from;
+    const float *lse = query.lse[i_safe], *delta = (const float *)query.delta[i_safe];
+    float s_next = 0, r_next = 0, lse_next = 0, delta_next = 0;
+    if (first < rows && some) {
+        if (g_mine < n) s_next = s[((int64_t)first * @FN@_ALL + i_mine) * n + g_mine];
+        if (g_mine < n) r_next = r[(int64_t)first * n + g_mine];
+        lse_next = lse[first * ld.lse[i_safe]];
+        delta_next = delta[first * ld.delta[i_safe]];
+    }
+    int slot = 0, turn = 0;
+    for (int row = first; row < rows; row += step) {
+        const float lse_row = lse_next, delta_row = delta_next;
+        if (row + step < rows) {
+            lse_next = lse[(row + step) * ld.lse[i_safe]];
+            delta_next = delta[(row + step) * ld.delta[i_safe]];
+        }
+        float dh[@FN@_Q][@FN@_V][4], v[4];
+        @FN@_await(@FN@_Q);
+        UNROLL for (int i = 0; i < @FN@_Q; i++)
+            UNROLL for (int k = 0; k < @FN@_V; k++)
+                @FN@_get4(dh[i][k], ring + @FN@_after(slot, i) * @FN@_SLOT,
+                          @FN@_o_narrow(kind, from + i < @FN@_ALL ? from + i : from),
+                          4 * lane + 128 * k);
+        __syncwarp(); /* all have read what the next copies replace */
+        for (int i = 0; i < @FN@_Q; i++)
+            @FN@_issue(&flow, query, source, kind, ring, rows, n, from, step, warp, lane);
+        slot = @FN@_after(slot, @FN@_Q);
+        for (int j = 0; j < n; j += per) {
+            const int count = per < n - j ? per : n - j;
+            const float sj = s_next, rj = r_next;
+            const int row1 = j + per < n ? row : row + step, j1 = j + per < n ? j + per : 0;
+            if (row1 < rows && some && j1 + g_mine < n) {
+                s_next = s[((int64_t)row1 * @FN@_ALL + i_mine) * n + j1 + g_mine];
+                r_next = r[(int64_t)row1 * n + j1 + g_mine];
+            }
+            float x[@FN@_P];
+            UNROLL for (int k = 0; k < @FN@_P; k++) x[k] = 0;
+            @FN@_await(count);
+            UNROLL for (int g = 0; g < @FN@_G; g++) {
+                if (g >= count) continue;
+                UNROLL for (int k = 0; k < @FN@_V; k++) {
+                    @FN@_get4(v, ring + @FN@_after(slot, g) * @FN@_SLOT,
+                              @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
+                    UNROLL for (int i = 0; i < @FN@_Q; i++)
+                        UNROLL for (int e = 0; e < 4; e++)
+                            x[g * @FN@_Q + i] = fma1(dh[i][k][e], v[e], x[g * @FN@_Q + i]);
+                }
+            }
+            __syncwarp();
+            for (int g = 0; g < count; g++)
+                @FN@_issue(&flow, query, source, kind, ring, rows, n, from, step, warp, lane);
+            slot = @FN@_after(slot, count);
+            const float dot = @FN@_total(x, part[unit][turn], unit, warp, lane);
+            turn ^= 1;
+            const float p = exp1(sj - lse_row), t = p * (dot - delta_row) * rj;
+            const float out[4] = {p, t, -t * sj * rj * (1.0f / @FN@_D), 0};
+            if (warp == 0 && lane % @FN@_EACH == 0 && g_mine < count && some)
+                st_f32x4(coefficients +
+                             4 * (((int64_t)row * n + j + g_mine) * @FN@_ALL + i_mine),
+                         out);
+        }
+    }
+}
+//== grad_apply
+enum { @FN@_Q = ${Q}, @FN@_J = 4 };
+INLINE void @FN@_get4(float x[4], const void *p, bool narrow, int64_t i) {
+    if (narrow) {
+        uint2 v = *(const uint2 *)((const uint16_t *)p + i);
+        x[0] = __uint_as_float(v.x << 16), x[1] = __uint_as_float(v.x & 0xffff0000u);
+        x[2] = __uint_as_float(v.y << 16), x[3] = __uint_as_float(v.y & 0xffff0000u);
+    } else {
+        ld_f32x4(x, (const float *)p + i);
+    }
+}
+INLINE void @FN@_put4(void *p, bool narrow, int64_t i, const float x[4]) {
+    if (narrow)
+        *(uint2 *)((uint16_t *)p + i) = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+    else
+        st_f32x4((float *)p + i, x);
+}
+/* Several queries, second part: applies the coefficients of queries from..from+Q-1. A block has
+ * 512 columns, four a thread, in registers with u, dh and du of its queries, and goes through
+ * `chunk` rows; J sources are read before the first of their gradients is written. Bytes a row: n
+ * sources, n accumulators, n gradients and Q of dh. */
+extern "C" __global__ void __launch_bounds__(128, ${RESIDENT})
+@FN@(const __grid_constant__ struct @FN@_queries query,
+     const __grid_constant__ struct @FN@_sources source, const float *coefficients, float *part_du,
+     int64_t rows, int64_t source_count, int64_t queries, int64_t from, int64_t chunk,
+     const __grid_constant__ struct @FN@_kind kind) {
+    const int column = 4 * (blockIdx.x * 128 + threadIdx.x), n = (int)source_count;
+    if (column >= @FN@_D) return;
+    float u[@FN@_Q][4], du[@FN@_Q][4], dh[@FN@_Q][4];
+    UNROLL for (int i = 0; i < @FN@_Q; i++) {
+        UNROLL for (int e = 0; e < 4; e++) du[i][e] = 0;
+        ld_f32x4(u[i], query.u[from + i] + column);
+    }
+    const int64_t end = min64((blockIdx.y + 1) * chunk, rows);
+    for (int64_t row = blockIdx.y * chunk; row < end; row++) {
+        const int64_t at = row * @FN@_D + column;
+        UNROLL for (int i = 0; i < @FN@_Q; i++)
+            @FN@_get4(dh[i], query.dh[from + i], @FN@_o_narrow(kind, from + i), at);
+        for (int j = 0; j < n; j += @FN@_J) {
+            float v[@FN@_J][4], y[@FN@_J][4];
+            UNROLL for (int g = 0; g < @FN@_J; g++) {
+                if (j + g >= n) continue;
+                @FN@_get4(v[g], source.v[j + g], @FN@_v_narrow(kind, j + g), at);
+                UNROLL for (int e = 0; e < 4; e++) y[g][e] = 0;
+                if (@FN@_bit(kind, have, j + g))
+                    @FN@_get4(y[g], source.acc[j + g], @FN@_d_narrow(kind, j + g), at);
+            }
+            UNROLL for (int g = 0; g < @FN@_J; g++) {
+                if (j + g >= n) continue;
+                const float *f = coefficients + 4 * ((row * n + j + g) * queries + from);
+                float c = 0;
+                UNROLL for (int i = 0; i < @FN@_Q; i++) {
+                    float w[4];
+                    ld_f32x4(w, f + 4 * i);
+                    c += w[2];
+                    UNROLL for (int e = 0; e < 4; e++) {
+                        y[g][e] = fma1(w[0], dh[i][e], y[g][e]);
+                        y[g][e] = fma1(w[1], u[i][e], y[g][e]);
+                        du[i][e] = fma1(w[1], v[g][e], du[i][e]);
+                    }
+                }
+                UNROLL for (int e = 0; e < 4; e++) y[g][e] = fma1(c, v[g][e], y[g][e]);
+                @FN@_put4(source.dv[j + g], @FN@_d_narrow(kind, j + g), at, y[g]);
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < @FN@_Q; i++)
+        st_f32x4(part_du + (blockIdx.y * queries + from + i) * @FN@_D + column, du[i]);
+}
 //== grad_end
 struct @FN@_queries {
     float *du[${QCAP}];

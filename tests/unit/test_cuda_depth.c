@@ -78,7 +78,7 @@ static void test_table(void **state)
     struct arena *a = arena_open("test_cuda_depth");
     for (size_t k = 0; k < sizeof ops / sizeof *ops; k++) {
         const struct op_case *oc = op_case_find(ops[k].op);
-        for (int i = 0; i < oc->variants; i += 5) {
+        for (int i = 0; i < oc->variants; i += 8) {
             struct ir_graph *g = oc->build(a, i);
             double tol = ops[k].tol * (i / OP_CASE_SIZES == 3 ? 50 : 1); /* large logits */
             add(c, oc->name, i, tol, (enum storage)(i % STORAGES), (enum storage)(i / 3 % STORAGES),
@@ -97,16 +97,27 @@ struct size {
     bool forward, gradient;
 };
 static const struct size sizes[] = {
-    {7168, 9, 1, 3, NARROW, NARROW, true, true},    {7168, 3, 2, 2, NARROW, NARROW, true, true},
-    {7168, 1, 1, 133, NARROW, NARROW, true, false}, {7168, 10, 1, 1, LAST_WIDE, NARROW, true, true},
-    {1024, 33, 1, 2, NARROW, WIDE, true, true},     {1024, 2, 8, 3, MIXED, MIXED, true, true},
-    {1024, 8, 5, 3, NARROW, WIDE, true, true},      {2048, 4, 4, 2, WIDE, WIDE, true, true},
-    {8200, 2, 1, 2, WIDE, NARROW, true, true},      {16384, 2, 1, 1, NARROW, NARROW, true, false},
-    {16392, 2, 1, 1, NARROW, NARROW, true, true},   {1, 5, 2, 4, NARROW, NARROW, true, true},
-    {7, 17, 1, 5, WIDE, WIDE, true, true},          {129, 12, 3, 5, NARROW, MIXED, true, true},
-    {8, 300, 1, 2, NARROW, WIDE, true, true},       {24, 70, 6, 3, MIXED, MIXED, true, true},
-    {264, 4, 1, 134, NARROW, NARROW, true, false},  {8, 1, 1, 3700, NARROW, WIDE, true, false},
-    {16, 1, 1, 1100, NARROW, WIDE, false, true},    {520, 1, 2, 1060, NARROW, NARROW, true, false},
+    /* clang-format off */
+    {7168, 9, 1, 2, NARROW, NARROW, true, true},
+    {7168, 1, 1, 133, NARROW, NARROW, true, false},
+    {7168, 10, 1, 1, LAST_WIDE, NARROW, true, true},
+    {7168, 3, 2, 1, NARROW, NARROW, true, true},
+    {1024, 33, 1, 2, NARROW, WIDE, true, true},
+    {1024, 2, 8, 2, MIXED, MIXED, true, true},
+    {1032, 4, 4, 2, WIDE, WIDE, true, true},
+    {136, 2, 9, 2, NARROW, WIDE, true, true},
+    {16384, 2, 1, 1, NARROW, NARROW, true, false},
+    {16392, 2, 1, 1, NARROW, NARROW, true, true},
+    {1, 5, 2, 4, NARROW, NARROW, true, true},
+    {7, 17, 1, 5, WIDE, WIDE, true, true},
+    {129, 12, 3, 2, NARROW, MIXED, true, true},
+    {8, 300, 1, 1, NARROW, WIDE, true, true},
+    {24, 70, 6, 2, MIXED, MIXED, true, true},
+    {8, 1, 1, 3700, NARROW, WIDE, true, false},
+    {16, 1, 1, 1100, NARROW, WIDE, false, true},
+    {520, 1, 2, 1060, NARROW, NARROW, true, false},
+    {520, 1, 2, 270, NARROW, NARROW, false, true},
+    /* clang-format on */
 };
 
 static ir_id matrix(struct ir_graph *g, const char *name, uint32_t i, int64_t cols)
