@@ -15,18 +15,6 @@ static struct cg_var constant(const struct cg_emit *e, const char *name, double 
     return (struct cg_var){name, str_fmt(e->a, "%.9ef", value)};
 }
 
-/* A kernel `name` after the section `before`. */
-static struct cg_step *add(const struct cg_emit *e, const char *before,
-                           const struct cg_var *before_var, const char *name,
-                           const struct cg_var *vars, size_t n)
-{
-    const char *node = ir_name(e->g, e->n);
-    struct str head = cg_section(e->a, text, before, before_var, before_var != NULL);
-    struct str body = cg_section(e->a, text, name, vars, n);
-    return cg_add(e->a, e->out, name, str_of(str_fmt(e->a, "%s%s", head.p, body.p)),
-                  *node ? str_fmt(e->a, "%s %s", name, node) : name);
-}
-
 /* An elementwise kernel over `operand`s in the order of its addresses (IR_NONE: result 0, without
  * gaps): its numbers and blocks. Refs are the caller's. */
 static struct cg_step *elementwise(const struct cg_emit *e, const char *name,
@@ -49,7 +37,11 @@ static struct cg_step *elementwise(const struct cg_emit *e, const char *name,
         CHECK(!ir_narrow(e->g, ir_src(e->g, e->n, operand[i])));
     }
     const struct cg_var width = {"W", aligned ? "4" : "1"};
-    struct cg_step *s = add(e, "piece", &width, name, vars, nvars);
+    const char *node = ir_name(e->g, e->n);
+    struct str head = cg_section(e->a, text, "piece", &width, 1);
+    struct str body = cg_section(e->a, text, name, vars, nvars);
+    struct cg_step *s = cg_add(e->a, e->out, name, str_of(str_fmt(e->a, "%s%s", head.p, body.p)),
+                               *node ? str_fmt(e->a, "%s %s", name, node) : name);
     cg_nums(e->a, s, num, 2 + count);
     cg_launch(s, f.rows * pieces, THREADS, 0);
     return s;
@@ -114,7 +106,7 @@ static int64_t sums_of(const struct cg_emit *e, uint32_t from, uint32_t count, i
     ref[TABLE] = W_(partial);
     ref[TABLE + 1] = W_((int64_t)from * 8);
     num[4 * TABLE] = count, num[4 * TABLE + 1] = first;
-    struct cg_step *s = add(e, "block_sum", NULL, "grad_norm", &piece, 1);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "grad_norm", &piece, 1);
     cg_refs(e->a, s, ref, TABLE + 2);
     cg_nums(e->a, s, num, 4 * TABLE + 2);
     cg_launch(s, pieces, THREADS, 0);
@@ -128,7 +120,7 @@ static void grad_norm(const struct cg_emit *e)
     for (uint32_t i = 0; i < count; i += TABLE)
         pieces += sums_of(e, i, count - i < TABLE ? count - i : TABLE, pieces, partial);
     const struct cg_var clip = {"CLIP", str_fmt(e->a, "%.17e", ir_num(e->g, e->n, AK_clip, 0))};
-    struct cg_step *s = add(e, "block_sum", NULL, "grad_norm_end", &clip, 1);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "grad_norm_end", &clip, 1);
     cg_refs(e->a, s, CG_REFS(W_(partial), W_(0), S_(0), R_(0), R_(1)));
     cg_nums(e->a, s, CG_NUMS(count));
     cg_launch(s, 1, 1024, 0);
@@ -140,7 +132,7 @@ static void grad_norm(const struct cg_emit *e)
 static void balance(const struct cg_emit *e)
 {
     const struct cg_var rate = constant(e, "RATE", ir_num(e->g, e->n, AK_rate, 1e-3));
-    struct cg_step *s = add(e, "block_sum", NULL, "balance", &rate, 1);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "balance", &rate, 1);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2)));
     cg_nums(e->a, s, CG_NUMS(cg_src_cols(e->g, e->n, 0, e->b)));
     cg_launch(s, 1, THREADS, 0);

@@ -138,26 +138,17 @@ static void colmax(const struct cg_emit *e)
     e->out->workspace = (size_t)at;
 }
 
-/* A kernel that needs @FN@_block_sum. */
-static struct cg_step *sum_step(const struct cg_emit *e, const char *name,
-                                const struct cg_var *vars, size_t nvars)
-{
-    struct str head = cg_section(e->a, text, "block_sum", NULL, 0);
-    struct str body = cg_section(e->a, text, name, vars, nvars);
-    return cg_add(e->a, e->out, name, str_of(str_fmt(e->a, "%s%s", head.p, body.p)), name);
-}
-
 static void sum(const struct cg_emit *e)
 {
     const uint32_t first = 0;
     struct cg_flat f = cg_flat(e->g, e->n, &first, 1, e->b);
     const struct cg_var vars[] = {{"T", cg_cuda_src_type(e->g, e->n, 0)},
                                   {"PIECE", cg_number(e, CG_PIECE)}};
-    struct cg_step *s = sum_step(e, "sum", vars, 2);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "sum", vars, 2);
     cg_refs(e->a, s, CG_REFS(S_(0), W_(0)));
     cg_nums(e->a, s, CG_NUMS(f.cols, cg_flat_ld(e->g, e->n, 0, f), f.pieces / f.rows));
     cg_launch(s, f.pieces, THREADS, 0);
-    s = sum_step(e, "sum_end", NULL, 0);
+    s = cg_add_section(e->a, e->g, e->n, e->out, text, "sum_end", NULL, 0);
     cg_refs(e->a, s, CG_REFS(W_(0), R_(0)));
     cg_nums(e->a, s, CG_NUMS(f.pieces));
     cg_launch(s, 1, THREADS, 0);

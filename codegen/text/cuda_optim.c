@@ -79,17 +79,6 @@ extern "C" __global__ void __launch_bounds__(256)
         w[i] = w[i] - hyper[0] * (${SCALE} * x[i] + ${WD} * w[i]);
     @FN@_store(weight, w, at.count);
 }
-//== block_sum
-INLINE double @FN@_block_sum(double v, double part[WARP])
-{
-    int lane = threadIdx.x % WARP;
-    UNROLL for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
-    if (lane == 0) part[threadIdx.x / WARP] = v;
-    __syncthreads();
-    v = lane < (int)blockDim.x / WARP ? part[lane] : 0.0;
-    UNROLL for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
-    return v;
-}
 //== grad_norm
 /* Sums of squares of pieces of up to 64 gradients, in double; a block a piece. end: pieces up to
  * and with each gradient; those of the whole program are numbered from `first` on, and also lie in
@@ -124,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(256)
         }
     }
     for (int64_t i = done + threadIdx.x; i < n; i += 256) sum += (double)x[i] * (double)x[i];
-    sum = @FN@_block_sum(sum, part);
+    sum = block_sum(sum, part);
     if (threadIdx.x == 0) partial[first + blockIdx.x] = sum;
 }
 //== grad_norm_end
@@ -139,13 +128,13 @@ extern "C" __global__ void __launch_bounds__(1024)
     for (int64_t g = threadIdx.x / WARP; g < count; g += WARP) {
         double sum = 0;
         for (int64_t i = (g ? ends[g - 1] : 0) + lane; i < ends[g]; i += WARP) sum += partial[i];
-        UNROLL for (int d = WARP / 2; d; d /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, d);
+        sum = warp_sum(sum);
         if (lane == 0) sumsq[g] = sum;
     }
     __syncthreads();
     double all = 0;
     for (int64_t g = threadIdx.x; g < count; g += 1024) all += sumsq[g];
-    all = @FN@_block_sum(all, part);
+    all = block_sum(all, part);
     if (threadIdx.x) return;
     bool finite = all - all == 0 && *loss - *loss == 0;
     double norm = __dsqrt_rn(all), factor = ${CLIP} / (norm + 1e-6);
@@ -181,13 +170,12 @@ extern "C" __global__ void __launch_bounds__(256)
     if (ctl[2] == 0) return;
     double all = 0, signs = 0;
     for (int64_t e = threadIdx.x; e < experts; e += 256) all += (double)load[e];
-    all = @FN@_block_sum(all, part);
+    all = block_sum(all, part);
     for (int64_t e = threadIdx.x; e < experts; e += 256) {
         double mine = (double)load[e] * (double)experts;
         signs += (all > mine) - (all < mine);
     }
-    __syncthreads();
-    signs = @FN@_block_sum(signs, part);
+    signs = block_sum(signs, part);
     float mean = (float)(signs / (double)experts);
     for (int64_t e = threadIdx.x; e < experts; e += 256) {
         double mine = (double)load[e] * (double)experts;

@@ -321,6 +321,10 @@ INLINE float warp_sum(float v) {
     UNROLL for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
     return v;
 }
+INLINE double warp_sum(double v) {
+    UNROLL for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
+    return v;
+}
 INLINE float warp_max(float v) {
     UNROLL for (int d = WARP / 2; d; d /= 2) v = max1(v, __shfl_xor_sync(ALL_LANES, v, d));
     return v;
@@ -342,6 +346,14 @@ INLINE float block_sum(float v, float part[WARP]) {
     if (lane == 0) part[threadIdx.x / WARP] = v;
     __syncthreads();
     return warp_sum(lane < (int)blockDim.x / WARP ? part[lane] : 0.0f);
+}
+INLINE double block_sum(double v, double part[WARP]) {
+    int lane = threadIdx.x % WARP;
+    v = warp_sum(v);
+    __syncthreads();
+    if (lane == 0) part[threadIdx.x / WARP] = v;
+    __syncthreads();
+    return warp_sum(lane < (int)blockDim.x / WARP ? part[lane] : 0.0);
 }
 INLINE float block_max(float v, float part[WARP]) {
     int lane = threadIdx.x % WARP;

@@ -173,17 +173,6 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int i = 1; i < 8 && warp == 0; i++) m = max1(top[i][lane], m);
     if (warp == 0 && c < cols) out[blockIdx.x * cols + c] = m;
 }
-//== block_sum
-INLINE double @FN@_block_sum(double v, double part[WARP])
-{
-    int lane = threadIdx.x % WARP;
-    UNROLL for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
-    if (lane == 0) part[threadIdx.x / WARP] = v;
-    __syncthreads();
-    v = lane < (int)blockDim.x / WARP ? part[lane] : 0.0;
-    UNROLL for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
-    return v;
-}
 //== sum
 /* Sum of a piece of a row, a block each, in double. */
 extern "C" __global__ void __launch_bounds__(256)
@@ -198,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(256)
         ld_row<1>(v, x + row * ld + i);
         sum += (double)v[0];
     }
-    sum = @FN@_block_sum(sum, part);
+    sum = block_sum(sum, part);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 //== sum_end
@@ -209,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(256)
     __shared__ double part[WARP];
     double sum = 0;
     for (int64_t i = threadIdx.x; i < pieces; i += 256) sum += partial[i];
-    sum = @FN@_block_sum(sum, part);
+    sum = block_sum(sum, part);
     if (threadIdx.x == 0) *out = (float)sum;
 }
 //== copy
