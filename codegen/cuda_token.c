@@ -61,21 +61,21 @@ static void embed_grad(const struct cg_emit *e)
     const uint32_t zero = 0;
     int64_t d = cg_src_cols(e->g, e->n, 0, e->b), tokens = cg_src_rows(e->g, e->n, 0, e->b);
     int64_t v = dim_value(ir_rows(e->g, e->n), e->b);
-    int64_t keys = sort_keys(e, tokens), starts = 2 * tokens * 8;
-    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "embed_starts", NULL, 0);
-    cg_refs(e->a, s, CG_REFS(W_(keys), W_(starts)));
-    cg_nums(e->a, s, CG_NUMS(tokens, v));
-    cg_launch(s, blocks_of(v + 1, THREADS), THREADS, 0);
-    e->out->workspace = (size_t)(starts + (v + 1) * 4);
+    int64_t keys = sort_keys(e, tokens);
+    e->out->workspace = (size_t)(2 * tokens * 8);
+    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "embed_zero", NULL, 0);
+    cg_refs(e->a, s, CG_REFS(R_(0)));
+    cg_nums(e->a, s, CG_NUMS(v * d));
+    cg_launch(s, blocks_of(v * d, 4096), THREADS, 0);
 
     CHECK(!ir_narrow_result(e->g, e->n, 0));
     int64_t w = cg_cuda_width(e->g, e->n, d, &zero, 1, &zero, 1);
     const struct cg_var vars[] = {
         {"T", cg_cuda_src_type(e->g, e->n, 0)}, {"D", cg_number(e, d)}, {"W", cg_number(e, w)}};
     s = cg_add_section(e->a, e->g, e->n, e->out, text, "embed_grad", vars, 3);
-    cg_refs(e->a, s, CG_REFS(S_(0), W_(keys), W_(starts), R_(0)));
-    cg_nums(e->a, s, CG_NUMS(cg_src_ld(e->g, e->n, 0), v));
-    cg_launch(s, blocks_of(v, THREADS / 32), THREADS, 0);
+    cg_refs(e->a, s, CG_REFS(S_(0), W_(keys), R_(0)));
+    cg_nums(e->a, s, CG_NUMS(cg_src_ld(e->g, e->n, 0), tokens));
+    cg_launch(s, blocks_of(tokens, THREADS / 32), THREADS, 0);
     s->launch.grid[1] = (uint32_t)blocks_of(d, 32 * w);
 }
 

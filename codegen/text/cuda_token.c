@@ -56,46 +56,45 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     to[at] = key;
 }
-//== embed_starts
-/* start[v]: the first sorted key of table row v; a thread a row, and one for the end. */
+//== embed_zero
+/* Most rows of a table have no token: all become zeros, 4096 elements a block. */
 extern "C" __global__ void __launch_bounds__(256)
-@FN@(const uint64_t *key, int32_t *start, int64_t tokens, int64_t rows)
+@FN@(float *out, int64_t count)
 {
-    int64_t v = (int64_t)blockIdx.x * 256 + threadIdx.x, lo = 0, hi = tokens;
-    if (v > rows) return;
-    while (lo < hi) {
-        int64_t mid = (lo + hi) / 2;
-        if ((int64_t)(key[mid] >> 32) < v) lo = mid + 1;
-        else hi = mid;
-    }
-    start[v] = (int32_t)lo;
+    const float zero[4] = {0};
+    int64_t first = (int64_t)blockIdx.x * 4096 + threadIdx.x * 4;
+    UNROLL for (int64_t i = first; i < first + 4096; i += 1024)
+        if (i + 4 <= count) st_f32x4(out + i, zero);
+        else for (int64_t j = i; j < count && j < i + 4; j++) out[j] = 0;
 }
 //== embed_grad
-/* Row v of out: the sum of its tokens' rows of dy, in token order; a warp adds 32 W columns of it,
- * eight rows on their way at a time. Floor: dy once, out once. */
+/* Rows of out that have tokens: the sum of their rows of dy, in token order. Warp i has the row of
+ * sorted key i where that is its row's first, and 32 W columns of it; eight rows are on their way
+ * at a time. Floor: dy once, out once. */
 extern "C" __global__ void __launch_bounds__(256)
-@FN@(const ${T} *dy, const uint64_t *key, const int32_t *start, float *out, int64_t ld,
-     int64_t rows)
+@FN@(const ${T} *dy, const uint64_t *key, float *out, int64_t ld, int64_t tokens)
 {
-    int lane = threadIdx.x % WARP, c = (blockIdx.y * WARP + lane) * ${W};
-    int64_t v = (int64_t)blockIdx.x * 8 + threadIdx.x / WARP;
-    if (v >= rows) return;
+    int lane = threadIdx.x % WARP, c = (blockIdx.y * WARP + lane) * ${W}, n = WARP;
+    int64_t i = (int64_t)blockIdx.x * 8 + threadIdx.x / WARP;
+    if (i >= tokens) return;
+    uint32_t id = (uint32_t)(key[i] >> 32);
+    if (i > 0 && (uint32_t)(key[i - 1] >> 32) == id) return;
     float sum[${W}] = {0};
-    for (int from = start[v], end = start[v + 1]; from < end; from += WARP) {
-        int n = end - from < WARP ? end - from : WARP;
-        int mine = lane < n ? (int)(uint32_t)key[from + lane] : 0;
+    for (int64_t from = i; n == WARP; from += WARP) {
+        uint64_t mine = from + lane < tokens ? key[from + lane] : ~(uint64_t)0;
+        n = __popc(__ballot_sync(ALL_LANES, (uint32_t)(mine >> 32) == id));
         for (int j = 0; j < n; j += 8) {
             float x[8][${W}];
             UNROLL for (int u = 0; u < 8; u++) {
-                int64_t t = __shfl_sync(ALL_LANES, mine, j + u);
+                int64_t t = __shfl_sync(ALL_LANES, (int)(uint32_t)mine, j + u);
                 if (j + u < n && c < ${D}) ld_row<${W}>(x[u], dy + t * ld + c);
             }
             UNROLL for (int u = 0; u < 8; u++)
                 if (j + u < n && c < ${D})
-                    UNROLL for (int i = 0; i < ${W}; i++) sum[i] += x[u][i];
+                    UNROLL for (int k = 0; k < ${W}; k++) sum[k] += x[u][k];
         }
     }
-    if (c < ${D}) st_row<${W}>(out + v * ${D} + c, sum);
+    if (c < ${D}) st_row<${W}>(out + (int64_t)id * ${D} + c, sum);
 }
 //== cross_entropy
 /* A block a row, read once: every thread keeps the largest of its columns and the sum of e^(x -
