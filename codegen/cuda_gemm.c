@@ -4,10 +4,11 @@
  * float32.
  *
  * Forms of our tiles on tensor cores, all of the same bits (text/cuda_gemm.c):
- *   few     16 x 64: M <= 16, or so many rows an expert; decoding, bound by reading B, in the type
- *           it has
- *   middle  64 x 64: where wide tiles would be fewer than the SMs
+ *   few     16 x 64: M <= 16, or so many rows an expert
+ *   middle  64 x 64: M <= 64, likewise, and where wide tiles would be fewer than the SMs
  *   wide    128 x 128
+ * Up to 64 rows are bound by reading B, once, in the type it has; for more, float32 operands are
+ * first copied as bf16.
  * With too few tiles for the SMs, the pieces of K lie side by side in the grid, and a second step
  * adds them. */
 #include "codegen/cuda_gemm.h"
@@ -229,6 +230,7 @@ static const struct form *form_of(const struct cg_product *p)
 {
     if (!p->bf16) return &simt;
     if (p->m <= few.bm && p->batch == 1) return &few;
+    if (p->m <= middle.bm) return &middle;
     return tiles(p->m, wide.bm) * tiles(p->n, wide.bn) * p->batch >= SMS ? &wide : &middle;
 }
 
@@ -263,7 +265,7 @@ static void in_pieces(const struct cg_emit *e, const struct form *f, const struc
 static void own_product(const struct cg_emit *e, struct cg_product p)
 {
     const struct form *f = form_of(&p);
-    if (p.bf16 && f != &few) common_types(e, &p);
+    if (p.bf16 && p.m > middle.bm) common_types(e, &p); /* else B is read once, as it is */
     if (cut_in_pieces(f, &p)) {
         in_pieces(e, f, &p);
         return;
@@ -326,7 +328,7 @@ static void grouped(const struct cg_emit *e)
                            : p.m <= experts * grouped_few.bm    ? &grouped_few
                            : p.m <= experts * grouped_middle.bm ? &grouped_middle
                                                                 : &grouped_wide;
-    if (p.bf16 && f != &grouped_few) {
+    if (f == &grouped_wide) {
         p.a = cg_cuda_as(e, p.a, true, p.m, p.k);
         p.b = cg_cuda_as(e, p.b, true, experts * (p.tb ? p.n : p.k), p.tb ? p.k : p.n);
     }

@@ -8,7 +8,7 @@ static const char text[] =
     ;
 
 /* Logits of a chunk: large enough for full tiles and few passes over dw, small enough to fit. */
-enum { CHUNK_BYTES = 256 << 20, CHUNK_UNIT = 128, FEW_ROWS = 16 };
+enum { CHUNK_BYTES = 256 << 20, CHUNK_UNIT = 128, FEW_ROWS = 64 };
 
 struct head {
     const struct cg_emit *e;

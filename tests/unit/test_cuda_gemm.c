@@ -57,6 +57,7 @@ static void test_sizes(void **state)
         {67, 72, 296, true, false, true, "1", "0"},
         {70, 200, 600, false, false, true, "10", "0"},
         {33, 136, 700, false, false, true, "10", "1"},
+        {40, 70, 600, false, true, true, NULL, NULL},
         {5, 77, 513, false, true, true, NULL, NULL},
         {24, 40, 530, true, true, false, NULL, NULL},
     };
@@ -72,7 +73,7 @@ static void test_sizes(void **state)
 /* A row has the same bits whatever M is, hence in every form. */
 static void test_rows_alone(void **state)
 {
-    static const int64_t rows[] = {1, 17, 100};
+    static const int64_t rows[] = {1, 40, 100};
     struct arena *a = arena_open("test");
     struct cuda_ops *c = cuda_ops_open();
     (void)state;
@@ -91,8 +92,8 @@ static void test_rows_alone(void **state)
 static void add_stack(struct cuda_ops *c, struct arena *a)
 {
     struct k k = start(a, 0, STAGE_K);
-    struct ir_dim x[3] = {dim_const(132), dim_const(5), dim_const(24)};
-    struct ir_dim w[3] = {dim_const(132), dim_const(9), dim_const(24)};
+    struct ir_dim x[3] = {dim_const(66), dim_const(130), dim_const(24)};
+    struct ir_dim w[3] = {dim_const(66), dim_const(9), dim_const(24)};
     ir_id y =
         ir_matmul_as(k.g, input(&k, "x", type_add(k.g->types, IR_f32, 3, x)),
                      input(&k, "w", type_add(k.g->types, IR_f32, 3, w)), false, true, true, NULL);
