@@ -36,15 +36,16 @@ static void keys(const struct cg_emit *e, const char *name, int64_t r, bool grad
     cg_launch(s, (threads + 255) / 256, 256, 0);
 }
 
-/* A step over 16 tokens and one head a block. */
+/* A step over 16 tokens, one head and one of `parts` of the columns a block. */
 static struct cg_step *product(const struct cg_emit *e, const char *name, const struct cg_var *v,
-                               size_t n, int64_t h, int64_t shared)
+                               size_t n, int64_t h, int64_t parts, int64_t shared)
 {
     const char *node = ir_name(e->g, e->n);
     struct cg_step *s = cg_add(e->a, e->out, name, cg_cuda_section(e->a, text, name, v, n),
                                *node ? str_fmt(e->a, "%s %s", name, node) : name);
     cg_nums(e->a, s, CG_NUMS(e->b.B * e->b.T));
     cg_launch(s, (e->b.B * e->b.T + 15) / 16 * h, 256, shared);
+    s->launch.grid[1] = (uint32_t)parts;
     return s;
 }
 
@@ -59,10 +60,14 @@ static void cached(const struct cg_emit *e)
     int64_t h = ir_int(g, e->n, AK_heads, 0), l = cg_src_cols(g, e->n, 1, e->b);
     int64_t lr = cg_src_cols(g, e->n, 2, e->b), rows = e->b.B * e->b.T * h;
     int64_t latent = round_up(rows * lr * 4, 256), end = latent + round_up(rows * l * 4, 256);
+    const uint32_t weight = 1;
+    int64_t vd = ir_int(g, e->n, AK_v_dim, 0);
+    int64_t w = cg_cuda_width(g, e->n, l, &weight, 1, NULL, 0);
     const struct cg_var v[] = {{"H", cg_number(e, h)},
                                {"N", cg_number(e, ir_int(g, e->n, AK_head_dim, 0))},
                                {"R", cg_number(e, lr - l)},
-                               {"V", cg_number(e, ir_int(g, e->n, AK_v_dim, 0))},
+                               {"V", cg_number(e, vd)},
+                               {"W", cg_number(e, w < 4 ? w : 4)},
                                {"L", cg_number(e, l)},
                                {"TQ", cg_cuda_src_type(g, e->n, 0)},
                                {"TW", cg_cuda_src_type(g, e->n, 1)},
@@ -71,7 +76,7 @@ static void cached(const struct cg_emit *e)
                                {"LDW", cg_number(e, cg_src_ld(g, e->n, 1))},
                                {"LDO", cg_number(e, cg_result_ld(g, e->n, 0))}};
     cg_need_dense(g, e->n, 2);
-    struct cg_step *s = product(e, "mla_queries", v, sizeof v / sizeof *v, h, 0);
+    struct cg_step *s = product(e, "mla_queries", v, sizeof v / sizeof *v, h, (l + 255) / 256, 0);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), W_(0)));
     const struct cg_cached x = {.g = h,
                                 .kv = 1,
@@ -96,7 +101,7 @@ static void cached(const struct cg_emit *e)
                                 .vec_o = l % 4 ? 1 : 4,
                                 .context = ir_int(g, e->n, AK_context, 0)};
     e->out->workspace = (size_t)cg_cuda_cached(e, &x, end);
-    s = product(e, "mla_values", v, sizeof v / sizeof *v, h, 16 * l * 4);
+    s = product(e, "mla_values", v, sizeof v / sizeof *v, h, (vd + 31) / 32, 16 * l * 4);
     cg_refs(e->a, s, CG_REFS(W_(latent), S_(1), R_(0)));
 }
 

@@ -49,8 +49,8 @@ extern "C" __global__ void __launch_bounds__(256)
     st_row<W>(dkr + r * ${LDD} + e, sum);
 }
 //== mla_queries
-/* Absorbed queries (W_k^T q | q_rope) of 16 tokens and one head: [token][H][L + R]. W_k is read once for
- * all of them. */
+/* Absorbed queries (W_k^T q | q_rope) of 16 tokens and one head, 256 columns a block: [token][H][L + R]. W_k is read
+ * once for all of them. */
 extern "C" __global__ void __launch_bounds__(256, 1)
 @FN@(const ${TQ} *q, const ${TW} *w, float *out, int64_t rows)
 {
@@ -63,46 +63,50 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         if (t < left) ld_row<1>(&x, q + (t0 + t) * ${LDQ} + h * (N + R) + n);
         qs[n * TOKENS + t] = x;
     }
-    for (int i = threadIdx.x; i < left * R; i += 256)
+    for (int i = threadIdx.x; i < left * R && blockIdx.y == 0; i += 256)
         ld_row<1>(out + ((t0 + i / R) * H + h) * (L + R) + L + i % R,
                   q + (t0 + i / R) * ${LDQ} + h * (N + R) + N + i % R);
     __syncthreads();
-    w += h * (N + V) * ${LDW};
-    for (int l = threadIdx.x; l < L; l += 256) {
-        float sum[TOKENS] = {}, x;
-        UNROLL_BY(4) for (int n = 0; n < N; n++) {
-            float y[4];
-            ld_row<1>(&x, w + n * ${LDW} + l);
-            UNROLL for (int t = 0; t < TOKENS; t += 4) {
-                ld_f32x4(y, qs + n * TOKENS + t);
-                UNROLL for (int e = 0; e < 4; e++) sum[t + e] = fma1(y[e], x, sum[t + e]);
-            }
+    const int l = blockIdx.y * 256 + threadIdx.x;
+    if (l >= L) return;
+    w += h * (N + V) * ${LDW} + l;
+    float sum[TOKENS] = {}, x, y[4];
+    UNROLL_BY(16) for (int n = 0; n < N; n++) {
+        ld_row<1>(&x, w + n * ${LDW});
+        UNROLL for (int t = 0; t < TOKENS; t += 4) {
+            ld_f32x4(y, qs + n * TOKENS + t);
+            UNROLL for (int e = 0; e < 4; e++) sum[t + e] = fma1(y[e], x, sum[t + e]);
         }
-        UNROLL for (int t = 0; t < TOKENS; t++)
-            if (t < left) out[((t0 + t) * H + h) * (L + R) + l] = sum[t];
     }
+    UNROLL for (int t = 0; t < TOKENS; t++)
+        if (t < left) out[((t0 + t) * H + h) * (L + R) + l] = sum[t];
 }
 //== mla_values
-/* o = W_v times what attention gave, [token][H][L]: 16 tokens and one head a block, a warp makes every eighth
- * column. */
+/* o = W_v times what attention gave, [token][H][L]: 16 tokens, one head and 32 columns a block, of which a warp makes
+ * every eighth. Lanes take ${W} of a row's elements at once. */
 extern "C" __global__ void __launch_bounds__(256, 1)
 @FN@(const float *latent, const ${TW} *w, ${TO} *o, int64_t rows)
 {
-    enum { H = ${H}, N = ${N}, V = ${V}, L = ${L}, TOKENS = 16 };
+    enum { H = ${H}, N = ${N}, V = ${V}, L = ${L}, W = ${W}, TOKENS = 16, SOME = 4, COLS = 32 };
     DYNAMIC_SHARED(float, cs); /* [TOKENS][L] */
-    const int lane = threadIdx.x % WARP;
+    const int lane = threadIdx.x % WARP, v0 = blockIdx.y * COLS;
     const int64_t h = blockIdx.x % H, t0 = blockIdx.x / H * TOKENS, left = min64(TOKENS, rows - t0);
     for (int i = threadIdx.x; i < TOKENS * L; i += 256)
         cs[i] = i / L < left ? latent[((t0 + i / L) * H + h) * L + i % L] : 0.0f;
     __syncthreads();
     w += (h * (N + V) + N) * ${LDW};
-    for (int v = threadIdx.x / WARP; v < V; v += 8) {
-        float sum[TOKENS] = {}, x;
-        UNROLL_BY(2) for (int l = lane; l < L; l += WARP) {
-            ld_row<1>(&x, w + v * ${LDW} + l);
-            UNROLL for (int t = 0; t < TOKENS; t++) sum[t] = fma1(cs[t * L + l], x, sum[t]);
+    for (int v = v0 + threadIdx.x / WARP; v < V && v < v0 + COLS; v += 8) {
+        float sum[TOKENS] = {}, x[W], c[W];
+        UNROLL_BY(4) for (int l = lane * W; l < L; l += WARP * W) {
+            ld_row<W>(x, w + v * ${LDW} + l);
+            UNROLL for (int t = 0; t < TOKENS; t++) {
+                if (t / SOME * SOME >= left) continue;
+                ld_row<W>(c, cs + t * L + l);
+                UNROLL for (int e = 0; e < W; e++) sum[t] = fma1(c[e], x[e], sum[t]);
+            }
         }
         UNROLL for (int t = 0; t < TOKENS; t++) {
+            if (t / SOME * SOME >= left) continue;
             const float y = warp_sum(sum[t]);
             if (lane == 0 && t < left) st_row<1>(o + (t0 + t) * ${LDO} + h * V + v, &y);
         }
