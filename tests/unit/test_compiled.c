@@ -6,6 +6,7 @@
 #include "scratch.h"
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
@@ -94,6 +95,57 @@ static void test_fixtures(void **state)
     for (const char *const *p = fixture_names(a); *p; p++, n++) check_fixture(*p);
     printf("%zu fixtures; most of a tolerance used: %.3f (%s)\n", n, worst.share, worst.name);
     assert_true(n >= 32);
+    arena_close(a);
+}
+
+/* ---- bf16 ---- */
+
+/* Logits in bf16 beside those of the oracle that rounds at the same places: no further from the
+ * exact ones than half as much again. */
+static double bf16_share(const char *name)
+{
+    struct tensorfile *rounded;
+    struct rt_error err;
+    struct fixture *f = fixture_open(name, NULL);
+    const char *path = str_fmt(f->arena, "tests/fixtures/%s/bf16.safetensors", name);
+    if (access(path, R_OK)) { /* other experts for some token */
+        fixture_close(f);
+        return 0;
+    }
+    f->model->train.precision = PREC_bf16;
+    const struct compiled_options o = {.device = device()};
+    struct compiled *c = compiled_open(f, &o);
+    if (tensorfile_open(path, &rounded, &err)) fail_msg("%s", err.text);
+    compiled_bind(c, c->forward);
+    plan_run(c->forward);
+    size_t n, m;
+    const double *got = compiled_get(c, c->forward, "logits", &n);
+    const double *exact = fixture_want(f, "logits", &m);
+    double allowed, error = relative_error(got, exact, n);
+    memcpy(&allowed, tensorfile_find(rounded, "error")->data, sizeof allowed);
+    if (!(error <= 1.5 * allowed))
+        fail_msg("%s: bf16 logits are %.2e off, the oracle's %.2e", name, error, allowed);
+    tensorfile_close(rounded);
+    compiled_close(c);
+    return error / allowed;
+}
+
+static void test_bf16(void **state)
+{
+    (void)state;
+    if (!device() && !__builtin_cpu_supports("avx512bf16")) {
+        printf("skipped: this CPU has no bf16 products\n");
+        return;
+    }
+    struct arena *a = arena_open("names");
+    double most = 0;
+    size_t n = 0;
+    for (const char *const *p = fixture_names(a); *p; p++) {
+        double share = bf16_share(*p);
+        most = fmax(most, share), n += share > 0;
+    }
+    printf("bf16: %zu fixtures; errors at most %.3f times those of the oracle\n", n, most);
+    assert_true(n >= 20);
     arena_close(a);
 }
 
@@ -187,10 +239,8 @@ static void test_kimi(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fixtures),
-        cmocka_unit_test(test_adamw),
-        cmocka_unit_test(test_muon),
-        cmocka_unit_test(test_kimi),
+        cmocka_unit_test(test_fixtures), cmocka_unit_test(test_bf16), cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_muon),     cmocka_unit_test(test_kimi),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
