@@ -142,6 +142,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
             kda_keep<R::KP / 8, ${STATE_PARTS}>(to + v0 * R::LK, VT * 16 * R::LK, s);
         }
         UNROLL for (int i = 0; i < R::KP / 16; i++) { /* kd S and qd S */
+            __syncwarp(); /* or the parts of all of S are made at once: registers */
             kda_operand<P>(op, s + 2 * i);
             kda_times_rows<P>(z, op, rec + R::kd, R::LK, R::BIG, 16 * i);
             if (!${KEEP}) kda_times_rows<P>(y, op, rec + R::qd, R::LK, R::BIG, 16 * i);
@@ -258,6 +259,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         uint16_t *to = dstates + (bh * chunks + c) * ${STATE_PARTS} * VT * 16 * R::LK;
         kda_keep<R::KP / 8, ${STATE_PARTS}>(to + v0 * R::LK, VT * 16 * R::LK, s);
         UNROLL for (int i = 0; i < R::KP / 16; i++) {
+            __syncwarp(); /* or the parts of all of S are made at once: registers */
             kda_operand<P>(op, s + 2 * i);
             kda_times_rows<P>(y, op, rec + R::kg, R::LK, R::BIG, 16 * i);
         }
@@ -343,6 +345,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     }
 
     float x[TILES][3][2][4] = {}, both[TILES][2] = {}, pairs[2][4] = {};
+#pragma unroll 1
     for (int slice = 0; slice < VP / 16; slice++) {
         uint32_t od[P][4], orp[P][4], ou[P][4];
         cp_async_wait(STAGES - 2);
@@ -395,7 +398,8 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         (warp ? dl : da)[kda_column(e)][kda_token(n, e)] = pairs[n][e];
     __syncthreads();
 
-    for (int ch = tid; ch < (K + WARP - 1) / WARP * WARP; ch += 128) {
+    for (int first = 0; first < K; first += 128) {
+        const int ch = first + tid;
         float ks[KDA_C], qs[KDA_C], alpha[KDA_C], yq[KDA_C], yk[KDA_C], yg[KDA_C];
         UNROLL for (int i = 0; i < KDA_C; i++) {
             const bool is = i < at.n && ch < K;
@@ -419,7 +423,8 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                 yg[i] = fma1(before[i], up, yg[i]);
             }
             yk[j] += fma1(da[j][j], qs[j], up);
-            __syncwarp(); /* keeps the reads of da and dl of later tokens behind it: registers */
+            /* Reads of shared memory that come later stay behind it, or registers run out. */
+            if (j % 4 == 3) __syncthreads();
         }
         if (ch >= K) continue;
         /* Parts through the state before the chunk: from a token on, of all tokens from it on; through
