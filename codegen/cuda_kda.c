@@ -169,16 +169,28 @@ static void chain(const struct kda *x, struct cg_step *s)
     launch(s, x->e->b.B * x->heads * (x->vp / 16 / w), 32 * w, 2 * record(x));
 }
 
+/* Launch bounds of the chains. Either form lets a thread have 255 registers; which of them makes
+ * ptxas spill a few loop counters into memory depends on how much of S a thread holds. */
+static struct cg_var var_bounds(const struct kda *x)
+{
+    return (struct cg_var){"BOUNDS", x->kp > 96 ? "256" : "256, 1"};
+}
+
 static void scan(const struct kda *x)
 {
     const struct cg_emit *e = x->e;
     const struct cg_var v[] = {
-        var_type(x, "TV", 2),           {"TO", x->keep ? "float" : cg_cuda_res_type(e->g, e->n, 0)},
-        var_number(x, "K", x->k),       var_number(x, "V", x->v),
-        var_number(x, "P", x->parts),   var_number(x, "CACHED", x->cached),
-        var_number(x, "KEEP", x->keep), var_number(x, "STATE_PARTS", x->state_parts),
+        var_type(x, "TV", 2),
+        {"TO", x->keep ? "float" : cg_cuda_res_type(e->g, e->n, 0)},
+        var_number(x, "K", x->k),
+        var_number(x, "V", x->v),
+        var_number(x, "P", x->parts),
+        var_number(x, "CACHED", x->cached),
+        var_number(x, "KEEP", x->keep),
+        var_number(x, "STATE_PARTS", x->state_parts),
+        var_bounds(x),
     };
-    struct cg_step *s = step(x, "kda_scan", v, 8);
+    struct cg_step *s = step(x, "kda_scan", v, 9);
     struct cg_ref none = W_(0);
     cg_refs(e->a, s,
             CG_REFS(W_(x->records), S_(2), x->keep ? none : R_(0), x->cached ? R_(1) : none,
@@ -194,11 +206,15 @@ static void back(const struct kda *x)
 {
     const struct cg_emit *e = x->e;
     const struct cg_var v[] = {
-        var_type(x, "TD", 5),         var_result(x, "TV", 2),
-        var_number(x, "K", x->k),     var_number(x, "V", x->v),
-        var_number(x, "P", x->parts), var_number(x, "STATE_PARTS", x->state_parts),
+        var_type(x, "TD", 5),
+        var_result(x, "TV", 2),
+        var_number(x, "K", x->k),
+        var_number(x, "V", x->v),
+        var_number(x, "P", x->parts),
+        var_number(x, "STATE_PARTS", x->state_parts),
+        var_bounds(x),
     };
-    struct cg_step *s = step(x, "kda_back", v, 6);
+    struct cg_step *s = step(x, "kda_back", v, 7);
     cg_refs(e->a, s,
             CG_REFS(W_(x->records), W_(x->z), S_(5), R_(2), W_(x->dr), W_(x->ds), W_(x->dbeta)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, src_ld(x, 5), res_ld(x, 2), x->chunks, x->head0, x->heads));

@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(128)
 //== kda_scan
 /* The chain over chunks. Warp: 16 columns of V of one head; a block's warps share the records, which
  * come one chunk ahead. For gradients (${KEEP}) z and the states before chunks are kept instead of o. */
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(${BOUNDS})
 @FN@(const char *records, const ${TV} *v, ${TO} *o, float *slot_states, const int32_t *slots, const int32_t *past,
      float *zs, uint16_t *states, int64_t T, int64_t ldv, int64_t ldo, int64_t chunks, int64_t head0, int64_t heads,
      int64_t all_heads)
@@ -116,7 +116,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     DYNAMIC_SHARED(char, shared);
     const int warps = blockDim.x / WARP, v0 = (blockIdx.x % (VT / warps) * warps + threadIdx.x / WARP) * 16;
     const int64_t bh = blockIdx.x / (VT / warps), h = head0 + bh % heads, b = bh / heads;
-    const int64_t before = ${CACHED} ? past[b] : 0, count = kda_chunks(T, before);
+    const int64_t before = ${CACHED} ? past[b] : 0;
+    const int count = (int)kda_chunks(T, before);
     float *slot = ${CACHED} ? slot_states + (slots[b] * all_heads + h) * K * V : 0;
     float s[R::KP / 8][4];
     UNROLL for (int i = 0; i < R::KP / 8; i++) UNROLL for (int e = 0; e < 4; e++) {
@@ -124,42 +125,50 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         s[i][e] = ${CACHED} && before > 0 && ch < K && x < V ? slot[ch * V + x] : 0.0f;
     }
     records += bh * chunks * R::BYTES;
+    v += b * T * ldv + h * V;
+    o += b * T * ldo + h * V;
+    zs += bh * T * V;
+    states += (bh * chunks * ${STATE_PARTS} * VT * 16 + v0) * R::LK;
     kda_fetch<R::BYTES>(shared, records);
     cp_async_commit();
-    for (int64_t c = 0; c < count; c++) {
+    for (int c = 0; c < count; c++) {
         const kda_span at = kda_span_of(c, T, before);
         const uint16_t *rec = (const uint16_t *)(shared + c % 2 * R::BYTES);
+        const uint16_t *big_rows = rec + kda_by_rows(R::LK), *big_cols = rec + kda_by_columns(R::LK);
+        const uint16_t *small_rows = rec + kda_by_rows(KDA_SL);
         const float *numbers = (const float *)rec;
-        if (c + 1 < count) kda_fetch<R::BYTES>(shared + (c + 1) % 2 * R::BYTES, records + (c + 1) * R::BYTES);
+        records += R::BYTES;
+        if (c + 1 < count) kda_fetch<R::BYTES>(shared + (c + 1) % 2 * R::BYTES, records);
         cp_async_commit();
         float x[2][4], y[2][4] = {}, z[2][4] = {};
         uint32_t op[P][4];
-        kda_load(x, v + (b * T + at.t0) * ldv + h * V, ldv, at.n, v0, V);
+        kda_load(x, v + at.t0 * ldv, ldv, at.n, v0, V);
         cp_async_wait(1);
         __syncthreads();
         if (${KEEP}) {
-            uint16_t *to = states + (bh * chunks + c) * ${STATE_PARTS} * VT * 16 * R::LK;
-            kda_keep<R::KP / 8, ${STATE_PARTS}>(to + v0 * R::LK, VT * 16 * R::LK, s);
+            kda_keep<R::KP / 8, ${STATE_PARTS}>(states, VT * 16 * R::LK, s);
+            states += ${STATE_PARTS} * VT * 16 * R::LK;
         }
         UNROLL for (int i = 0; i < R::KP / 16; i++) { /* kd S and qd S */
             __syncwarp(); /* or the parts of all of S are made at once: registers */
             kda_operand<P>(op, s + 2 * i);
-            kda_times_rows<P>(z, op, rec + R::kd, R::LK, R::BIG, 16 * i);
-            if (!${KEEP}) kda_times_rows<P>(y, op, rec + R::qd, R::LK, R::BIG, 16 * i);
+            kda_times_rows<P>(z, op, big_rows + R::kd + 16 * i, R::BIG);
+            if (!${KEEP}) kda_times_rows<P>(y, op, big_rows + R::qd + 16 * i, R::BIG);
         }
         UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++) x[i][e] -= z[i][e], z[i][e] = 0.0f;
         kda_operand<P>(op, x);
-        kda_times_rows<P>(z, op, rec + R::z, KDA_SL, R::SMALL, 0);
-        if (${KEEP}) kda_store(zs + (bh * T + at.t0) * V, V, z, at.n, v0, V);
+        kda_times_rows<P>(z, op, small_rows + R::z, R::SMALL);
+        if (${KEEP}) kda_store(zs + at.t0 * V, V, z, at.n, v0, V);
         kda_scale(z, z, numbers + R::beta);
         kda_operand<P>(op, z);
         if (!${KEEP}) {
-            kda_times_rows<P>(y, op, rec + R::a, KDA_SL, R::SMALL, 0);
-            kda_store(o + (b * T + at.t0) * ldo + h * V, ldo, y, at.n, v0, V);
+            kda_times_rows<P>(y, op, small_rows + R::a, R::SMALL);
+            kda_store(o + at.t0 * ldo, ldo, y, at.n, v0, V);
         }
-        kda_decay<R::KP / 8>(s, numbers + R::total);
-        UNROLL for (int i = 0; i < R::KP / 16; i++)
-            kda_times_cols<P>(s + 2 * i, op, rec + R::kg, R::LK, R::BIG, 16 * i);
+        UNROLL for (int i = 0; i < R::KP / 16; i++) {
+            kda_decay(s + 2 * i, numbers + R::total + 16 * i);
+            kda_times_cols<P>(s + 2 * i, op, big_cols + R::kg + 16 * i, R::BIG);
+        }
         __syncthreads();
     }
     if (!${CACHED}) return;
@@ -171,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 //== kda_one
 /* One token of every sequence on the state in its slot: read once, written once. Block: ${COLUMNS}
  * columns of V of one head, 8 lanes of ${N} columns and 32 times that with a part of the channels each. */
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(256)
 @FN@(const ${TQ} *q, const ${TK} *k, const ${TV} *v, const float *g, const float *beta, float *states,
      const int32_t *slots, const int32_t *past, ${TO} *o, int64_t ldq, int64_t ldk, int64_t ldv, int64_t ldg,
      int64_t ldb, int64_t ldo)
@@ -228,7 +237,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
  * r = v - kd S (which is dv) and what these columns of V give dbeta:
  *   du = dS'^T kg + A^T do;  w = Q^T du;  dr = beta w;  dbeta = w . z;
  *   dS = diag(total) dS' + qd^T do - kd^T dr */
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(${BOUNDS})
 @FN@(const char *records, const float *zs, const ${TD} *dout, ${TV} *dv, float *drs, uint16_t *dstates, float *dbetas,
      int64_t T, int64_t ldd, int64_t ldv, int64_t chunks, int64_t head0, int64_t heads)
 {
@@ -240,47 +249,56 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     const int64_t bh = blockIdx.x / (VT / warps), h = head0 + bh % heads, b = bh / heads;
     float s[R::KP / 8][4];
     UNROLL for (int i = 0; i < R::KP / 8; i++) UNROLL for (int e = 0; e < 4; e++) s[i][e] = 0.0f;
-    records += bh * chunks * R::BYTES;
-    kda_fetch<R::BYTES>(shared + (chunks - 1) % 2 * R::BYTES, records + (chunks - 1) * R::BYTES);
+    records += (bh * chunks + chunks - 1) * R::BYTES;
+    zs += bh * T * V;
+    drs += bh * T * V;
+    dout += b * T * ldd + h * V;
+    dv += b * T * ldv + h * V;
+    dbetas += (bh * VT + tile) * T;
+    dstates += ((bh + 1) * chunks * ${STATE_PARTS} * VT * 16 + v0) * R::LK;
+    kda_fetch<R::BYTES>(shared + (chunks - 1) % 2 * R::BYTES, records);
     cp_async_commit();
-    for (int64_t c = chunks - 1; c >= 0; c--) {
+    for (int c = (int)chunks - 1; c >= 0; c--) {
         const kda_span at = kda_span_of(c, T, 0);
         const uint16_t *rec = (const uint16_t *)(shared + c % 2 * R::BYTES);
+        const uint16_t *big_rows = rec + kda_by_rows(R::LK), *big_cols = rec + kda_by_columns(R::LK);
+        const uint16_t *small_cols = rec + kda_by_columns(KDA_SL);
         const float *numbers = (const float *)rec;
-        if (c > 0) kda_fetch<R::BYTES>(shared + (c - 1) % 2 * R::BYTES, records + (c - 1) * R::BYTES);
+        records -= R::BYTES;
+        if (c > 0) kda_fetch<R::BYTES>(shared + (c - 1) % 2 * R::BYTES, records);
         cp_async_commit();
         float x[2][4], z[2][4], y[2][4] = {}, w[2][4] = {};
         uint32_t op[P][4], grad[P][4];
-        kda_load(x, dout + (b * T + at.t0) * ldd + h * V, ldd, at.n, v0, V);
-        kda_load(z, zs + (bh * T + at.t0) * V, V, at.n, v0, V);
+        kda_load(x, dout + at.t0 * ldd, ldd, at.n, v0, V);
+        kda_load(z, zs + at.t0 * V, V, at.n, v0, V);
         kda_operand<P>(grad, x);
         cp_async_wait(1);
         __syncthreads();
-        uint16_t *to = dstates + (bh * chunks + c) * ${STATE_PARTS} * VT * 16 * R::LK;
-        kda_keep<R::KP / 8, ${STATE_PARTS}>(to + v0 * R::LK, VT * 16 * R::LK, s);
+        dstates -= ${STATE_PARTS} * VT * 16 * R::LK;
+        kda_keep<R::KP / 8, ${STATE_PARTS}>(dstates, VT * 16 * R::LK, s);
         UNROLL for (int i = 0; i < R::KP / 16; i++) {
             __syncwarp(); /* or the parts of all of S are made at once: registers */
             kda_operand<P>(op, s + 2 * i);
-            kda_times_rows<P>(y, op, rec + R::kg, R::LK, R::BIG, 16 * i);
+            kda_times_rows<P>(y, op, big_rows + R::kg + 16 * i, R::BIG);
         }
-        kda_times_cols<P>(y, grad, rec + R::a, KDA_SL, R::SMALL, 0);
+        kda_times_cols<P>(y, grad, small_cols + R::a, R::SMALL);
         kda_operand<P>(op, y);
-        kda_times_cols<P>(w, op, rec + R::q, KDA_SL, R::SMALL, 0);
+        kda_times_cols<P>(w, op, small_cols + R::q, R::SMALL);
         UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 2; e++) {
             float sum = fma1(w[i][e], z[i][e], w[i][e + 2] * z[i][e + 2]);
             UNROLL for (int d = 4; d < WARP; d *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, d);
             const int token = kda_token(i, e);
-            if (threadIdx.x % WARP < 4 && token < at.n) dbetas[(bh * VT + tile) * T + at.t0 + token] = sum;
+            if (threadIdx.x % WARP < 4 && token < at.n) dbetas[at.t0 + token] = sum;
         }
         kda_scale(w, w, numbers + R::beta);
-        kda_store(drs + (bh * T + at.t0) * V, V, w, at.n, v0, V);
-        kda_store(dv + (b * T + at.t0) * ldv + h * V, ldv, w, at.n, v0, V);
+        kda_store(drs + at.t0 * V, V, w, at.n, v0, V);
+        kda_store(dv + at.t0 * ldv, ldv, w, at.n, v0, V);
         UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++) w[i][e] = -w[i][e];
         kda_operand<P>(op, w);
-        kda_decay<R::KP / 8>(s, numbers + R::total);
         UNROLL for (int i = 0; i < R::KP / 16; i++) {
-            kda_times_cols<P>(s + 2 * i, grad, rec + R::qd, R::LK, R::BIG, 16 * i);
-            kda_times_cols<P>(s + 2 * i, op, rec + R::kd, R::LK, R::BIG, 16 * i);
+            kda_decay(s + 2 * i, numbers + R::total + 16 * i);
+            kda_times_cols<P>(s + 2 * i, grad, big_cols + R::qd + 16 * i, R::BIG);
+            kda_times_cols<P>(s + 2 * i, op, big_cols + R::kd + 16 * i, R::BIG);
         }
         __syncthreads();
     }
@@ -351,16 +369,16 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         cp_async_wait(STAGES - 2);
         __syncthreads();
         fetch(slice + STAGES - 1);
-        kda_rows<P>(od, douts, LV, PART, 16 * slice);
-        kda_rows<P>(orp, drp, LV, PART, 16 * slice);
-        kda_rows<P>(ou, us, LV, PART, 16 * slice);
-        if (warp == 0) kda_times_rows<P>(pairs, od, us, LV, PART, 16 * slice);
-        if (warp == 1) kda_times_rows<P>(pairs, orp, us, LV, PART, 16 * slice);
+        const uint16_t *block = douts + kda_by_columns(LV) + 16 * slice;
+        kda_block<P>(od, block, PART);
+        kda_block<P>(orp, block + OPERAND, PART);
+        kda_block<P>(ou, block + 2 * OPERAND, PART);
+        if (warp == 0) kda_times_rows<P>(pairs, od, us + kda_by_rows(LV) + 16 * slice, PART);
+        if (warp == 1) kda_times_rows<P>(pairs, orp, us + kda_by_rows(LV) + 16 * slice, PART);
         UNROLL for (int t = 0; t < TILES; t++) {
             const int ch = 64 * t + 16 * warp;
             if (ch >= KP) continue;
-            const uint16_t *from =
-                ring + slice % STAGES * STAGE + (lane / 8 % 2 * 8 + lane % 8) * LK + ch + lane / 16 * 8;
+            const uint16_t *from = ring + slice % STAGES * STAGE + kda_by_columns(LK) + ch;
             uint32_t s[N][4], ds[N][4];
             UNROLL for (int p = 0; p < N; p++) {
                 ldmatrix4_trans(s[p], from + p * SLICE);

@@ -67,11 +67,21 @@ template <int P> INLINE void kda_operand(uint32_t a[P][4], const float c[2][4]) 
         UNROLL for (int p = 0; p < P; p++) a[p][i] = part[p];
     }
 }
-/* c [16, 8 + 8] += a [16,16] B; B[k][n] = m[n][at + k], parts of m are `next` elements apart. */
-template <int P>
-INLINE void kda_times_rows(float c[2][4], const uint32_t a[P][4], const uint16_t *m, int ld, int next, int at) {
-    const int i = threadIdx.x % WARP / 8, j = threadIdx.x % 8;
-    m += (i / 2 * 8 + j) * ld + at + i % 2 * 8;
+/* What a lane adds to the address of a block [16,16] of rows of ld elements, in the functions below that
+ * take `by rows` and `by columns`: once for all blocks. The compiler does not see how it is made, or it
+ * would keep a sum with every block's place in a register. */
+INLINE int kda_by_rows(int ld) {
+    int at = (threadIdx.x % WARP / 16 * 8 + threadIdx.x % 8) * ld + threadIdx.x / 8 % 2 * 8;
+    asm volatile("" : "+r"(at));
+    return at;
+}
+INLINE int kda_by_columns(int ld) {
+    int at = (threadIdx.x / 8 % 2 * 8 + threadIdx.x % 8) * ld + threadIdx.x % WARP / 16 * 8;
+    asm volatile("" : "+r"(at));
+    return at;
+}
+/* c [16, 8 + 8] += a [16,16] B; B[k][n] = m[n][k], by rows. Parts of m are `next` elements apart. */
+template <int P> INLINE void kda_times_rows(float c[2][4], const uint32_t a[P][4], const uint16_t *m, int next) {
     UNROLL for (int p = P - 1; p >= 0; p--) {
         uint32_t b[4];
         ldmatrix4(b, m + p * next);
@@ -81,11 +91,8 @@ INLINE void kda_times_rows(float c[2][4], const uint32_t a[P][4], const uint16_t
         }
     }
 }
-/* The same with B[k][n] = m[k][at + n]. */
-template <int P>
-INLINE void kda_times_cols(float c[2][4], const uint32_t a[P][4], const uint16_t *m, int ld, int next, int at) {
-    const int i = threadIdx.x % WARP / 8, j = threadIdx.x % 8;
-    m += (i % 2 * 8 + j) * ld + at + i / 2 * 8;
+/* The same with B[k][n] = m[k][n], by columns. */
+template <int P> INLINE void kda_times_cols(float c[2][4], const uint32_t a[P][4], const uint16_t *m, int next) {
     UNROLL for (int p = P - 1; p >= 0; p--) {
         uint32_t b[4];
         ldmatrix4_trans(b, m + p * next);
@@ -95,11 +102,8 @@ INLINE void kda_times_cols(float c[2][4], const uint32_t a[P][4], const uint16_t
         }
     }
 }
-
-/* The operand [16,16] at column `at` of a matrix of 16 rows. */
-template <int P> INLINE void kda_rows(uint32_t a[P][4], const uint16_t *m, int ld, int next, int at) {
-    const int i = threadIdx.x % WARP / 8, j = threadIdx.x % 8;
-    m += (i % 2 * 8 + j) * ld + at + i / 2 * 8;
+/* A block as the operand a, by columns. */
+template <int P> INLINE void kda_block(uint32_t a[P][4], const uint16_t *m, int next) {
     UNROLL for (int p = 0; p < P; p++) ldmatrix4(a[p], m + p * next);
 }
 
@@ -108,15 +112,19 @@ INLINE int kda_token(int h, int e) { return 8 * h + threadIdx.x % 4 * 2 + e % 2;
 INLINE int kda_column(int e) { return threadIdx.x % WARP / 4 + e / 2 * 8; }
 /* Columns v0 .. v0 + 15 < V of n rows, zero beyond. */
 template <class T> INLINE void kda_load(float x[2][4], const T *p, int64_t ld, int n, int v0, int V) {
+    const int first = kda_token(0, 0), v = v0 + kda_column(0);
+    p += first * ld + v;
     UNROLL for (int h = 0; h < 2; h++) UNROLL for (int e = 0; e < 4; e++) {
-        const int i = kda_token(h, e), v = v0 + kda_column(e);
-        x[h][e] = i < n && v < V ? kda_get(p + i * ld + v) : 0.0f;
+        const int i = 8 * h + e % 2, c = e / 2 * 8;
+        x[h][e] = first + i < n && v + c < V ? kda_get(p + i * ld + c) : 0.0f;
     }
 }
 template <class T> INLINE void kda_store(T *p, int64_t ld, const float x[2][4], int n, int v0, int V) {
+    const int first = kda_token(0, 0), v = v0 + kda_column(0);
+    p += first * ld + v;
     UNROLL for (int h = 0; h < 2; h++) UNROLL for (int e = 0; e < 4; e++) {
-        const int i = kda_token(h, e), v = v0 + kda_column(e);
-        if (i < n && v < V) kda_put(p + i * ld + v, x[h][e]);
+        const int i = 8 * h + e % 2, c = e / 2 * 8;
+        if (first + i < n && v + c < V) kda_put(p + i * ld + c, x[h][e]);
     }
 }
 /* Rows of tokens times beta. */
@@ -124,9 +132,9 @@ INLINE void kda_scale(float to[2][4], const float x[2][4], const float *beta) {
     UNROLL for (int h = 0; h < 2; h++) UNROLL for (int e = 0; e < 4; e++) to[h][e] = x[h][e] * beta[kda_token(h, e)];
 }
 
-/* s^T [16, K] times its decay, in registers: n-tile i, channel 8 i + 2 t + e % 2. */
-template <int T> INLINE void kda_decay(float s[T][4], const float *total) {
-    UNROLL for (int i = 0; i < T; i++) UNROLL for (int e = 0; e < 4; e++) s[i][e] *= total[kda_token(i, e)];
+/* 16 channels of S^T times their decay: n-tile i, channel 8 i + 2 t + e % 2. */
+INLINE void kda_decay(float s[2][4], const float *total) {
+    UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++) s[i][e] *= total[kda_token(i, e)];
 }
 /* To memory as N parts of [rows of V][LK], `next` elements apart, for the kernel that has a chunk's
  * gradients; p: this warp's 16 rows. */

@@ -17,9 +17,9 @@ static uint64_t seed = 1;
 static void test_ops(void **state)
 {
     static const struct cuda_op ops[] = {
-        {.op = OP_kda, 3e-6, "11100", "1", 5e-5, .every = 23},
-        {.op = OP_kda_cached, 3e-6, "11100", "10", 5e-5, .every = 23},
-        {.op = OP_kda_grad, 5e-6, "111001", "11100", 1e-2, .every = 29},
+        {.op = OP_kda, 3e-6, "11100", "1", 5e-5, .every = 37},
+        {.op = OP_kda_cached, 3e-6, "11100", "10", 5e-5, .every = 29},
+        {.op = OP_kda_grad, 5e-6, "111001", "11100", 1e-2, .every = 42},
     };
     (void)state;
     cuda_ops_check(ops, sizeof ops / sizeof *ops);
