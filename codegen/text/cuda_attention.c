@@ -63,7 +63,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 //== attention
 /* Causal attention, computed in float32. ${H} query heads over ${KV} key heads of ${HD} (q, k) and ${VD} (v, o), window
  * ${WINDOW} (0: none). A block has BQ queries of one head and goes through the keys they see in tiles of BK on
- * absolute positions, so a row's bits depend neither on later tokens nor on its neighbours. Thread (ty, tx)
+ * absolute positions, so a row's bits depend neither on later tokens nor on its neighbours; attention over caches
+ * does the same steps, pieces included. Thread (ty, tx)
  * has ${R} queries from ${R} ty on; of a tile of scores the keys tx + 16 j, of the result columns 64 j + 4 tx + e.
  * Floor: 2 (HD + VD) T^2/2 FLOPs a head at the rate of plain FMAs. */
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -83,8 +84,9 @@ extern "C" __global__ void __launch_bounds__(256, 1)
     k += row0 * ${LD_K} + h / G * HD;
     v += row0 * ${LD_V} + h / G * VD;
     tile_load<BQ, HD, LDH, ${VEC_Q}>(qs, q + (row0 + q0) * ${LD_Q} + h * HD, ${LD_Q}, end - q0);
-    float acc[R][4 * J] = {}, top[R], sum[R];
-    UNROLL for (int i = 0; i < R; i++) top[i] = ATTN_LOWEST, sum[i] = 0;
+    float total[R][4 * J] = {}, all_top[R], all_sum[R], acc[R][4 * J] = {}, top[R], sum[R];
+    UNROLL for (int i = 0; i < R; i++)
+        all_top[i] = top[i] = ATTN_LOWEST, all_sum[i] = sum[i] = 0;
     for (int64_t k0 = W > 0 ? max64(0, q0 - W + 1) / BK * BK : 0; k0 < end; k0 += BK) {
         __syncthreads();
         tile_load<BK, HD, LDH, ${VEC_K}>(ks, k + k0 * ${LD_K}, ${LD_K}, steps - k0);
@@ -106,13 +108,23 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         }
         __syncwarp(); /* a row of ps stays within a warp */
         tile_sums<R, J, BK, LDP, 1, LDV>(acc, ps, vs);
+        if (k0 + BK < end && (k0 + BK) % ATTN_PIECE) continue;
+        UNROLL for (int i = 0; i < R; i++) { /* the piece is complete */
+            float mine, other;
+            softmax_join(&all_top[i], &all_sum[i], top[i], sum[i], &mine, &other);
+            UNROLL for (int c = 0; c < 4 * J; c++) {
+                total[i][c] = mul1(total[i][c], mine) + mul1(acc[i][c], other);
+                acc[i][c] = 0;
+            }
+            top[i] = ATTN_LOWEST, sum[i] = 0;
+        }
     }
     UNROLL for (int i = 0; i < R; i++) {
         const int64_t t = row0 + q0 + R * ty + i;
         if (t >= row0 + end) continue;
-        tile_store<J, VD, ${VEC_O}>(o + t * ${LD_O} + h * VD, acc[i], div1(1.0f, sum[i]));
-        if (tx == 0) lse[t * H + h] = top[i] + log1(sum[i]);
-        if (tx == 0) most[t * H + h] = top[i];
+        tile_store<J, VD, ${VEC_O}>(o + t * ${LD_O} + h * VD, total[i], div1(1.0f, all_sum[i]));
+        if (tx == 0) lse[t * H + h] = all_top[i] + log1(all_sum[i]);
+        if (tx == 0) most[t * H + h] = all_top[i];
     }
 }
 //== attention_delta

@@ -7,20 +7,12 @@
 /* part [rows of heads][piece mod pieces][${VD}], stat likewise [2]: largest score and sum of probabilities; blockIdx.y is
  * the piece from the first that the block sees on; split = 0: no parts, one block does it all. Position i is row slots[b] * context + i mod context
  * of k and v, tiles do not wrap around. Floor: the keys and values once through memory. */
-INLINE void @FN@_join(float *top, float *sum, float t, float s, float *mine, float *other)
-{
-    const float most = max1(*top, t);
-    *mine = exp1(*top - most);
-    *other = exp1(t - most);
-    *sum = mul1(*sum, *mine) + mul1(s, *other);
-    *top = most;
-}
 extern "C" __global__ void __launch_bounds__(256, 1)
 @FN@(const ${TQ} *q, const ${TK} *k, const ${TK} *v, const int32_t *slots, const int32_t *past,
      ${TO} *o, float *part, float *stat, int64_t steps, int64_t context, int64_t tiles, int64_t split)
 {
     enum { G = ${G}, KV = ${KV}, H = G * KV, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, R = ${R}, BQ = 16 * R };
-    enum { RK = ${RK}, BK = 16 * RK, PIECE = 256, SAME = ${SAME} }; /* SAME: values are the beginnings of keys */
+    enum { RK = ${RK}, BK = 16 * RK, PIECE = ATTN_PIECE, SAME = ${SAME} }; /* SAME: values are the beginnings of keys */
     enum { HC = (HD + 3) / 4 * 4, LDH = ${LDH}, LDV = SAME ? LDH : ${LDV}, J = (VD + 63) / 64, LDP = BK + 4 };
     const float scale = ${SCALE}f;
     DYNAMIC_SHARED(float, qs); /* [BQ][LDH] */
@@ -102,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
                 continue;
             }
             float mine, other;
-            @FN@_join(&all_top[i], &all_sum[i], top[i], sum[i], &mine, &other);
+            softmax_join(&all_top[i], &all_sum[i], top[i], sum[i], &mine, &other);
             UNROLL for (int c = 0; c < 4 * J; c++) {
                 total[i][c] = mul1(total[i][c], mine) + mul1(acc[i][c], other);
                 acc[i][c] = 0;
@@ -123,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 extern "C" __global__ void __launch_bounds__(128)
 @FN@(const float *part, const float *stat, const int32_t *past, ${TO} *o, int64_t steps, int64_t pieces)
 {
-    enum { H = ${G} * ${KV}, VD = ${VD}, W = ${WINDOW}, PIECE = 256, EACH = 8 };
+    enum { H = ${G} * ${KV}, VD = ${VD}, W = ${WINDOW}, PIECE = ATTN_PIECE, EACH = 8 };
     const int64_t row = blockIdx.x / H, at = past[row / steps] + row % steps;
     const int64_t from = W > 0 ? max64(0, at - W + 1) / PIECE : 0, to = at / PIECE + 1;
     stat += 2 * blockIdx.x * pieces;
@@ -140,10 +132,9 @@ extern "C" __global__ void __launch_bounds__(128)
                 x[i] = is ? part[at_part * VD + c] : 0.0f;
             }
             UNROLL for (int i = 0; i < EACH; i++) {
-                const float most = max1(top, t[i]), mine = exp1(top - most), other = exp1(t[i] - most);
-                sum = mul1(sum, mine) + mul1(s[i], other);
+                float mine, other;
+                softmax_join(&top, &sum, t[i], s[i], &mine, &other);
                 total = mul1(total, mine) + mul1(x[i], other);
-                top = most;
             }
         }
         const float y = mul1(total, div1(1.0f, sum)) + 0.0f;

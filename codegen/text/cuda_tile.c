@@ -122,6 +122,17 @@ template <int RB> INLINE float softmax_step(float x[RB], float *top, float *sum)
     *sum = fma1(*sum, factor, side_sum(total));
     return factor;
 }
+/* Keys of a sequence are cut into pieces on absolute positions; each has its own online softmax, and
+ * the results of pieces are joined in order: top and sum of a row with t and s of the next piece.
+ * mine and other: factors of what belongs to them. */
+enum { ATTN_PIECE = 256 };
+INLINE void softmax_join(float *top, float *sum, float t, float s, float *mine, float *other) {
+    const float most = max1(*top, t);
+    *mine = exp1(*top - most);
+    *other = exp1(t - most);
+    *sum = mul1(*sum, *mine) + mul1(s, *other);
+    *top = most;
+}
 
 /* ---- tiles of bf16 for mma_bf16: rows of a multiple of 16 columns and 8 more, so that the eight rows
  * that ldmatrix reads at once lie in different banks ---- */

@@ -79,7 +79,7 @@ static void add(struct cuda_ops *c, struct arena *a, int64_t at, const struct he
 static void test_heads(void **state)
 {
     static const struct heads all[] = {
-        {2, 1, 64, 64, 0, {1, 200}, true, false, true},
+        {2, 1, 64, 64, 0, {1, 270}, true, false, true},
         {2, 1, 128, 128, 70, {1, 133}, false, false, false},
         {1, 1, 192, 128, 0, {1, 140}, false, false, false},
         {2, 1, 64, 64, 0, {1, 150}, false, true, true},
