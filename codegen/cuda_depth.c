@@ -287,33 +287,36 @@ static struct cg_ref *grad_refs(struct depth s, struct kind k, struct cg_ref *at
     return at;
 }
 
-/* The form for a gradient of one query; false: only the plain one will do. `acc`: bytes before the
- * accumulators of a warp's slot. */
+/* The form for a gradient of one query or two; false: only the plain one will do. `acc`: bytes
+ * before the accumulators of a warp's slot. */
 static bool grad_stream(const struct cg_emit *e, struct depth s, struct kind k, bool h_narrow,
                         struct stream *m, int64_t *acc)
 {
-    if (s.q > 1 || s.d % 8 || !lay(m, s.d, 4) || m->v > 4) return false;
+    if (s.q > 2 || s.d % 8 || !lay(m, s.d, 4) || m->v > 4) return false;
     if (s.whole && !aligned(e, false, 1, 3)) return false; /* the mix, the query */
-    if (!s.whole && !aligned(e, false, 2, 3)) return false;
-    if (!aligned(e, false, s.first_o, s.first_o + 1) || !aligned(e, true, 0, s.n)) return false;
+    if (!s.whole && !aligned(e, false, 2, 2 + s.q)) return false;
+    if (!aligned(e, false, s.first_o, s.first_o + s.q) || !aligned(e, true, 0, s.n)) return false;
     if (!aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc)) return false;
-    int64_t v = any(k.v, s.n, false) || any(k.o, 1, false) ? 4 : 2;
+    int64_t v = any(k.v, s.n, false) || any(k.o, s.q, false) ? 4 : 2;
     int64_t more = any(k.d, s.n, false) || (s.whole && !h_narrow) ? 4 : 2;
     *acc = m->v * 128 * v;
     m->slot = m->w * m->v * 128 * (v + more);
-    m->units = m->w >= 4 ? 1 : 8 / m->w;
+    int64_t warps = s.q == 1 ? 16 : 12; /* of a multiprocessor, as registers allow */
+    if (s.q > 1 && m->w > warps) return false;
+    m->units = m->w >= 4 ? 1 : warps / 2 / m->w;
     m->threads = m->units * m->w * 32;
-    m->resident = m->threads <= 256 ? (uint32_t)(512 / m->threads) : 1;
+    m->resident = m->w > warps / 2 ? 1 : (uint32_t)(warps / (m->units * m->w));
     m->stages = stages(s, m, 0);
     m->g = m->stages >= 4 ? 2 : 1;
     m->p = 8;
-    return m->stages >= 2;
+    m->q = s.q;
+    return m->stages >= m->q + 1;
 }
 
 static struct str grad_text(const struct cg_emit *e, bool h_narrow, bool whole,
                             const struct stream *m, int64_t acc)
 {
-    struct cg_var vars[8] = {
+    struct cg_var vars[6] = {
         {"FROM_MIX", whole ? "true" : "false"},
         {"H_NARROW", h_narrow ? "true" : "false"},
     };
@@ -321,7 +324,8 @@ static struct str grad_text(const struct cg_emit *e, bool h_narrow, bool whole,
     vars[2] = (struct cg_var){"G", cg_number(e, m->g)};
     vars[3] = (struct cg_var){"ACC", cg_number(e, acc)};
     vars[4] = (struct cg_var){"RESIDENT", cg_number(e, m->resident)};
-    const char *body = cg_section(e->a, text, "grad_stream", vars, 5).p;
+    vars[5] = (struct cg_var){"Q", cg_number(e, m->q)};
+    const char *body = cg_section(e->a, text, "grad_stream", vars, 6).p;
     return str_of(str_fmt(e->a, "%s%s", stream_text(e, *m).p, body));
 }
 
@@ -444,8 +448,9 @@ static void apply(const struct cg_emit *e, struct depth s, struct kind k, uint32
 static void grads(const struct cg_emit *e, struct depth s)
 {
     struct kind k = kinds(e, s, true);
-    struct stream m = {0};
-    if (!parts(e, s, k, &m)) {
+    struct stream m = {0}, one = {0};
+    int64_t acc;
+    if (grad_stream(e, s, k, false, &one, &acc) || !parts(e, s, k, &m)) {
         grad(e, s, k);
         return;
     }

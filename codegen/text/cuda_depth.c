@@ -384,8 +384,9 @@ extern "C" __global__ void __launch_bounds__(128)
     }
 }
 //== grad_stream
-enum { @FN@_G = ${G}, @FN@_ACC = ${ACC} }; /* ACC: where accumulators begin in a warp's slot */
-struct @FN@_flow { /* what is copied next, and where to; j = -1: dh, and the mix */
+enum { @FN@_Q = ${Q}, @FN@_G = ${G} };
+enum { @FN@_ACC = ${ACC} }; /* where accumulators begin in a warp's slot */
+struct @FN@_flow { /* what is copied next, and where to; j < 0: dh of query j + Q, and the mix */
     int row, j, slot;
 };
 INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_queries &query,
@@ -394,7 +395,8 @@ INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_queries &query,
     char *to = ring + f->slot * @FN@_SLOT;
     if (f->row < rows) {
         if (f->j < 0) {
-            @FN@_copy(to, query.dh[0], @FN@_o_narrow(kind, 0), f->row, warp, lane);
+            const int i = f->j + @FN@_Q;
+            @FN@_copy(to, query.dh[i], @FN@_o_narrow(kind, i), f->row, warp, lane);
             if (${FROM_MIX})
                 @FN@_copy(to + @FN@_ACC, query.delta[0], ${H_NARROW}, f->row, warp, lane);
         } else {
@@ -403,17 +405,18 @@ INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_queries &query,
                 @FN@_copy(to + @FN@_ACC, source.acc[f->j], @FN@_d_narrow(kind, f->j), f->row, warp,
                           lane);
         }
-        if (++f->j == n) f->j = -1, f->row += step;
+        if (++f->j == n) f->j = -@FN@_Q, f->row += step;
     }
     cp_async_commit();
     f->slot = @FN@_after(f->slot, 1);
 }
-/* One query: everything is read once. A round takes `per` <= G sources: the dots of all with dh in
- * one reduction (the first one also brings dh . h), then their gradients. With p_j the weight of
- * source j and ds_j the gradient of its logit, one row adds
- *   dv_j += p_j dh + ds_j r_j u - ds_j s_j r_j^2 / D v_j,   du += sum_j ds_j r_j v_j.
+/* One query or two: everything is read once. A round takes `per` <= G sources: the dots of all with
+ * every dh in one reduction (the first one also brings dh . h), then their gradients. With p_ij the
+ * weight of source j in query i and ds_ij the gradient of its logit, one row adds
+ *   dv_j += sum_i p_ij dh_i + ds_ij r_j u_i - ds_ij s_ij r_j^2 / D v_j,
+ *   du_i += sum_j ds_ij r_j v_j.
  * du stays in registers over a unit's rows; units of a block add theirs in order at the end.
- * Bytes a row: n sources, n accumulators, n gradients, dh and h. */
+ * Bytes a row: n sources, n accumulators, n gradients, q of dh, and h. */
 extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDENT})
 @FN@(const float *s, const float *r, const __grid_constant__ struct @FN@_queries query,
      const __grid_constant__ struct @FN@_sources source, float *part_du, int64_t row_count,
@@ -427,76 +430,91 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
     const int step = gridDim.x * @FN@_UNITS;
     const int first = blockIdx.x * @FN@_UNITS + unit;
     char *ring = shared + unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
-    struct @FN@_flow flow = {first, -1, 0};
+    struct @FN@_flow flow = {first, -@FN@_Q, 0};
     for (int k = 0; k < @FN@_STAGES; k++)
         @FN@_issue(&flow, query, source, kind, ring, rows, n, step, warp, lane);
-    float u[@FN@_V][4], du[@FN@_V][4], dh[@FN@_V][4], v[4], y[4];
-    UNROLL for (int k = 0; k < @FN@_V; k++) {
-        UNROLL for (int e = 0; e < 4; e++) u[k][e] = du[k][e] = 0;
-        if (column + 128 * k < @FN@_D) ld_f32x4(u[k], query.u[0] + column + 128 * k);
-    }
+    float u[@FN@_Q][@FN@_V][4], du[@FN@_Q][@FN@_V][4], dh[@FN@_Q][@FN@_V][4], v[4], y[4];
+    UNROLL for (int i = 0; i < @FN@_Q; i++)
+        UNROLL for (int k = 0; k < @FN@_V; k++) {
+            UNROLL for (int e = 0; e < 4; e++) u[i][k][e] = du[i][k][e] = 0;
+            if (column + 128 * k < @FN@_D) ld_f32x4(u[i][k], query.u[i] + column + 128 * k);
+        }
     for (int k = threadIdx.x; k < @FN@_UNITS * 2 * @FN@_P * @FN@_PART;
          k += @FN@_UNITS * @FN@_W * WARP)
         (&part[0][0][0][0])[k] = 0;
     __syncthreads();
 
-    /* lane l deals with source l / EACH of a round; its numbers are fetched a round ahead */
-    const int mine = lane / @FN@_EACH;
-    const float *numbers = query.lse[0], *deltas = (const float *)query.delta[0];
+    /* a lane deals with source g of a round and query i; its numbers are fetched a round ahead */
+    const int g_mine = lane / @FN@_EACH / @FN@_Q, i_mine = lane / @FN@_EACH % @FN@_Q;
+    const float *numbers = query.lse[i_mine], *deltas = (const float *)query.delta[i_mine];
+    const int64_t ld_lse = ld.lse[i_mine], ld_delta = ld.delta[i_mine];
     float s_next = 0, r_next = 0, lse_next = 0, delta_next = 0;
     if (first < rows) {
-        const int64_t at = (int64_t)first * n + mine;
-        if (mine < per) s_next = s[at], r_next = r[at];
-        lse_next = numbers[first * ld.lse[0]];
-        if (!${FROM_MIX}) delta_next = deltas[first * ld.delta[0]];
+        if (g_mine < per) {
+            s_next = s[((int64_t)first * @FN@_Q + i_mine) * n + g_mine];
+            r_next = r[(int64_t)first * n + g_mine];
+        }
+        lse_next = numbers[first * ld_lse];
+        if (!${FROM_MIX}) delta_next = deltas[first * ld_delta];
     }
     int slot = 0, turn = 0;
     for (int row = first; row < rows; row += step) {
         const float lse = lse_next;
         float delta = delta_next, product = 0; /* this lane's part of dh . h */
         if (row + step < rows) {
-            lse_next = numbers[(row + step) * ld.lse[0]];
-            if (!${FROM_MIX}) delta_next = deltas[(row + step) * ld.delta[0]];
+            lse_next = numbers[(row + step) * ld_lse];
+            if (!${FROM_MIX}) delta_next = deltas[(row + step) * ld_delta];
         }
-        @FN@_await(1);
-        UNROLL for (int k = 0; k < @FN@_V; k++) {
-            @FN@_get4(dh[k], ring + slot * @FN@_SLOT, @FN@_o_narrow(kind, 0), 4 * lane + 128 * k);
-            if (!${FROM_MIX}) continue;
-            @FN@_get4(v, ring + slot * @FN@_SLOT + @FN@_ACC, ${H_NARROW}, 4 * lane + 128 * k);
-            UNROLL for (int e = 0; e < 4; e++) product = fma1(dh[k][e], v[e], product);
-        }
+        @FN@_await(@FN@_Q);
+        UNROLL for (int i = 0; i < @FN@_Q; i++)
+            UNROLL for (int k = 0; k < @FN@_V; k++) {
+                const char *at = ring + @FN@_after(slot, i) * @FN@_SLOT;
+                @FN@_get4(dh[i][k], at, @FN@_o_narrow(kind, i), 4 * lane + 128 * k);
+                if (!${FROM_MIX}) continue;
+                @FN@_get4(v, at + @FN@_ACC, ${H_NARROW}, 4 * lane + 128 * k);
+                UNROLL for (int e = 0; e < 4; e++) product = fma1(dh[i][k][e], v[e], product);
+            }
         __syncwarp(); /* all have read what the next copies replace */
-        @FN@_issue(&flow, query, source, kind, ring, rows, n, step, warp, lane);
-        slot = @FN@_after(slot, 1);
+        for (int i = 0; i < @FN@_Q; i++)
+            @FN@_issue(&flow, query, source, kind, ring, rows, n, step, warp, lane);
+        slot = @FN@_after(slot, @FN@_Q);
         for (int j = 0; j < n; j += per) {
             const int count = per < n - j ? per : n - j;
             const float sj = s_next, rj = r_next;
             const int row1 = j + per < n ? row : row + step, j1 = j + per < n ? j + per : 0;
-            const int64_t next = (int64_t)row1 * n + j1 + mine;
-            if (row1 < rows && mine < per && j1 + mine < n) s_next = s[next], r_next = r[next];
+            if (row1 < rows && g_mine < per && j1 + g_mine < n) {
+                s_next = s[((int64_t)row1 * @FN@_Q + i_mine) * n + j1 + g_mine];
+                r_next = r[(int64_t)row1 * n + j1 + g_mine];
+            }
             float x[@FN@_P];
             UNROLL for (int k = 0; k < @FN@_P; k++) x[k] = 0;
-            x[@FN@_G] = j == 0 ? product : 0;
+            if (${FROM_MIX}) x[@FN@_G * @FN@_Q] = j == 0 ? product : 0;
             @FN@_await(count);
             UNROLL for (int g = 0; g < @FN@_G; g++) {
                 if (g >= count) continue;
                 UNROLL for (int k = 0; k < @FN@_V; k++) {
                     @FN@_get4(v, ring + @FN@_after(slot, g) * @FN@_SLOT,
                               @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
-                    UNROLL for (int e = 0; e < 4; e++) x[g] = fma1(dh[k][e], v[e], x[g]);
+                    UNROLL for (int i = 0; i < @FN@_Q; i++)
+                        UNROLL for (int e = 0; e < 4; e++)
+                            x[g * @FN@_Q + i] = fma1(dh[i][k][e], v[e], x[g * @FN@_Q + i]);
                 }
             }
             const float total = @FN@_total(x, part[unit][turn], unit, warp, lane);
             turn ^= 1;
             if (${FROM_MIX} && j == 0)
-                delta = __shfl_sync(ALL_LANES, total, @FN@_G * @FN@_EACH);
+                delta = __shfl_sync(ALL_LANES, total, @FN@_G * @FN@_Q * @FN@_EACH);
             const float pj = exp1(sj - lse), tj = pj * (total - delta) * rj;
             const float cj = -tj * sj * rj * (1.0f / @FN@_D);
             UNROLL for (int g = 0; g < @FN@_G; g++) {
                 if (g >= count) continue;
-                const float p = __shfl_sync(ALL_LANES, pj, g * @FN@_EACH);
-                const float t = __shfl_sync(ALL_LANES, tj, g * @FN@_EACH);
-                const float c = __shfl_sync(ALL_LANES, cj, g * @FN@_EACH);
+                float p[@FN@_Q], t[@FN@_Q], c = 0;
+                UNROLL for (int i = 0; i < @FN@_Q; i++) {
+                    const int from = (g * @FN@_Q + i) * @FN@_EACH;
+                    p[i] = __shfl_sync(ALL_LANES, pj, from);
+                    t[i] = __shfl_sync(ALL_LANES, tj, from);
+                    c += __shfl_sync(ALL_LANES, cj, from);
+                }
                 const char *at = ring + @FN@_after(slot, g) * @FN@_SLOT;
                 UNROLL for (int k = 0; k < @FN@_V; k++) {
                     @FN@_get4(v, at, @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
@@ -504,12 +522,13 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
                     if (@FN@_bit(kind, have, j + g))
                         @FN@_get4(y, at + @FN@_ACC, @FN@_d_narrow(kind, j + g),
                                   4 * lane + 128 * k);
-                    UNROLL for (int e = 0; e < 4; e++) {
-                        y[e] = fma1(c, v[e], y[e]);
-                        y[e] = fma1(p, dh[k][e], y[e]);
-                        y[e] = fma1(t, u[k][e], y[e]);
-                        du[k][e] = fma1(t, v[e], du[k][e]);
-                    }
+                    UNROLL for (int e = 0; e < 4; e++) y[e] = fma1(c, v[e], y[e]);
+                    UNROLL for (int i = 0; i < @FN@_Q; i++)
+                        UNROLL for (int e = 0; e < 4; e++) {
+                            y[e] = fma1(p[i], dh[i][k][e], y[e]);
+                            y[e] = fma1(t[i], u[i][k][e], y[e]);
+                            du[i][k][e] = fma1(t[i], v[e], du[i][k][e]);
+                        }
                     if (column + 128 * k < @FN@_D)
                         @FN@_put4(source.dv[j + g], @FN@_d_narrow(kind, j + g),
                                   (int64_t)row * @FN@_D + column + 128 * k, y);
@@ -522,15 +541,17 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
         }
     }
     cp_async_wait(0);
-    __syncthreads(); /* the ring's memory takes the units' parts */
-    float *parts = (float *)shared;
-    UNROLL for (int k = 0; k < @FN@_V; k++)
-        st_f32x4(parts + unit * @FN@_WIDTH + column + 128 * k, du[k]);
-    __syncthreads();
-    for (int d = threadIdx.x; d < @FN@_D; d += @FN@_UNITS * @FN@_W * WARP) {
-        float sum = parts[d];
-        for (int k = 1; k < @FN@_UNITS; k++) sum += parts[k * @FN@_WIDTH + d];
-        part_du[blockIdx.x * (int64_t)@FN@_D + d] = sum;
+    float *parts = (float *)shared; /* the ring's memory takes the units' parts */
+    UNROLL for (int i = 0; i < @FN@_Q; i++) {
+        __syncthreads();
+        UNROLL for (int k = 0; k < @FN@_V; k++)
+            st_f32x4(parts + unit * @FN@_WIDTH + column + 128 * k, du[i][k]);
+        __syncthreads();
+        for (int d = threadIdx.x; d < @FN@_D; d += @FN@_UNITS * @FN@_W * WARP) {
+            float sum = parts[d];
+            for (int k = 1; k < @FN@_UNITS; k++) sum += parts[k * @FN@_WIDTH + d];
+            part_du[(blockIdx.x * (int64_t)@FN@_Q + i) * @FN@_D + d] = sum;
+        }
     }
 }
 //== grad_dots

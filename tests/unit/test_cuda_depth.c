@@ -116,7 +116,9 @@ static const struct size sizes[] = {
     {8, 1, 1, 3700, NARROW, WIDE, true, false},
     {16, 1, 1, 1100, NARROW, WIDE, false, true},
     {520, 1, 2, 1060, NARROW, NARROW, true, false},
-    {520, 1, 2, 270, NARROW, NARROW, false, true},
+    {72, 1, 2, 1600, NARROW, WIDE, false, true},
+    {520, 1, 3, 270, NARROW, NARROW, false, true},
+    {7168, 2, 3, 1, NARROW, WIDE, false, true},
     /* clang-format on */
 };
 
