@@ -4,7 +4,8 @@
 #include <stdio.h>
 
 static const char help[] =
-    "usage: strata opt GRAPH.ir [--passes=A,B] [--batch B] [--seq T] [-o OUT.ir]\n\n"
+    "usage: strata opt GRAPH.ir [--passes=A,B] [--batch B] [--seq T] [--target NAME]\n"
+    "                  [-o OUT.ir]\n\n"
     "Runs passes on the text of a graph and prints the result: how passes are looked at.\n"
     "Without --passes all of them run. A reproducer (--repro) of a failed pass says in its first\n"
     "line which passes to run.\n\n"
@@ -14,6 +15,7 @@ static const char help[] =
 #include "compiler/pass.def"
     "  --batch B      sequences, for cost decisions; default 8\n"
     "  --seq T        positions; default 128\n"
+    "  --target NAME  cpu (default) or cuda: whose kernels follow\n"
     "  -o OUT.ir      instead of standard output\n"
     "  --report       what the passes decided, and why, on standard error\n"
     "  --time-passes  milliseconds a pass, on standard error\n";
@@ -27,7 +29,7 @@ static void show(struct sb *s, bool on)
 int cmd_opt(int argc, char **argv)
 {
     struct cli c = {0};
-    const char *out = NULL;
+    const char *out = NULL, *target = "cpu";
     int64_t B = 8, T = 128;
     bool report = false, time_passes = false;
     struct pipeline_options o = {0};
@@ -36,17 +38,21 @@ int cmd_opt(int argc, char **argv)
     size_t n;
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"passes", CLI_text, &o.passes}, {"batch", CLI_int, &B},
-                          {"seq", CLI_int, &T}, {"output", CLI_text, &out},
-                          {"report", CLI_flag, &report}, {"time-passes", CLI_flag, &time_passes}));
+                          {"seq", CLI_int, &T}, {"target", CLI_text, &target},
+                          {"output", CLI_text, &out}, {"report", CLI_flag, &report},
+                          {"time-passes", CLI_flag, &time_passes}));
     cli_no_set(&c);
     if (B < 1 || T < 1)
         cli_fail((enum rt_status)EXIT_USAGE, "--batch and --seq must be at least 1");
+    bool gpu = !strcmp(target, "cuda");
+    if (!gpu && strcmp(target, "cpu") != 0)
+        cli_fail((enum rt_status)EXIT_USAGE, "--target must be cpu or cuda");
     const char *path = c.arg.p[0];
     int e = io_read(c.arena, path, 1 << 28, &in);
     if (e) cli_fail(RT_user, "cannot read '%s': %s", path, strerror(e));
     struct ir_graph *g = graph_parse(c.arena, c.diag, diag_file(c.diag, path, in), in, NULL, NULL);
     if (g) {
-        struct pass_ctx ctx = {.arena = c.arena, .diag = c.diag, .bind = {B, T}};
+        struct pass_ctx ctx = {.arena = c.arena, .diag = c.diag, .bind = {B, T}, .gpu = gpu};
         const struct pass_row *rows = pass_rows(&n);
         o.report = &reports, o.times = &times;
         g = pipeline_run(&ctx, &o, rows, n, g);

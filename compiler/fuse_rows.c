@@ -23,8 +23,9 @@
  *     So a residual sum h + y is written once, and a normalised x * r never.
  * Slices and reshapes stay views: the region's arg has the row stride {ld}. A result that
  * nothing but a column concat reads is written in its place there (out {ld}), so that the
- * concat has nothing to do. */
+ * concat has nothing to do. On a GPU what is written of a round_bf16 is bf16 (narrow.c). */
 #include "compiler/fuse_plan.h"
+#include "compiler/narrow.h"
 #include "compiler/pass.h"
 
 struct fuse {
@@ -195,7 +196,8 @@ static void report_region(struct fuse *f, const struct region *r, ir_id rows)
         sb_printf(out, "  writes %%%u ", f->now[n]);
         type_print(f->in->types, ir_at(f->in, n)->type, out);
         sb_char(out, ' ');
-        report_bytes(out, 4 * (double)type_count(f->in->types, ir_at(f->in, n)->type, f->c->bind));
+        report_bytes(out, (double)ir_elem_bytes(f->out, f->now[n]) *
+                              (double)type_count(f->in->types, ir_at(f->in, n)->type, f->c->bind));
         if (f->plan->store[n] == FS_reader)
             sb_printf(out, ": read by %s %s", op_info((enum ir_op)ir_at(f->in, m)->op)->name,
                       ir_name(f->in, m));
@@ -204,6 +206,34 @@ static void report_region(struct fuse *f, const struct region *r, ir_id rows)
         if (f->plan->ld[n]) sb_str(out, ", in place");
         sb_char(out, '\n');
     }
+}
+
+/* Do all readers of value n, views of it followed, take it as bf16? */
+static bool read_narrow(const struct fuse *f, ir_id n)
+{
+    const struct fuse_plan *p = f->plan;
+    if (p->is_output[n]) return false;
+    for (uint32_t u = p->first_user[n]; u < p->first_user[n + 1]; u++) {
+        ir_id m = p->users[u];
+        enum ir_op op = (enum ir_op)ir_at(f->in, m)->op;
+        bool view = op == OP_slice || op == OP_reshape, takes = view && read_narrow(f, m);
+        for (uint32_t i = 0; i < ir_at(f->in, m)->nsrc && !view; i++)
+            if (ir_src(f->in, m, i) == n)
+                takes = op == OP_concat ? ir_narrow(f->in, m) : narrow_reads(f->in, m, i);
+        if (!takes) return false;
+    }
+    return true;
+}
+
+/* GPU: the results that are stored as bf16, "" for none. */
+static const char *narrow_results(struct fuse *f, const ir_id *member, uint32_t count)
+{
+    char *word = NEW(f->scratch, char, count + 1);
+    for (uint32_t i = 0; i < count; i++) {
+        bool round = ir_at(f->in, member[i])->op == OP_round_bf16;
+        word[i] = "01"[f->c->gpu && round && read_narrow(f, member[i])];
+    }
+    return strchr(word, '1') ? word : "";
 }
 
 static void need(struct fuse *f, ir_id n);
@@ -224,8 +254,10 @@ static void place_rows(struct fuse *f, struct region *r, int64_t index)
     const char *name = region_name(f, member, count);
     g->cur_span = ir_span(f->in, member[0]);
     ir_type_id type = count == 1 ? types[0] : type_tuple(g->types, types, count);
-    ir_id rows =
-        ir_add_typed(g, OP_rows, type, src, r->operand.n, ATTRS(A_INT(region, index)), name);
+    const char *narrow = narrow_results(f, member, count);
+    ir_id rows = ir_add_typed(g, OP_rows, type, src, r->operand.n,
+                              (struct ir_attr[]){A_INT(region, index), A_STR(narrow, narrow)},
+                              *narrow ? 2 : 1, name);
     for (uint32_t i = 0; i < count; i++) {
         g->cur_span = ir_span(f->in, member[i]);
         ir_id id = f->now[member[i]] = count == 1 ? rows : ir_get(g, rows, i);

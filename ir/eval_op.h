@@ -36,6 +36,8 @@ double ev_num(const struct eval *e, enum ir_attr_key k, double absent);
 int64_t ev_index(const struct eval *e, double v, int64_t limit);
 /* The nearest bf16 number of a float32, ties to even. */
 double ev_bf16(double a);
+/* Operand i of a product, rounded to bf16 where the product asks for it. */
+const double *ev_operand(struct eval *e, size_t i);
 /* All nodes of a graph; used for the whole and for regions. */
 struct ir_values ev_graph(struct arena *a, const struct ir_graph *g, struct ir_bind b,
                           const struct eval_env *env);

@@ -164,8 +164,7 @@ static void product(double *c, const double *a, const double *b, int64_t m, int6
                     (ta ? a[l * m + i] : a[i * k + l]) * (tb ? b[j * k + l] : b[l * n + j]);
 }
 
-/* Operand i of a product, rounded to bf16 where the product asks for it. */
-static const double *operand(struct eval *e, size_t i)
+const double *ev_operand(struct eval *e, size_t i)
 {
     const double *v = ev_src(e, i);
     if (!ev_int(e, AK_bf16, 0)) return v;
@@ -179,7 +178,7 @@ void eval_matmul(struct eval *e)
     bool ta = ev_int(e, AK_ta, 0) != 0, tb = ev_int(e, AK_tb, 0) != 0;
     int64_t m = ev_dim(e, 0, ta ? -1 : -2), k = ev_dim(e, 0, ta ? -2 : -1);
     int64_t n = ev_dim(e, 1, tb ? -2 : -1);
-    const double *x = operand(e, 0), *y = operand(e, 1);
+    const double *x = ev_operand(e, 0), *y = ev_operand(e, 1);
     int64_t batch = ir_ty(e->g, e->n)->rank == 3 ? ev_dim(e, 0, 0) : 1;
     for (int64_t i = 0; i < batch; i++)
         product(ev_out(e, 0) + i * m * n, x + i * m * k, y + i * k * n, m, n, k, ta, tb);
@@ -188,7 +187,7 @@ void eval_matmul(struct eval *e)
 void eval_grouped_matmul(struct eval *e)
 {
     bool tb = ev_int(e, AK_tb, 1) != 0;
-    const double *x = operand(e, 0), *w = operand(e, 1), *offset = ev_src(e, 2);
+    const double *x = ev_operand(e, 0), *w = ev_operand(e, 1), *offset = ev_src(e, 2);
     int64_t k = ev_cols(e, 0), n = ev_dim(e, 1, tb ? 1 : 2);
     for (int64_t g = 0; g < ev_dim(e, 1, 0); g++) {
         int64_t from = ev_index(e, offset[g], ev_rows(e, 0) + 1);
@@ -199,7 +198,7 @@ void eval_grouped_matmul(struct eval *e)
 
 void eval_grouped_matmul_dw(struct eval *e)
 {
-    const double *dy = operand(e, 0), *x = operand(e, 1), *offset = ev_src(e, 2);
+    const double *dy = ev_operand(e, 0), *x = ev_operand(e, 1), *offset = ev_src(e, 2);
     int64_t m = ev_cols(e, 0), k = ev_cols(e, 1);
     for (int64_t g = 0; g + 1 < ev_count(e, 2); g++) {
         int64_t from = ev_index(e, offset[g], ev_rows(e, 0) + 1);

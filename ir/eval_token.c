@@ -216,7 +216,8 @@ void eval_count_valid(struct eval *e)
 static void head(struct eval *e, double *nll, double *dh, double *dw)
 {
     int64_t rows = ev_rows(e, 0), width = ev_cols(e, 0), n = ev_rows(e, 1);
-    const double *h = ev_src(e, 0), *w = ev_src(e, 1), *target = ev_src(e, 2);
+    const double *h = ev_operand(e, 0), *w = ev_operand(e, 1), *target = ev_src(e, 2);
+    bool bf16 = ev_int(e, AK_bf16, 0) != 0;
     double *logits = NEW(e->a, double, n), *d = NEW(e->a, double, n);
     for (int64_t t = 0; t < rows; t++) {
         for (int64_t j = 0; j < n; j++) logits[j] = dot(h + t * width, w + j * width, width);
@@ -224,6 +225,7 @@ static void head(struct eval *e, double *nll, double *dh, double *dw)
         nll[t] = nll_of(e, logits, lse, target[t], n);
         if (!dh) continue;
         nll_grad(e, d, logits, lse, target[t], ev_src(e, 3)[t], n);
+        for (int64_t j = 0; j < n && bf16; j++) d[j] = ev_bf16(d[j]); /* operand of two products */
         for (int64_t j = 0; j < n; j++)
             for (int64_t i = 0; i < width; i++) {
                 dh[t * width + i] += d[j] * w[j * width + i];
