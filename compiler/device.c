@@ -1,14 +1,17 @@
 /* The part of a session that runs plans on a GPU. Named values are at the same offsets there as in
  * the host's mirror; what moves between them, and when, is said in program.h. */
+#include "compiler/cuda_units.h"
 #include "compiler/session.h"
+#include "runtime/mem.h"
 #include "runtime/nvrtc.h"
 #include <stdio.h>
 #include <stdlib.h>
 
+#define COMBINE "strata_combine"
 static const char combine_text[] =
     "/* to[i] = a[i] + b[i], a[i] > b[i] ? a[i] : b[i] or a[i]; `to` may be a or b */\n"
-    "extern \"C\" __global__ void __launch_bounds__(256)\n"
-    "strata_combine(float *to, const float *a, const float *b, int64_t n, int64_t op)\n"
+    "extern \"C\" __global__ void __launch_bounds__(256)\n" COMBINE
+    "(float *to, const float *a, const float *b, int64_t n, int64_t op)\n"
     "{\n"
     "    const int64_t step = (int64_t)gridDim.x * 256;\n"
     "    const int64_t first = blockIdx.x * 256ll + threadIdx.x;\n"
@@ -113,66 +116,76 @@ static enum rt_status get_memory(struct session *s, struct rt_error *err)
 
 /* ---- kernels ---- */
 
-struct unit { /* one translation unit: every text once */
+struct missing { /* kernels that are not loaded yet */
     struct arena *a;
-    struct sb text;
-    struct map seen; /* texts */
     VEC(const char *) symbol;
+    VEC(struct str) text;
 };
 
-static void add_kernels(struct session *s, struct unit *u, const struct lowered *l)
+static void add_kernel(struct session *s, struct missing *m, const char *symbol, struct str text)
 {
-    for (uint32_t j = 0; j < l->plan.num_kernels; j++) {
-        uint32_t *at = map_str(&s->loaded, str_of(l->code[j].symbol));
-        if (*at) continue;
-        vec_push(s->a, &s->device.fn, NULL);
-        *at = (uint32_t)s->device.fn.n;
-        vec_push(u->a, &u->symbol, l->code[j].symbol);
-        uint32_t *seen = map_str(&u->seen, l->kernel[j].text);
-        if (*seen) continue;
-        *seen = 1;
-        sb_char(&u->text, '\n');
-        sb_add(&u->text, l->kernel[j].text.p, l->kernel[j].text.n);
+    uint32_t *at = map_str(&s->loaded, str_of(symbol));
+    if (*at) return;
+    vec_push(s->a, &s->device.fn, NULL);
+    *at = (uint32_t)s->device.fn.n;
+    vec_push(m->a, &m->symbol, symbol);
+    vec_push(m->a, &m->text, text);
+}
+
+static void report(struct jit_report *rep, const struct nvrtc_image *image, size_t n,
+                   const uint32_t *unit_of, size_t kernels)
+{
+    for (size_t i = 0; i < kernels; i++)
+        *(image[unit_of[i]].cached ? &rep->cached : &rep->compiled) += 1;
+    for (size_t i = 0; i < n; i++) {
+        rep->units += !image[i].cached;
+        rep->code_bytes += image[i].code.n;
     }
 }
 
-static enum rt_status load_unit(struct session *s, struct unit *u, struct jit_report *rep,
-                                struct rt_error *err)
+static enum rt_status load_units(struct session *s, const struct missing *m, struct jit_report *rep,
+                                 struct rt_error *err)
 {
     struct device *d = &s->device;
-    struct nvrtc_image image;
-    struct CUmod_st *module;
-    size_t first = d->fn.n - u->symbol.n;
-    RT_TRY(nvrtc_compile(u->a, u->text.p, s->o.gpu, true, &image, err));
+    size_t n = m->symbol.n, first = d->fn.n - n;
+    uint32_t *unit_of = NEW(m->a, uint32_t, n);
+    const struct cuda_units u = cuda_units(m->a, m->text.p, n, 0, unit_of);
+    struct nvrtc_image *image = NEW(m->a, struct nvrtc_image, u.n);
+    struct CUmod_st **module = NEW(m->a, struct CUmod_st *, u.n);
+    double begin = mem_seconds();
+    RT_TRY(nvrtc_compile_all(m->a, u.text, u.n, s->o.gpu, true, s->o.threads, image, err));
     if (rep) {
-        rep->compiled = image.cached ? 0 : u->symbol.n;
-        rep->cached = image.cached ? u->symbol.n : 0;
-        rep->units = !image.cached;
-        rep->seconds = image.seconds;
-        rep->code_bytes = image.code.n;
+        report(rep, image, u.n, unit_of, n);
+        if (rep->units) rep->seconds = mem_seconds() - begin;
     }
-    RT_TRY(gpu_load(d->gpu, image.code.p, &module, err));
-    vec_push(s->a, &d->module, module);
-    for (size_t i = 0; i < u->symbol.n; i++)
-        RT_TRY(gpu_function(d->gpu, module, u->symbol.p[i], &d->fn.p[first + i], err));
-    if (!d->combine) RT_TRY(gpu_function(d->gpu, module, "strata_combine", &d->combine, err));
+    for (size_t i = 0; i < u.n; i++) {
+        RT_TRY(gpu_load(d->gpu, image[i].code.p, &module[i], err));
+        vec_push(s->a, &d->module, module[i]);
+    }
+    for (size_t i = 0; i < n; i++)
+        RT_TRY(gpu_function(d->gpu, module[unit_of[i]], m->symbol.p[i], &d->fn.p[first + i], err));
     return RT_ok;
+}
+
+static struct CUfunc_st *loaded(const struct session *s, const char *symbol)
+{
+    return s->device.fn.p[*map_find(&s->loaded, str_of(symbol)) - 1];
 }
 
 static enum rt_status load_kernels(struct session *s, struct jit_report *rep, struct rt_error *err)
 {
-    struct unit u = {.a = arena_open("kernels")};
-    map_init(&u.seen, u.a);
-    sb_str(&u.text, cg_cuda_prelude());
-    if (!s->device.combine) sb_str(&u.text, combine_text);
+    struct missing m = {.a = arena_open("kernels")};
+    add_kernel(s, &m, COMBINE, str_of(combine_text));
     for (size_t i = 0; i < s->program.n; i++)
-        for (size_t m = 0; m < s->program.p[i]->plan.n; m++)
-            add_kernels(s, &u, s->program.p[i]->plan.p[m]->l);
-    enum rt_status st = RT_ok;
-    if (u.symbol.n || !s->device.combine) st = load_unit(s, &u, rep, err);
-    for (size_t i = 0; st && i < u.symbol.n; i++) *map_str(&s->loaded, str_of(u.symbol.p[i])) = 0;
-    sb_free(&u.text);
-    arena_close(u.a);
+        for (size_t k = 0; k < s->program.p[i]->plan.n; k++) {
+            const struct lowered *l = s->program.p[i]->plan.p[k]->l;
+            for (uint32_t j = 0; j < l->plan.num_kernels; j++)
+                add_kernel(s, &m, l->code[j].symbol, l->kernel[j].text);
+        }
+    enum rt_status st = m.symbol.n ? load_units(s, &m, rep, err) : RT_ok;
+    for (size_t i = 0; st && i < m.symbol.n; i++) *map_str(&s->loaded, str_of(m.symbol.p[i])) = 0;
+    if (!st) s->device.combine = loaded(s, COMBINE);
+    arena_close(m.a);
     return st;
 }
 
@@ -193,8 +206,7 @@ static enum rt_status open_plan(struct session *s, struct plan *p, struct rt_err
     const struct sa_plan *sa = &p->l->plan;
     struct CUfunc_st **fn = NEW(s->a, struct CUfunc_st *, sa->num_kernels);
     if (!p->gpu_exec) {
-        for (uint32_t j = 0; j < sa->num_kernels; j++)
-            fn[j] = s->device.fn.p[*map_find(&s->loaded, str_of(p->l->code[j].symbol)) - 1];
+        for (uint32_t j = 0; j < sa->num_kernels; j++) fn[j] = loaded(s, p->l->code[j].symbol);
         RT_TRY(gpu_exec_open(s->device.gpu, sa, fn, &p->gpu_exec, err));
         for (uint32_t i = 0; i < sa->num_values; i++)
             p->value[i].device = address(p, sa->values[i].at);
