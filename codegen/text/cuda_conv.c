@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(128)
 //== short_conv_grad
 /* The same pieces: dx, and in part[piece][C][J] what the piece's rows give dw. Gradients of the c of
  * J-1 rows behind the piece are computed again. */
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 1)
 @FN@(const ${TD} *dy, const ${TX} *x, const float *weight, ${TO} *dx, float *part, int64_t T, int64_t C,
      int64_t ldd, int64_t ldx, int64_t ldo)
 {
