@@ -9,13 +9,13 @@
 static void test_ops(void **state)
 {
     static const struct cuda_op ops[] = {
-        {OP_matmul, 1e-5, "10", "1", 1e-5, 3, false},
+        {OP_matmul, 1e-5, "10", "1", 1e-5, 7, false},
         {OP_matmul, 1e-5, "1", "0", 1e-5, 9, true},
         {OP_matmul, 1e-5, "01", "1", 1e-5, 13, true},
-        {OP_grouped_matmul, 1e-5, "1", "1", 1e-5, 7, false},
+        {OP_grouped_matmul, 1e-5, "1", "1", 1e-5, 9, false},
         {OP_grouped_matmul, 1e-5, "10", "0", 1e-5, 17, true},
         {OP_grouped_matmul_dw, 1e-5, "1", "0", 1e-5, 7, false},
-        {OP_head_loss, 1e-5, "10", "010", 1e-5, 7, false},
+        {OP_head_loss, 1e-5, "10", "010", 1e-5, 9, false},
         {OP_head_nll, 1e-5, "10", "0", 1e-5, 9, true},
     };
     (void)state;
