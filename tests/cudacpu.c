@@ -28,6 +28,14 @@ enum { BARRIERS = 16, COPIES = 512 };
 enum state { READY, AT_BARRIER, AT_WARP, DONE };
 typedef void finish_fn(void *const *arg, unsigned mask);
 
+struct copy {
+    void *dst;
+    const void *src;
+    size_t n;
+    bool valid;
+    int group, line;
+    const char *file;
+};
 struct fiber {
     void *sp, *fake; /* fake: the sanitizer's */
     enum state state;
@@ -38,14 +46,7 @@ struct fiber {
     void *arg;
     struct dim3 index;
     int copies, group; /* cp.async: copies to be made, and the open group */
-    struct copy {
-        void *dst;
-        const void *src;
-        size_t n;
-        bool valid;
-        int group, line;
-        const char *file;
-    } copy[COPIES];
+    struct copy *copy;
 };
 static struct barrier {
     int arrived, expected, line;
@@ -57,7 +58,8 @@ struct dim3 threadIdx, blockIdx, blockDim, gridDim;
 char *cudacpu_dynamic;
 
 static struct machine *const m = &cudacpu_machine;
-static struct fiber fibers[THREADS];
+static struct fiber fibers[THREADS]; /* small, as the scheduler looks at all of them */
+static struct copy copies[THREADS][COPIES];
 static void *scheduler_sp, *scheduler_fake;
 static const void *scheduler_stack;
 static size_t scheduler_size;
@@ -143,6 +145,7 @@ static void fiber_start(int thread, struct dim3 index)
     f->state = READY;
     f->index = index;
     f->copies = f->group = 0;
+    f->copy = copies[thread];
 }
 
 static void wait_at(struct fiber *f, enum state state, const char *file, int line)
@@ -188,9 +191,13 @@ static void meet_lanes(unsigned mask, finish_fn *finish, void *arg, const char *
         cudacpu_fail("deadlock: %s:%d: a lane outside of its own mask %08x", file, line, mask);
     wait_at(me, AT_WARP, file, line);
     me->mask = mask, me->finish = finish, me->arg = arg;
-    for (int i = 0; i < WARP; i++) {
+    for (int i = WARP - 1; i >= 0; i--) { /* the last to come first: they mostly come in order */
         struct fiber *f = &lanes[i];
         if (!(mask >> i & 1)) continue;
+        if (first + i < (int)m->threads && f->state == READY) { /* its own arrival looks again */
+            all = false;
+            break;
+        }
         if (first + i >= (int)m->threads || f->state == DONE)
             cudacpu_fail("deadlock: %s:%d waits for lane %d, which has ended", file, line, i);
         if (f->state != AT_WARP) {
