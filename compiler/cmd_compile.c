@@ -186,6 +186,7 @@ int cmd_compile(int argc, char **argv)
     if (prefill || decode) {
         if (!k.B) k.B = 1;
         if (!k.T) k.T = prefill ? CHUNK : 1;
+        k.o.no_library = true; /* as generate does it */
     }
     if (!k.B) k.B = t->present ? t->batch_size / t->micro_batches : 1;
     if (!k.T) k.T = t->present ? t->seq_len : 128;

@@ -3,7 +3,8 @@
  *
  * What lies in memory as bf16 on a GPU (attribute `narrow`; its elements are rounded):
  *   1. Operands of bf16 products, which round them anyway: a round_bf16 before the product, one for
- *      all products of a value, weights too. Exact.
+ *      all products of a value, weights too (not in serving programs, which read a weight once: our
+ *      products round it on the way). Exact.
  *   2. Results that nothing reads but round_bf16: the operation rounds, the rounding goes. Exact.
  *   3. Moves (concat, moe_gather, mla_keys ...) of rounded values; a rounding behind a move that
  *      nothing else reads goes before it. Exact.
@@ -127,6 +128,7 @@ static bool known(const struct ir_graph *g, ir_id n)
 static ir_id rounded(struct narrow *p, ir_id n)
 {
     if (ir_ty(p->out, n)->dtype != IR_f32 || known(p->out, n)) return n;
+    if (p->c->serving && ir_at(p->out, ir_view(p->out, n).root)->op == OP_param) return n;
     return ir_unary(p->out, OP_round_bf16, n);
 }
 

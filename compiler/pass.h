@@ -10,6 +10,7 @@ struct pass_ctx {
     struct sb *report;   /* --report text: what was fused, what was not and why; may be NULL */
     struct ir_bind bind; /* sizes for cost decisions */
     bool gpu;            /* the kernels will be CUDA's */
+    bool serving;        /* products are ours, whatever their number of rows; weights read once */
     bool exact;          /* narrow: only what changes no value */
     bool unfused;        /* fuse-rows: every operation a kernel of its own (--skip=fuse-rows) */
 };

@@ -81,7 +81,11 @@ struct pool *session_pool(const struct session *s)
 struct program *program_open(struct session *s, const struct ir_graph *g, const char *name,
                              struct ir_bind bind)
 {
-    struct pass_ctx c = {.arena = s->a, .diag = s->o.diag, .bind = bind, .gpu = s->o.gpu != NULL};
+    struct pass_ctx c = {.arena = s->a,
+                         .diag = s->o.diag,
+                         .bind = bind,
+                         .gpu = s->o.gpu != NULL,
+                         .serving = s->o.no_library};
     size_t n;
     const struct pass_row *rows = pass_rows(&n);
     if (g->stage == STAGE_T) g = pipeline_run(&c, &s->o.pipeline, rows, n, g);
