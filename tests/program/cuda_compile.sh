@@ -77,8 +77,7 @@ small kimi-tiny decode sm_90a --set train.precision=bf16
 small kimi-tiny apply sm_90a
 for arch in sm_80 sm_90a sm_100; do small kimi-tiny train $arch --set train.precision=bf16; done
 ok "no spills in small models"
-compile kimi-linear-48b-a3b-attnres train sm_90a cubin
-grep "spills" "$tmp/err" || true
+small kimi-linear-48b-a3b-attnres train sm_90a
 ok "Kimi Linear: $(grep '^program\|^NVRTC' "$tmp/out" | tr '\n' ' ')"
 compile kimi-tiny decode sm_90a ptx
 grep -q "^.target sm_90a" "$tmp/x" || fail "no PTX"
