@@ -6,6 +6,9 @@
 static const char text[] =
 #include "text/cuda_depth.c.inc"
     ;
+static const char grad_texts[] =
+#include "text/cuda_depth_grad.c.inc"
+    ;
 
 enum { PARAMETERS = 32764, CHUNKS = 264 };
 
@@ -209,7 +212,9 @@ static struct str stream_text(const struct cg_emit *e, struct stream m)
         {"V", cg_number(e, m.v)},         {"W", cg_number(e, m.w)},
         {"UNITS", cg_number(e, m.units)}, {"STAGES", cg_number(e, m.stages)},
         {"SLOT", cg_number(e, m.slot)},   {"P", cg_number(e, m.p)}};
-    return cg_section(e->a, text, "stream", vars, sizeof vars / sizeof *vars);
+    const char *quads = cg_section(e->a, text, "quads", NULL, 0).p;
+    const char *body = cg_section(e->a, text, "stream", vars, sizeof vars / sizeof *vars).p;
+    return str_of(str_fmt(e->a, "%s%s", quads, body));
 }
 
 static struct str mix_text(const struct cg_emit *e, struct depth s, const struct stream *m)
@@ -261,7 +266,7 @@ static void grad_end(const struct cg_emit *e, struct depth s, int64_t chunks)
 {
     const struct cg_var vars[] = {{"D", cg_number(e, s.d)}, {"QCAP", cg_number(e, s.qcap)}};
     struct cg_step *step =
-        add(e, "depth_grad_end", cg_section(e->a, text, "grad_end", vars, 2).p, "");
+        add(e, "depth_grad_end", cg_section(e->a, grad_texts, "grad_end", vars, 2).p, "");
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 1 + s.qcap), *at = ref;
     *at++ = W_(0);
     table(&at, R_(s.n), s.q, s.qcap);
@@ -320,12 +325,12 @@ static struct str grad_text(const struct cg_emit *e, bool h_narrow, bool whole,
         {"FROM_MIX", whole ? "true" : "false"},
         {"H_NARROW", h_narrow ? "true" : "false"},
     };
-    if (!m) return cg_section(e->a, text, "grad_plain", vars, 2);
+    if (!m) return cg_section(e->a, grad_texts, "grad_plain", vars, 2);
     vars[2] = (struct cg_var){"G", cg_number(e, m->g)};
     vars[3] = (struct cg_var){"ACC", cg_number(e, acc)};
     vars[4] = (struct cg_var){"RESIDENT", cg_number(e, m->resident)};
     vars[5] = (struct cg_var){"Q", cg_number(e, m->q)};
-    const char *body = cg_section(e->a, text, "grad_stream", vars, 6).p;
+    const char *body = cg_section(e->a, grad_texts, "grad_stream", vars, 6).p;
     return str_of(str_fmt(e->a, "%s%s", stream_text(e, *m).p, body));
 }
 
@@ -333,7 +338,7 @@ static struct str grad_text(const struct cg_emit *e, bool h_narrow, bool whole,
 static const char *grad_head(const struct cg_emit *e, struct depth s, struct kind k)
 {
     const struct cg_var tables[] = {{"CAP", cg_number(e, s.cap)}, {"QCAP", cg_number(e, s.qcap)}};
-    struct str head = cg_section(e->a, text, "grad_tables", tables, 2);
+    struct str head = cg_section(e->a, grad_texts, "grad_tables", tables, 2);
     return str_fmt(e->a, "%s%s", types(e, s, k).p, head.p);
 }
 
@@ -408,7 +413,7 @@ static void dots(const struct cg_emit *e, struct depth s, struct kind k, struct 
                                   {"G", cg_number(e, m.g)},
                                   {"QBLOCKS", cg_number(e, m.qblocks)},
                                   {"RESIDENT", cg_number(e, m.resident)}};
-    const char *body = cg_section(e->a, text, "grad_dots", vars, 5).p;
+    const char *body = cg_section(e->a, grad_texts, "grad_dots", vars, 5).p;
     struct cg_step *step = add(e, "depth_grad_dots", grad_head(e, s, k),
                                str_fmt(e->a, "%s%s", stream_text(e, m).p, body));
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 1);
@@ -429,8 +434,10 @@ static void apply(const struct cg_emit *e, struct depth s, struct kind k, uint32
                   int64_t chunk, int64_t coefficients)
 {
     const struct cg_var vars[] = {{"Q", cg_number(e, q)}, {"RESIDENT", q <= 4 ? "4" : "3"}};
-    struct cg_step *step = add(e, "depth_grad_apply", grad_head(e, s, k),
-                               cg_section(e->a, text, "grad_apply", vars, 2).p);
+    const char *quads = cg_section(e->a, text, "quads", NULL, 0).p;
+    const char *body = cg_section(e->a, grad_texts, "grad_apply", vars, 2).p;
+    struct cg_step *step =
+        add(e, "depth_grad_apply", grad_head(e, s, k), str_fmt(e->a, "%s%s", quads, body));
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 2);
     struct cg_ref *at = grad_refs(s, k, ref);
     if (from) table(&(struct cg_ref *){at - 2 * s.cap}, R_(0), s.n, s.cap);
