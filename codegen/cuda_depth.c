@@ -170,10 +170,20 @@ static bool any(const int64_t *bits, uint32_t n, bool set)
     return false;
 }
 
-/* Stages that fit beside `more` bytes of a block. */
+/* Values of a round, as a reduction has them. */
+static uint32_t values(uint32_t n)
+{
+    uint32_t p = 8;
+    while (p < n) p *= 2;
+    return p;
+}
+
+/* Stages that fit beside `more` bytes of a block, what units of several warps exchange (`part` of
+ * the text) and the 1024 bytes of every block that are the driver's. */
 static int64_t stages(struct depth s, const struct stream *m, int64_t more)
 {
-    int64_t n = (s.shared / m->resident - 4096 - more) / (m->units * m->slot);
+    int64_t part = m->w > 1 ? m->units * 2 * m->p * 20 * 4 : 0;
+    int64_t n = ((s.shared + 1024) / m->resident - 1024 - part - more) / (m->units * m->slot);
     return n < 16 ? n : 16;
 }
 
@@ -192,11 +202,11 @@ static bool mix_stream(const struct cg_emit *e, struct depth s, struct kind k, s
     int64_t most = m->v > 4 || wide || m->q > 1 ? 512 : 896; /* threads that registers allow */
     m->resident = (uint32_t)(most / m->threads > 1 ? most / m->threads : 1);
     int64_t queries = m->q > 1 ? m->q * m->w * m->v * 512 : 0;
+    m->p = values(3 * (m->q + 1));
     m->stages = stages(s, m, queries);
     if (m->stages < 2) return false;
     m->g = m->stages >= 6 ? 3 : m->stages >= 4 ? 2 : 1;
-    m->p = 8;
-    while (m->p < m->g * (m->q + 1)) m->p *= 2;
+    m->p = values(m->g * (m->q + 1));
     if (s.rows <= s.sms) {
         m->resident = 1;
         m->units = m->w == 1 && m->q == 1 ? 1 : m->units;
@@ -311,9 +321,9 @@ static bool grad_stream(const struct cg_emit *e, struct depth s, struct kind k, 
     m->units = m->w >= 4 ? 1 : warps / 2 / m->w;
     m->threads = m->units * m->w * 32;
     m->resident = m->w > warps / 2 ? 1 : (uint32_t)(warps / (m->units * m->w));
+    m->p = values(0);
     m->stages = stages(s, m, 0);
     m->g = m->stages >= 4 ? 2 : 1;
-    m->p = 8;
     m->q = s.q;
     return m->stages >= m->q + 1;
 }
@@ -398,10 +408,9 @@ static bool parts(const struct cg_emit *e, struct depth s, struct kind k, struct
     m->units = m->w >= 4 ? 1 : 8 / m->w;
     m->threads = m->units * m->w * 32;
     m->resident = m->threads <= 256 ? (uint32_t)(512 / m->threads) : 1;
-    m->stages = stages(s, m, 0);
     m->g = 3;
-    m->p = 8;
-    while (m->p < m->g * m->q) m->p *= 2;
+    m->p = values(m->g * m->q);
+    m->stages = stages(s, m, 0);
     return m->stages >= 4;
 }
 

@@ -270,6 +270,24 @@ static void check_job(struct cuda_ops *c, struct cuda_machine *m, const struct j
 
 /* ---- NVRTC ---- */
 
+/* Whether a multiprocessor has room for a block of every launch: shared memory, of which ptxas knows
+ * the static part only, and registers. */
+static void check_launches(const struct cuda_ops *c, const struct nvrtc_kernel *k)
+{
+    enum { SHARED = 227 << 10, REGISTERS = 64 << 10 }; /* of compute capability 9.0 */
+    for (size_t i = 0; i < c->job.n; i++)
+        for (size_t at = 0; at < c->job.p[i].low.step.n; at++) {
+            const struct cg_step *s = &c->job.p[i].low.step.p[at];
+            if (s->product || strcmp(s->symbol, k->name)) continue;
+            if (k->shared + s->launch.shared > SHARED)
+                fail_msg("%s: %u + %u bytes of shared memory", k->name, k->shared,
+                         s->launch.shared);
+            if ((k->registers + 7) / 8 * 8 * s->launch.threads > REGISTERS)
+                fail_msg("%s: %u threads of %u registers", k->name, s->launch.threads,
+                         k->registers);
+        }
+}
+
 static void compile(struct cuda_ops *c)
 {
     struct sb all = {0};
@@ -293,6 +311,7 @@ static void compile(struct cuda_ops *c)
         if (k->spill_stores || k->spill_loads || k->stack)
             fail_msg("%s: %u bytes of stack, %u stored and %u loaded by spills", k->name, k->stack,
                      k->spill_stores, k->spill_loads);
+        check_launches(c, k);
     }
     printf("%zu kernels for %s, no spills, NVRTC %.1f s%s\n", image.kernels, arch, image.seconds,
            image.cached ? " (cached)" : "");

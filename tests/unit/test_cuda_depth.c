@@ -103,6 +103,7 @@ static const struct size sizes[] = {
     {7168, 10, 1, 1, LAST_WIDE, NARROW, true, true},
     {7168, 3, 2, 1, NARROW, NARROW, true, true},
     {1024, 33, 1, 2, NARROW, WIDE, true, true},
+    {1024, 2, 3, 2, WIDE, WIDE, true, true},
     {1024, 2, 8, 2, MIXED, MIXED, true, true},
     {1032, 4, 4, 2, WIDE, WIDE, true, true},
     {136, 2, 9, 2, NARROW, WIDE, true, true},
