@@ -180,6 +180,12 @@ struct str cg_cuda_section(struct arena *a, const char *text, const char *name,
     return cg_section(a, text, name, used, count);
 }
 
+int64_t cg_cuda_shared(const struct cg_target *t)
+{
+    if (t->sm == 80 || t->sm == 87) return 163 << 10;
+    return (t->sm >= 90 && t->sm < 120 ? 227 : 99) << 10;
+}
+
 void cg_launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t shared)
 {
     CHECK(blocks >= 0 && blocks <= INT32_MAX && threads > 0 && threads <= 1024 && shared >= 0);

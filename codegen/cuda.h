@@ -24,6 +24,8 @@ int64_t cg_cuda_vector(const struct cg_emit *e, bool result, uint32_t i, int64_t
 struct str cg_cuda_section(struct arena *a, const char *text, const char *name,
                            const struct cg_var *vars, size_t n);
 
+/* The most shared memory that a block has on the target, in bytes. */
+int64_t cg_cuda_shared(const struct cg_target *t);
 /* Sets a one-dimensional launch: blocks (0: nothing to do), threads of each, dynamic shared bytes.
  */
 void cg_launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t shared);

@@ -64,21 +64,24 @@ static void rope(const struct cg_emit *e)
 
 /* ---- attention ---- */
 
-enum { LIMIT = 163 << 10 }; /* shared memory of a block that every supported GPU has */
+enum { LIMIT = 163 << 10 }; /* shared memory of a block, at most */
 
 struct attend {
     int64_t h, kv, hd, vd, window, ldh, ldv; /* ldh, ldv: row strides of tiles in shared memory */
     int64_t r;                               /* a tile has 16 r rows */
+    int64_t limit;                           /* bytes of shared memory */
     double scale;
 };
 
-static struct attend attend_of(const struct cg_emit *e)
+static struct attend attend_of(const struct cg_emit *e, const struct cg_target *t)
 {
+    int64_t shared = cg_cuda_shared(t);
     struct attend x = {.h = ir_int(e->g, e->n, AK_heads, 0),
                        .kv = ir_int(e->g, e->n, AK_kv_heads, 0),
                        .hd = ir_int(e->g, e->n, AK_head_dim, 0),
                        .vd = ir_int(e->g, e->n, AK_v_dim, 0),
                        .window = ir_int(e->g, e->n, AK_window, 0),
+                       .limit = shared < LIMIT ? shared : LIMIT,
                        .scale = (double)(float)ir_num(e->g, e->n, AK_scale, 1)};
     if (!x.vd) x.vd = x.hd;
     x.ldh = (x.hd + 63) / 64 * 64 + 4, x.ldv = (x.vd + 63) / 64 * 64 + 4;
@@ -91,7 +94,7 @@ static int64_t tiles_bytes(struct attend *x, int64_t h, int64_t v, int64_t p)
 {
     for (x->r = 4;; x->r /= 2) {
         int64_t rows = 16 * x->r, bytes = rows * (h * x->ldh + v * x->ldv + p * (rows + 4)) * 4;
-        if (bytes <= LIMIT) return bytes;
+        if (bytes <= x->limit) return bytes;
         if (x->r == 1) BUG("attention: heads of %lld are too large", (long long)x->hd);
     }
 }
@@ -204,7 +207,6 @@ static struct flash flash_of(const struct attend *x)
     struct flash f = {.m = 2, .warps = 4, .other = x->vd <= 64 ? 64 : 32, .blocks = 2};
     if (x->vd > 128) f = (struct flash){.m = 1, .warps = 8, .other = 32, .blocks = 1};
     f.bytes = flash_bytes(x, &f, 0, 0);
-    CHECK(f.bytes <= LIMIT);
     return f;
 }
 
@@ -215,7 +217,6 @@ static struct flash flash_grad_of(const struct attend *x, int64_t stat)
     struct flash f = {.m = 1, .warps = 8, .blocks = 1};
     f.other = x->hd + x->vd + 16 * stat > 256 ? 32 : 64;
     f.bytes = flash_bytes(x, &f, 1, stat);
-    CHECK(f.bytes <= LIMIT);
     return f;
 }
 
@@ -230,16 +231,16 @@ static void set_flash(const struct cg_emit *e, struct vars *v, const struct flas
 
 /* ---- both forms ---- */
 
-static void attention(const struct cg_emit *e)
+static void attention(const struct cg_emit *e, const struct cg_target *t)
 {
-    struct attend x = attend_of(e);
+    struct attend x = attend_of(e, t);
+    struct flash f = flash_of(&x);
     struct vars v = {0};
     struct cg_step *s;
     int64_t bytes = tiles_bytes(&x, 2, 1, 1);
     set_sizes(e, &v, &x);
     set_value(e, &v, true, 0, "O", x.vd);
-    if (can_flash(e, &x)) {
-        struct flash f = flash_of(&x);
+    if (can_flash(e, &x) && f.bytes <= x.limit) {
         set_flash(e, &v, &f);
         s = add(e, flash_text, NULL, "flash", &v);
         launch_tiles(e, s, x.h, 16 * f.m * f.warps, 32 * f.warps, f.bytes);
@@ -250,9 +251,9 @@ static void attention(const struct cg_emit *e)
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), R_(0), R_(1), R_(2)));
 }
 
-static void attention_grad(const struct cg_emit *e)
+static void attention_grad(const struct cg_emit *e, const struct cg_target *t)
 {
-    struct attend x = attend_of(e);
+    struct attend x = attend_of(e, t);
     struct vars v = {0};
     int64_t bytes = tiles_bytes(&x, 2, 2, 2), count = e->b.B * e->b.T * x.h;
     cg_need_dense(e->g, e->n, 4);
@@ -267,12 +268,9 @@ static void attention_grad(const struct cg_emit *e)
     cg_refs(e->a, s, CG_REFS(S_(3), S_(5), W_(0)));
     cg_nums(e->a, s, CG_NUMS(count));
     cg_launch(s, (count + 7) / 8, 256, 0);
-    bool fast = can_flash_grad(e, &x);
-    struct flash kf = {0}, qf = {0};
-    if (fast) {
-        kf = flash_grad_of(&x, 2), qf = flash_grad_of(&x, 0);
-        set_flash(e, &v, &kf);
-    }
+    struct flash kf = flash_grad_of(&x, 2), qf = flash_grad_of(&x, 0);
+    bool fast = can_flash_grad(e, &x) && kf.bytes <= x.limit && qf.bytes <= x.limit;
+    if (fast) set_flash(e, &v, &kf);
     s = fast ? add(e, flash_text, NULL, "flash_dkv", &v)
              : add(e, text, "attention_scores", "attention_dkv", &v);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(4), S_(5), W_(0), R_(1), R_(2)));
@@ -293,12 +291,11 @@ void cg_cuda_attention(struct arena *a, const struct ir_graph *g, ir_id n, struc
                        const struct cg_target *t, struct cg_lowering *out)
 {
     const struct cg_emit e = {a, g, n, b, out};
-    (void)t;
     switch (ir_at(g, n)->op) {
     case OP_rope_table: rope_table(&e); break;
     case OP_rope: rope(&e); break;
-    case OP_attention: attention(&e); break;
-    case OP_attention_grad: attention_grad(&e); break;
+    case OP_attention: attention(&e, t); break;
+    case OP_attention_grad: attention_grad(&e, t); break;
     default: BUG("not an attention operation: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
     }
 }

@@ -34,7 +34,7 @@ static void cache_write(const struct cg_emit *e)
     cg_launch(s, (rows * (c / v) + 255) / 256, 256, 0);
 }
 
-static void attention_cached(const struct cg_emit *e)
+static void attention_cached(const struct cg_emit *e, const struct cg_target *t)
 {
     const struct ir_graph *g = e->g;
     int64_t h = ir_int(g, e->n, AK_heads, 0), kv = ir_int(g, e->n, AK_kv_heads, 0);
@@ -63,19 +63,19 @@ static void attention_cached(const struct cg_emit *e)
                                 .vec_k = k,
                                 .vec_v = cg_cuda_vector(e, false, 2, hd),
                                 .vec_o = cg_cuda_vector(e, true, 0, hd),
-                                .context = ir_int(g, e->n, AK_context, 0)};
+                                .context = ir_int(g, e->n, AK_context, 0),
+                                .shared = cg_cuda_shared(t)};
     e->out->workspace = (size_t)cg_cuda_cached(e, &x, 0);
 }
 
 void cg_cuda_cache(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                    const struct cg_target *t, struct cg_lowering *out)
 {
-    (void)t;
     const struct cg_emit e = {a, g, n, b, out};
     switch (ir_at(g, n)->op) {
     case OP_last_rows: last_rows(&e); break;
     case OP_cache_write: cache_write(&e); break;
-    case OP_attention_cached: attention_cached(&e); break;
+    case OP_attention_cached: attention_cached(&e, t); break;
     default: BUG("not a cache operation: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
     }
 }

@@ -7,7 +7,7 @@ static const char text[] =
     ;
 
 enum {
-    LIMIT = 163 << 10,      /* shared memory of a block that every supported GPU has */
+    LIMIT = 163 << 10,      /* shared memory of a block, at most */
     PIECE = 256,            /* keys, as in the text */
     FEW_BLOCKS = 264,       /* fewer do not fill an H200: then pieces are spread over blocks */
     MOST_PARTS = 256 << 20, /* bytes */
@@ -28,11 +28,12 @@ static int64_t bytes_of(const struct cg_cached *x, struct cut c)
 static struct cut cut_of(const struct cg_cached *x)
 {
     enum { WIDEST = 512 }; /* values of four rows of which stay in registers, of two twice that */
+    int64_t limit = x->shared < LIMIT ? x->shared : LIMIT;
     struct cut c = {.ldh = (x->hd + 63) / 64 * 64 + 4, .ldv = (x->vd + 63) / 64 * 64 + 4};
     for (int64_t least = 2; least; least--)
         for (c.rk = 4; c.rk; c.rk /= 2)
             for (c.r = 4; c.r >= least; c.r /= 2)
-                if (c.r * x->vd <= 2 * WIDEST && bytes_of(x, c) <= LIMIT) return c;
+                if (c.r * x->vd <= 2 * WIDEST && bytes_of(x, c) <= limit) return c;
     BUG("attention over caches: heads of %lld are too large", (long long)x->hd);
 }
 

@@ -14,6 +14,7 @@ struct cg_cached {
     int64_t ldq, ldk, ldo;       /* row strides in elements */
     int64_t vec_k, vec_v, vec_o; /* as cg_cuda_vector */
     int64_t context;
+    int64_t shared; /* bytes that a block has */
 };
 /* Adds the steps (text/cuda_cached.c). Their workspace begins at byte `at` of the node's; returns
  * its end. */

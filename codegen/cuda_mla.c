@@ -54,7 +54,7 @@ static int64_t round_up(int64_t x, int64_t to)
     return (x + to - 1) / to * to;
 }
 
-static void cached(const struct cg_emit *e)
+static void cached(const struct cg_emit *e, const struct cg_target *t)
 {
     const struct ir_graph *g = e->g;
     int64_t h = ir_int(g, e->n, AK_heads, 0), l = cg_src_cols(g, e->n, 1, e->b);
@@ -99,7 +99,8 @@ static void cached(const struct cg_emit *e)
                                 .vec_k = cg_cuda_vector(e, false, 2, lr),
                                 .vec_v = 1,
                                 .vec_o = l % 4 ? 1 : 4,
-                                .context = ir_int(g, e->n, AK_context, 0)};
+                                .context = ir_int(g, e->n, AK_context, 0),
+                                .shared = cg_cuda_shared(t)};
     e->out->workspace = (size_t)cg_cuda_cached(e, &x, end);
     s = product(e, "mla_values", v, sizeof v / sizeof *v, h, (vd + 31) / 32, 16 * l * 4);
     cg_refs(e->a, s, CG_REFS(W_(latent), S_(1), R_(0)));
@@ -109,7 +110,6 @@ void cg_cuda_mla(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_b
                  const struct cg_target *t, struct cg_lowering *out)
 {
     const struct cg_emit e = {a, g, n, b, out};
-    (void)t;
     switch (ir_at(g, n)->op) {
     case OP_mla_keys: keys(&e, "mla_keys", cg_src_cols(g, n, 1, b), false); break;
     case OP_mla_keys_grad:
@@ -117,7 +117,7 @@ void cg_cuda_mla(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_b
              cg_src_cols(g, n, 0, b) / ir_int(g, n, AK_heads, 1) - ir_int(g, n, AK_head_dim, 0),
              true);
         break;
-    case OP_mla_cached: cached(&e); break;
+    case OP_mla_cached: cached(&e, t); break;
     default: BUG("not a latent operation: %s", op_info((enum ir_op)ir_at(g, n)->op)->name);
     }
 }

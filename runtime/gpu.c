@@ -23,11 +23,12 @@ struct gpu_recording {
 
 /* ---- the device ---- */
 
-/* Kernels for 8.0 run on all of 8.x; from 9.0 on the suffix a gives what only that one has. */
+/* Those of 8.x differ in shared memory; from 9.0 on the suffix a gives what only that one has. */
 const char *gpu_arch(int major, int minor)
 {
     if (major < 8) return NULL;
-    if (major == 8) return "sm_80";
+    if (major == 8 && minor < 6) return "sm_80";
+    if (major == 8) return minor == 6 ? "sm_86" : minor == 7 ? "sm_87" : "sm_89";
     if (major == 9) return "sm_90a";
     if (major == 10) return minor == 3 ? "sm_103a" : "sm_100a";
     return "sm_120";
@@ -206,7 +207,7 @@ enum rt_status gpu_function(struct gpu *g, struct CUmod_st *module, const char *
     return RT_ok;
 }
 
-enum { SHARED_ALWAYS = 48 << 10 }; /* bytes that a kernel has without asking */
+enum { SHARED_ALWAYS = 48 << 10 }; /* bytes that a block has without asking, static ones too */
 /* What precedes the values in cuLaunchKernelEx's `extra`. */
 #define PARAMETERS ((void *)1)
 #define PARAMETER_BYTES ((void *)2)
@@ -214,15 +215,19 @@ enum { SHARED_ALWAYS = 48 << 10 }; /* bytes that a kernel has without asking */
 enum rt_status gpu_allow_shared(struct gpu *g, struct CUfunc_st *fn, const char *label,
                                 uint32_t bytes, struct rt_error *err)
 {
-    int now = 0;
-    if (bytes <= SHARED_ALWAYS) return RT_ok;
-    if (bytes > (uint32_t)g->about.shared_bytes)
-        return rt_fail(err, RT_machine,
-                       "step '%s' needs %u bytes of shared memory a block; cuda:%d (%s) has %d",
-                       label, bytes, g->about.ordinal, g->about.name, g->about.shared_bytes);
     const unsigned most = C_CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    int now = 0, own = 0, all = g->about.shared_bytes;
+    if (!bytes) return RT_ok;
+    TRY(cuFuncGetAttribute(&own, C_CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, fn));
+    if ((int64_t)bytes + own > all)
+        return rt_fail(err, RT_machine,
+                       "step '%s' needs %lld bytes of shared memory a block; cuda:%d (%s) has %d",
+                       label, (long long)bytes + own, g->about.ordinal, g->about.name, all);
+    if ((int64_t)bytes + own <= SHARED_ALWAYS) return RT_ok;
     TRY(cuFuncGetAttribute(&now, most, fn));
-    if ((int)bytes > now) TRY(cuFuncSetAttribute(fn, most, (int)bytes));
+    if (now < (int)bytes) now = (int)bytes;
+    if (now > all - own) now = all - own;
+    TRY(cuFuncSetAttribute(fn, most, now));
     return RT_ok;
 }
 

@@ -45,6 +45,20 @@ void cuda_ops_no_library(struct cuda_ops *c, bool on)
     c->no_library = on;
 }
 
+/* Other targets have less shared memory. */
+static void check_shared(const struct job *j, unsigned sm, uint32_t most, bool no_library)
+{
+    const struct cg_target t = {.sm = sm, .no_library = no_library};
+    struct arena *a = arena_open("cuda_ops target");
+    struct cg_lowering low = {0};
+    cg_lower_node(a, j->g, j->n, j->b, &t, &low);
+    for (size_t i = 0; i < low.step.n; i++)
+        if (low.step.p[i].launch.shared > most)
+            fail_msg("%s variant %lld for sm_%u: step %s takes %u bytes of shared memory", j->name,
+                     (long long)j->variant, sm, low.step.p[i].label, low.step.p[i].launch.shared);
+    arena_close(a);
+}
+
 void cuda_ops_add(struct cuda_ops *c, const char *name, int64_t variant, double tol,
                   struct ir_graph *g, ir_id n, struct ir_bind b)
 {
@@ -60,6 +74,9 @@ void cuda_ops_add(struct cuda_ops *c, const char *name, int64_t variant, double 
         sb_add(&c->text, s->text.p, s->text.n);
         sb_char(&c->text, '\n');
     }
+    check_shared(&j, 80, 163 << 10, c->no_library);
+    if (ir_at(g, n)->op != OP_kda_grad) /* whose float32 chunks need more */
+        check_shared(&j, 89, 99 << 10, c->no_library);
     vec_push(c->a, &c->job, j);
 }
 

@@ -15,7 +15,7 @@ INLINE void fetch(float x[V], const float *row, int64_t i)
 INLINE float log_sum_exp(const float *row, int64_t vocab, int target, float *picked)
 {
     __shared__ float part[WARP];
-    float most = -INFF, sum = 0;
+    float most = -3.402823466e38f, sum = 0; /* finite, so that -inf - most is no NaN */
     for (int64_t i = threadIdx.x * V; i < vocab; i += STEP) {
         float x[V], high = most;
         fetch(x, row, i);
@@ -26,7 +26,7 @@ INLINE float log_sum_exp(const float *row, int64_t vocab, int target, float *pic
     }
     *picked = target >= 0 ? row[target] : 0.0f;
     float all = block_max(most, part);
-    return all + log1(block_sum(most == -INFF ? 0.0f : sum * exp1(most - all), part));
+    return all + log1(block_sum(sum * exp1(most - all), part));
 }
 } /* namespace */
 //== nll
