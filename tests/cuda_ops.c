@@ -287,8 +287,8 @@ static void check_job(struct cuda_ops *c, struct cuda_machine *m, const struct j
 
 /* ---- NVRTC ---- */
 
-/* Whether a multiprocessor has room for a block of every launch: shared memory, of which ptxas knows
- * the static part only, and registers. */
+/* Whether a multiprocessor has room for a block of every launch: shared memory, of which ptxas
+ * knows the static part only, and registers. */
 static void check_launches(const struct cuda_ops *c, const struct nvrtc_kernel *k)
 {
     enum { SHARED = 227 << 10, REGISTERS = 64 << 10 }; /* of compute capability 9.0 */
