@@ -343,7 +343,7 @@ static void grouped(const struct cg_emit *e)
     s = tiled(e, "grouped", f, &p);
     cg_refs(e->a, s, CG_REFS(p.a.at, p.b.at, p.c.at, table));
     cg_nums(e->a, s, CG_NUMS(p.n, p.k, p.a.ld, p.b.ld, p.c.ld));
-    grid(s, tiles(p.n, f->bn), most, 1);
+    grid(s, tiles(p.n, f->bn) * most, 1, 1); /* y has no room for the tiles of many tokens */
 }
 
 static void grouped_dw(const struct cg_emit *e)

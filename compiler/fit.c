@@ -53,12 +53,12 @@ static uint64_t peak(struct cli *c, const struct model *m, const struct fit *f)
 }
 
 /* Another number of micro-batches, the smallest that fits, then (with one sequence in each) shorter
- * sequences; NULL where neither is enough. */
-static const char *advice(struct cli *c, const struct model *m, const struct fit *f)
+ * sequences; NULL where neither is enough. `fixed` bytes are needed whatever the batch. */
+static const char *advice(struct cli *c, const struct model *m, const struct fit *f, double fixed)
 {
     struct model x = *m;
     struct train_spec *t = &x.train;
-    if (!t->present) return NULL;
+    if (!t->present || fixed > f->bytes) return NULL;
     for (int64_t n = 1; n <= m->train.batch_size; n++) {
         if (m->train.batch_size % n || n == m->train.micro_batches) continue;
         t->micro_batches = n;
@@ -67,6 +67,7 @@ static const char *advice(struct cli *c, const struct model *m, const struct fit
             return str_fmt(c->arena, "--set train.micro_batches=%lld needs %s", (long long)n,
                            cli_bytes(c->arena, (double)need));
     }
+    t->micro_batches = m->train.batch_size;
     while (t->seq_len >= 256) {
         t->seq_len /= 2;
         uint64_t need = peak(c, &x, f);
@@ -89,7 +90,8 @@ const char *fit_verdict(struct cli *c, const struct model *m, const struct fit *
     const char *have = cli_bytes(a, f->bytes), *all = cli_bytes(a, need);
     if (fits) *fits = need <= f->bytes;
     if (need <= f->bytes) return str_fmt(a, "fits %s: %s of %s that are free", f->name, all, have);
-    const char *change = advice(c, m, f);
+    double fixed = (double)(v->memory.weights + v->memory.gradients + v->memory.optimizer);
+    const char *change = advice(c, m, f, fixed);
     if (!change) change = "only a smaller model does";
     return str_fmt(a, "does not fit %s: %s, but %s are free; %s", f->name, all, have, change);
 }

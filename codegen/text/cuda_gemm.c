@@ -321,14 +321,15 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int64_t i = before + threadIdx.x; i < tiles; i += 256) table[3 * i + 2] = 0;
 }
 //== grouped
-/* Block (x, y): row tile y of the table times the columns x of its expert's matrix. */
+/* A block for every tile of columns of every row tile of the table: those times its expert's matrix. */
 extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
 @FN@(const tiles_@FN@::TA *a, const tiles_@FN@::TB *b, tiles_@FN@::TC *c, const int32_t *table, int64_t n, int64_t k,
      int64_t lda, int64_t ldb, int64_t ldc)
 {
     using namespace tiles_@FN@;
-    const int32_t *tile = table + 3 * (int64_t)blockIdx.y;
-    int64_t row = tile[1], col = (int64_t)blockIdx.x * BN;
+    const int across = (int)div_up(n, BN);
+    const int32_t *tile = table + 3 * (int64_t)(blockIdx.x / across);
+    int64_t row = tile[1], col = (int64_t)(blockIdx.x % across) * BN;
     if (tile[2] <= 0) return;
     problem p = {a + row * lda, b + tile[0] * (n * k) + col * (TRANS_B ? ldb : 1),
                  c + row * ldc + col, lda, ldb, ldc, (int)min64(BM, tile[2]),

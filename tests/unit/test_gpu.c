@@ -366,6 +366,9 @@ static void fits(void **state)
     out = STRATA(a, 1, "check", spec, "--device", "650MB", "--json");
     assert_non_null(strstr(out, "\"fits\": false"));
     assert_non_null(strstr(out, "only a smaller model does"));
+    /* Tries all sizes of micro-batches, up to 256 sequences of 8192 tokens, then shorter ones. */
+    out = STRATA(a, 1, "check", "specs/attnres-scaling-241m.yaml", "--device", "80GB");
+    assert_non_null(strstr(out, "; --set train.seq_len=4096 needs "));
     STRATA(a, 2, "check", spec, "--device", "80XB");
     arena_close(a);
 }
