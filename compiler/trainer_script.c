@@ -18,7 +18,7 @@ static size_t rounded(size_t n)
 }
 
 /* What is summed over micro-batches: loss, gradients, loads. Neighbours in memory become one span,
- * with the gaps between them, which belong to nobody; on a device they lie alike. */
+ * with the gaps between them, which belong to nobody; on a device they may lie in another piece. */
 static span_list list_sums(const struct trainer *t)
 {
     struct arena *a = t->run.cli->arena;
@@ -32,7 +32,8 @@ static span_list list_sums(const struct trainer *t)
     qsort(all.p, all.n, sizeof *all.p, by_place);
     for (size_t i = 0; i < all.n; i++) {
         struct session_span *last = merged.n ? &vec_last(&merged) : NULL, x = all.p[i];
-        if (last && x.p == last->p + rounded(last->n))
+        bool next = last && x.p == last->p + rounded(last->n);
+        if (next && (!x.device || x.device == last->device + 4 * rounded(last->n)))
             last->n = rounded(last->n) + x.n;
         else
             vec_push(a, &merged, x);

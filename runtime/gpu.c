@@ -31,7 +31,7 @@ const char *gpu_arch(int major, int minor)
     if (major == 8) return minor == 6 ? "sm_86" : minor == 7 ? "sm_87" : "sm_89";
     if (major == 9) return "sm_90a";
     if (major == 10) return minor == 3 ? "sm_103a" : "sm_100a";
-    return "sm_120";
+    return major == 11 ? "sm_110a" : "sm_120";
 }
 
 static enum rt_status find_device(struct gpu *g, int ordinal, struct rt_error *err)
