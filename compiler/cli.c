@@ -139,7 +139,7 @@ struct model *cli_model(struct cli *c, const char *path)
     struct model *m = spec_load(c->arena, c->diag, path, &o);
     cli_diagnostics(c);
     if (!m) exit(EXIT_USER);
-    c->diag = diag_open(c->arena); /* shown; later ones start anew */
+    diag_clear(c->diag); /* shown */
     return m;
 }
 

@@ -346,6 +346,7 @@ static ir_id convert(struct tp *t, struct grads *gs, ir_id n)
 {
     const struct ir_graph *g = t->g;
     const struct ir_node *x = ir_at(g, n);
+    t->r->cur_span = ir_span(g, n);
     if (t->mix_site[n] && t->site_group[t->mix_site[n] - 1]) return IR_NONE;
     if (t->grad_site[n] && t->site_group[t->grad_site[n] - 1]) {
         size_t site = t->grad_site[n] - 1;

@@ -132,8 +132,9 @@ enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *
         if (g->cu->cuMemGetInfo_v2(&left, &total)) left = 0;
         return rt_fail(err, RT_machine,
                        "no memory on cuda:%d (%s) for %.3f GB of %s: %.3f GB of its %.3f GB are "
-                       "free; a smaller train.seq_len, train.batch_size, or more "
-                       "train.micro_batches needs less",
+                       "free; what needs less: in training shorter train.seq_len, smaller "
+                       "train.batch_size or more train.micro_batches ('strata check --device' "
+                       "says which fits), in generating a smaller serve.max_context",
                        g->about.ordinal, g->about.name, gb * (double)bytes, what, gb * (double)left,
                        gb * (double)total);
     }

@@ -210,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(256)
     st_row<${W}>(out + t * ${D} + unit * ${W}, sum);
 }
 //== moe_combine
-/* The same, weighted. */
+/* Row t of out is the sum of the k rows of y of token t, in order, times their weights. */
 extern "C" __global__ void __launch_bounds__(256)
 @FN@(const ${T} *y, const float *weight, const int32_t *place, ${U} *out, int64_t ld, int64_t ld_w,
      int64_t tokens)
@@ -255,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (lane == 0) dw[a] = dot;
 }
 //== moe_load
-/* One block. */
+/* How many assignments every expert has. One block. */
 extern "C" __global__ void __launch_bounds__(256)
 @FN@(const int32_t *offset, float *load, int64_t experts)
 {

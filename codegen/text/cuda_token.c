@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(256)
     st_row<${W}>(out + r * ${V} + unit * ${W}, x);
 }
 //== count_valid
-/* One block. */
+/* The number of targets that are not negative, at least 1. One block. */
 extern "C" __global__ void __launch_bounds__(1024)
 @FN@(const int32_t *target, float *out, int64_t tokens)
 {

@@ -83,6 +83,11 @@ void diag_hint(struct diag *d, const char *fmt, ...)
     va_end(ap);
 }
 
+void diag_clear(struct diag *d)
+{
+    d->item.n = d->errors = d->group = 0;
+}
+
 size_t diag_errors(const struct diag *d)
 {
     return d->errors;

@@ -30,6 +30,8 @@ void diag_addv(struct diag *d, enum diag_id id, struct span at, va_list ap);
 void diag_note(struct diag *d, struct span at, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 void diag_hint(struct diag *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Forgets all diagnostics, once they are shown; places keep their files. */
+void diag_clear(struct diag *d);
 /* Number of errors so far (warnings not counted). */
 size_t diag_errors(const struct diag *d);
 /* All diagnostics, sorted by place, at most 20 errors, each as

@@ -413,6 +413,7 @@ static void compile(void **state)
     EXPECT(1, "no form 'ptx'", "compile", spec, "--emit", "ptx", "-o", c);
     EXPECT(1, "as cuda:sm_90a", "compile", spec, "--target", "cuda", "--emit", "cuda", "-o", c);
     EXPECT(0, "of CUDA C", "compile", spec, "--target", "cuda:sm_90a", "--emit", "cuda", "-o", c);
+    assert_non_null(strstr(file(c).p, "; first from specs/tiny-attnres.yaml:"));
     EXPECT(0, "program decode, B 1, T 1:", "compile", spec, "--emit", "c", "-o", c, "--program",
            "decode");
     EXPECT(0, "program prefill, B 2, T 256:", "compile", spec, "--emit", "c", "-o", c, "--program",
