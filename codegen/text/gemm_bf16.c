@@ -7,13 +7,12 @@
 
 TILES(tile_bf16, 1)
 
-INLINE v16u bf16_round_bits(v16 x) {
-    v16u u = (v16u)x, nan = (v16u)(x != x);
-    return (nan & (u | 0x400000u)) | (~nan & (u + 0x7fffu + ((u >> 16) & 1u)));
-}
 /* Lane i: bf16(a[i]) low, bf16(b[i]) high. */
 INLINE v16 bf16_pair(v16 a, v16 b) {
-    return (v16)((bf16_round_bits(a) >> 16) | (bf16_round_bits(b) & 0xffff0000u));
+    typedef uint16_t halves __attribute__((vector_size(64), aligned(4)));
+    const halves h = (halves)bf16_words(a, b);
+    return (v16)__builtin_shufflevector(h, h, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
+                                        10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
 /* Panels of pairs from columns, as panels_from_cols: `depth` rows of src. */
@@ -35,13 +34,10 @@ static void gemm_pack_a_bf16(const struct gemm *g, float *dst, int64_t m0, int64
     const int64_t depth = min64(2 * kn, g->depth - 2 * k0);
     for (int64_t m = 0; m < rows; m++) {
         const float *s = gemm_row(g, m0 + m) + 2 * k0;
-        uint16_t *d = (uint16_t *)(dst + m * kn);
+        float *d = dst + m * kn;
         int64_t k = 0;
-        for (; k + 16 <= depth; k += 16) *(v16h *)(d + k) = f32_to_bf16(ld16(s + k));
-        if (k < depth) {
-            v16h tail = f32_to_bf16(ld16k(s + k, depth - k));
-            for (int64_t i = k; i < 2 * kn; i++) d[i] = tail[i - k];
-        }
+        for (; 2 * (k + 16) <= depth; k += 16) st16(d + k, few_words(s, k, depth, 1, 1));
+        if (k < kn) st16k(d + k, few_words(s, k, depth, 1, 0), kn - k);
     }
 }
 
@@ -59,8 +55,14 @@ static void pairs_from_rows(float *dst, int64_t bp, const float *src, int64_t ld
             pairs_from_cols(dst + n / 16 * bp + k * 8, 0, part, 16, 16, w);
         }
 }
-static const struct gemm_kind gemm_bf16 = {tile_bf16,       2, gemm_pack_a_bf16, gemm_pack_trans_a_bf16,
-                                           pairs_from_cols, pairs_from_rows};
+
+FEWS(few_bf16, 1)
+static void few_rows_bf16(const struct gemm *g, const float *w, int64_t ldw, int64_t rows, int64_t n0,
+                          int64_t n1, float *scratch) {
+    gemm_few(g, few_bf16, w, ldw, rows, n0, n1, 1, scratch);
+}
+static const struct gemm_kind gemm_bf16 = {tile_bf16,       2,               gemm_pack_a_bf16, gemm_pack_trans_a_bf16,
+                                           pairs_from_cols, pairs_from_rows, few_rows_bf16};
 
 void k_gemm_bf16(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     gemm_plain(&gemm_bf16, p, n, lo, hi, scratch);

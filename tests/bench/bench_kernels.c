@@ -9,7 +9,7 @@
 #include <stdatomic.h>
 #include <time.h>
 
-enum { THREADS = 2, SCRATCH = 4 << 20 };
+enum { THREADS = 2, SCRATCH = 8 << 20 };
 
 static const char loops_text[] =
     "void peak(void *const *p, const int64_t *n, int64_t lo, int64_t hi, UNUSED void *s) {\n"
@@ -103,6 +103,7 @@ static double once(const struct job *jobs, int count, int threads)
 }
 
 static struct job peak, peak_bf16;
+static double bandwidth[THREADS + 1]; /* bytes a second, by threads */
 
 /* Best times of the jobs together, as GFLOP/s and share of the peak measured in between. */
 static void report_of(const struct job *top, const char *name, const struct job *jobs, int count)
@@ -174,52 +175,62 @@ static void bench_gemm(void *so, int64_t M, int64_t N, int64_t K)
     free(a), free(b), free(c), free(packed);
 }
 
-/* Few rows, as in decoding: weights [N,K] read from memory, as GB/s of them: by the kernel that
- * packs for itself or turns them in registers, and by packing first. 64 MiB of weights, so that
- * none is in a cache. */
-static void bench_few(void *so, int64_t M, int64_t N, int64_t K)
+/* Few rows, as in decoding: 64 MiB of weights [N,K], or [K,N], so that none is in a cache, read by
+ * one step, as GB/s of them, share of the read bandwidth and GFLOP/s. `kind`: "" or "_bf16". */
+static void bench_few(void *so, const char *kind, bool trans, int64_t M, int64_t N, int64_t K)
 {
     int64_t copies = ((int64_t)16 << 20) / (N * K);
     float *a = buffer(M * K), *w = buffer(copies * N * K), *c = buffer(M * N);
-    float *packed = buffer(cg_gemm_packed(K, N));
     struct cg_stack_plan own = cg_gemm_stack_plan(1, M, N, K);
-    struct cg_gemm_plan plan = cg_gemm_plan(M, N, K);
-    printf("%2lld rows, weights %lldx%lld          ", (long long)M, (long long)N, (long long)K);
-    for (int form = 0; form < 2; form++)
-        for (int threads = 1; threads <= THREADS; threads++) {
-            double best = 1e9;
-            for (int r = 0; r < 8; r++) {
-                double t = 0;
-                for (int64_t i = 0; i < copies; i++) {
-                    float *b = w + i * N * K;
-                    struct job one = {kernel_of(so, "k_gemm_stack"),
-                                      {c, a, b},
-                                      {M, N, K, K, N, K, 8, own.nb},
-                                      own.items,
-                                      0};
-                    struct job two[2] = {{kernel_of(so, "k_pack_cols"),
-                                          {packed, b},
-                                          {K, N, K},
-                                          cg_pack_cols_items(K, N),
-                                          0},
-                                         {kernel_of(so, "k_gemm"),
-                                          {c, a, packed},
-                                          {M, N, K, K, N, 0, plan.mb, plan.nb},
-                                          plan.items,
-                                          0}};
-                    t += form ? once(two, 2, threads) : once(&one, 1, threads);
-                }
-                best = t < best ? t : best;
+    char symbol[40];
+    snprintf(symbol, sizeof symbol, "k_gemm_stack%s", kind);
+    printf("%2lld rows%-6s weights %s %4lldx%-4lld ", (long long)M, *kind ? " bf16," : ",",
+           trans ? "[N,K]" : "[K,N]", (long long)N, (long long)K);
+    for (int threads = 1; threads <= THREADS; threads++) {
+        double best = 1e9, bytes = (double)(copies * N * K) * 4;
+        for (int r = 0; r < 8; r++) {
+            double t = 0;
+            for (int64_t i = 0; i < copies; i++) {
+                struct job one = {kernel_of(so, symbol),
+                                  {c, a, w + i * N * K},
+                                  {M, N, K, K, N, trans ? K : N, trans ? 8 : 0, own.nb},
+                                  own.items,
+                                  0};
+                t += once(&one, 1, threads);
             }
-            printf("  %s%d: %5.1f GB/s",
-                   threads > 1 ? ""
-                   : form      ? "packed before "
-                               : "in place ",
-                   threads, (double)(copies * N * K) * 4e-9 / best);
+            best = t < best ? t : best;
         }
+        printf("  %d: %5.1f GB/s %5.1f %% %6.1f GFLOP/s", threads, bytes * 1e-9 / best,
+               100 * bytes / best / bandwidth[threads], bytes / 2 * (double)M * 1e-9 / best);
+    }
     printf("\n");
     fflush(stdout);
-    free(a), free(w), free(c), free(packed);
+    free(a), free(w), free(c);
+}
+
+/* The read bandwidth, and what products of few rows reach of it. */
+static void bench_reading(void *so)
+{
+    float *x = buffer(32 << 20);
+    struct job reads = {kernel_of(so, "read_all"), {x}, {1 << 17}, 256, 0};
+    for (int threads = 1; threads <= THREADS; threads++) {
+        double best = 1e9;
+        for (int r = 0; r < 10; r++) {
+            double t = once(&reads, 1, threads);
+            best = t < best ? t : best;
+        }
+        bandwidth[threads] = (double)(128 << 20) / best;
+        printf("read bandwidth, %d threads: %.1f GB/s\n", threads, bandwidth[threads] * 1e-9);
+    }
+    free(x);
+    static const int64_t rows[] = {1, 4, 6, 8, 12, 16, 32, 48};
+    for (int kind = 0; kind < (peak_bf16.fn ? 2 : 1); kind++)
+        for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+            bench_few(so, kind ? "_bf16" : "", true, rows[i], 4096, 4096);
+            bench_few(so, kind ? "_bf16" : "", true, rows[i], 768, 3072);
+        }
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        bench_few(so, "", false, rows[i], 4096, 4096);
 }
 
 static void bench_grouped(void *so, int64_t E, int64_t rows, int64_t N, int64_t K)
@@ -352,35 +363,21 @@ int main(int argc, char **argv)
     pthread_barrier_init(&pool.end, NULL, THREADS);
     for (int i = 0; i < THREADS; i++) pool.scratch[i] = buffer(SCRATCH / 4);
     if (pthread_create(&thread, NULL, worker, NULL) != 0) return EXIT_MACHINE;
-    float *x = buffer(32 << 20);
+    float *x = buffer(64);
     peak = (struct job){kernel_of(so, "peak"), {x}, {10000}, 8, 8.0 * 10000 * 24 * 32};
     report("peak", &peak, 1);
     peak_bf16 = peak;
     peak_bf16.fn = kernel_of(so, "peak_bf16");
     peak_bf16.flops *= 2;
     if (peak_bf16.fn) report_of(&peak_bf16, "peak bf16", &peak_bf16, 1);
-    struct job reads = {kernel_of(so, "read_all"), {x}, {1 << 17}, 256, 0};
-    for (int threads = 1; threads <= THREADS; threads++) {
-        double best = 1e9;
-        for (int r = 0; r < 10; r++) {
-            double t = once(&reads, 1, threads);
-            best = t < best ? t : best;
-        }
-        printf("read bandwidth, %d threads: %.1f GB/s\n", threads,
-               (double)(128 << 20) / best * 1e-9);
-    }
+    bench_reading(so);
+    if (argc > 2 && strcmp(argv[2], "few") == 0) return 0;
     static const int64_t shapes[][3] = {{1024, 256, 256},  {2048, 768, 256},  {2048, 384, 384},
                                         {2048, 1152, 384}, {2048, 384, 1024}, {2048, 768, 768},
                                         {2048, 2304, 768}, {2048, 768, 2304}, {1024, 1024, 1024},
                                         {64, 512, 512},    {1, 768, 768},     {1, 4096, 4096}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         bench_gemm(so, shapes[i][0], shapes[i][1], shapes[i][2]);
-    static const int64_t few[] = {1, 2, 4, 8, 24, 48, 96};
-    for (size_t i = 0; i < sizeof few / sizeof *few; i++) {
-        bench_few(so, few[i], 768, 768);
-        bench_few(so, few[i], 2048, 512);
-        bench_few(so, few[i], 1024, 4096);
-    }
     bench_grouped(so, 8, 4096, 512, 256);
     bench_grouped(so, 32, 4096, 384, 384);
     bench_attention(8, 256, 6, 6, 64, 64);

@@ -204,7 +204,8 @@ static void bf16_grouped(void)
     free(a), free(w), free(packed), free(c), free(row);
 }
 
-/* A product of a stack has the bits of the plain one. */
+/* A product of a stack, of few rows by weights in place or packed by its items, has the bits of the
+ * plain one. */
 static void stack_case(int l, const char *kind, int64_t M, int64_t N, int64_t K, int flags)
 {
     enum { E = 3 };
@@ -242,6 +243,19 @@ static void test_stack(void **state)
             for (int l = 0; l < LIBS; l++)
                 stack_case(l, "", sizes[i][0], sizes[i][1], sizes[i][2], flags[f]);
             if (bf) stack_case(0, "_bf16", sizes[i][0], sizes[i][1], sizes[i][2], flags[f]);
+        }
+}
+
+/* As many rows as a server decodes at once: the bits of a large product, whatever the number. */
+static void test_few(void **state)
+{
+    (void)state;
+    bool bf = kernel_of(lib[0], "k_gemm_stack_bf16") != NULL;
+    for (int64_t m = 1; m <= 64; m++)
+        for (int f = 0; f <= 8; f += 8) {
+            int64_t n = 16 + m % 3 * 16 + m % 2 * 5, k = m % 4 ? 128 + m * 3 : 320;
+            for (int l = 0; l < LIBS; l++) stack_case(l, "", m, n, k, f);
+            if (bf) stack_case(0, "_bf16", m, n, k, f);
         }
 }
 
@@ -555,11 +569,12 @@ static void test_template_bugs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_template), cmocka_unit_test(test_template_bugs),
-        cmocka_unit_test(test_math),     cmocka_unit_test(test_math_special),
-        cmocka_unit_test(test_lanes),    cmocka_unit_test(test_gemm),
-        cmocka_unit_test(test_grouped),  cmocka_unit_test(test_stack),
-        cmocka_unit_test(test_bf16),     cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_template),  cmocka_unit_test(test_template_bugs),
+        cmocka_unit_test(test_math),      cmocka_unit_test(test_math_special),
+        cmocka_unit_test(test_lanes),     cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_grouped),   cmocka_unit_test(test_stack),
+        cmocka_unit_test(test_few),       cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_attention),
     };
     return cmocka_run_group_tests_name("cpu_kernels", tests, setup, teardown);
 }
