@@ -191,6 +191,7 @@ check-run:
 # What takes longer: sanitizers, valgrind, hundreds of kills, a minute of
 # every fuzz target.
 check-slow: check
+	STRATA_TEST_ALL=1 STRATA_TEST_NVRTC=1 $(MAKE) --no-print-directory check-run
 	$(MAKE) --no-print-directory check-asan
 	$(MAKE) --no-print-directory check-tsan
 	$(MAKE) --no-print-directory check-valgrind

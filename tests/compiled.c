@@ -26,10 +26,12 @@ struct compiled *compiled_open(struct fixture *f, const struct compiled_options 
     const struct build_options forward = {.depth_weights = o->depth_weights}, plain = {0};
     struct ir_graph *g = build_model(a, f->model, f->params, BUILD_forward, &forward);
     c->forward = plan_of(c, g, "forward", f->B, f->T, &c->forward_program);
-    g = build_model(a, f->model, f->params, BUILD_train, &plain);
-    build_gradients(g);
-    c->train = plan_of(c, g, "train", f->B, f->T, &c->train_program);
-    if (f->model->train.present)
+    if (!o->forward_only) {
+        g = build_model(a, f->model, f->params, BUILD_train, &plain);
+        build_gradients(g);
+        c->train = plan_of(c, g, "train", f->B, f->T, &c->train_program);
+    }
+    if (f->model->train.present && !o->forward_only)
         c->apply = plan_of(c, build_apply(a, f->model, f->params), "apply", 1, 1, NULL);
     if (session_compile(c->session, NULL, &err)) BUG("%s", err.text);
     return c;

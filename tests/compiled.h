@@ -9,6 +9,7 @@ struct compiled_options {
     const char *skip, *cpu; /* as in session_options and pipeline_options; may be NULL */
     const char *device;     /* likewise */
     unsigned threads;       /* 0 means 2 */
+    bool forward_only;      /* no train, no apply */
     bool depth_weights;     /* the forward program also gives depth.SITE */
 };
 struct compiled {

@@ -1,8 +1,8 @@
 /* Emitted CUDA kernels of single operations on the CPU machine of cudacpu.h, against the float64
  * evaluator, over the table of op_cases.h: every access checked, once in order and once shuffled,
  * which must give the same bits; nothing may be written outside of results and workspace. With
- * NVRTC here, the same text also becomes a cubin, without a spilled byte. With STRATA_TEST_DEVICE
- * all of it runs on a GPU instead (cuda_machine.h). */
+ * STRATA_TEST_NVRTC=1 (make check-slow) and NVRTC here, the same text also becomes a cubin, without
+ * a spilled byte. With STRATA_TEST_DEVICE all of it runs on a GPU instead (cuda_machine.h). */
 #ifndef STRATA_TESTS_CUDA_OPS_H
 #define STRATA_TESTS_CUDA_OPS_H
 #include "codegen/kernel.h"

@@ -113,7 +113,7 @@ static double bf16_share(const char *name)
         return 0;
     }
     f->model->train.precision = PREC_bf16;
-    const struct compiled_options o = {.device = device()};
+    const struct compiled_options o = {.device = device(), .forward_only = true};
     struct compiled *c = compiled_open(f, &o);
     if (tensorfile_open(path, &rounded, &err)) fail_msg("%s", err.text);
     compiled_bind(c, c->forward);
@@ -140,12 +140,15 @@ static void test_bf16(void **state)
     struct arena *a = arena_open("names");
     double most = 0;
     size_t n = 0;
-    for (const char *const *p = fixture_names(a); *p; p++) {
+    bool all = device() || getenv("STRATA_TEST_ALL"); /* on a CPU every fourth will do */
+    int i = 0;
+    for (const char *const *p = fixture_names(a); *p; p++, i++) {
+        if (!all && i % 4) continue;
         double share = bf16_share(*p);
         most = fmax(most, share), n += share > 0;
     }
     printf("bf16: %zu fixtures; errors at most %.3f times those of the oracle\n", n, most);
-    assert_true(n >= 20);
+    assert_true(n >= (all ? 20 : 6));
     arena_close(a);
 }
 
