@@ -28,7 +28,7 @@ const char *gpu_arch(int major, int minor)
 {
     if (major < 8) return NULL;
     if (major == 8 && minor < 6) return "sm_80";
-    if (major == 8) return minor == 6 ? "sm_86" : minor == 7 ? "sm_87" : "sm_89";
+    if (major == 8) return minor == 7 ? "sm_87" : minor < 9 ? "sm_86" : "sm_89";
     if (major == 9) return "sm_90a";
     if (major == 10) return minor == 3 ? "sm_103a" : "sm_100a";
     return major == 11 ? "sm_110a" : "sm_120";

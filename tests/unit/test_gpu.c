@@ -3,6 +3,7 @@
 #include "compiled.h"
 #include "compiler/trainer.h"
 #include "eval.h"
+#include "runtime/gpu.h"
 #include "scratch.h"
 #include <math.h>
 #include <setjmp.h>
@@ -350,6 +351,21 @@ static void refused(void **state)
     arena_close(a);
 }
 
+/* Code for X.Y runs on X.Z with Z >= Y, and on no other X. */
+static void architectures(void **state)
+{
+    (void)state;
+    static const struct {
+        int major, minor;
+        const char *arch;
+    } x[] = {{8, 0, "sm_80"},    {8, 6, "sm_86"},   {8, 7, "sm_87"},    {8, 8, "sm_86"},
+             {8, 9, "sm_89"},    {9, 0, "sm_90a"},  {10, 0, "sm_100a"}, {10, 3, "sm_103a"},
+             {11, 0, "sm_110a"}, {12, 0, "sm_120"}, {12, 1, "sm_120"}};
+    assert_null(gpu_arch(7, 5));
+    for (size_t i = 0; i < sizeof x / sizeof *x; i++)
+        assert_string_equal(gpu_arch(x[i].major, x[i].minor), x[i].arch);
+}
+
 /* `strata check --device`: what is planned, against a device or an amount. */
 static void fits(void **state)
 {
@@ -381,9 +397,11 @@ int main(void)
     setenv("STRATA_CUDA_PATH", path, 1);
     if (!scratch_open()) return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(steps),        cmocka_unit_test(models),      cmocka_unit_test(bf16),
-        cmocka_unit_test(combinations), cmocka_unit_test(checkpoints), cmocka_unit_test(generate),
-        cmocka_unit_test(refused),      cmocka_unit_test(fits),
+        cmocka_unit_test(steps),         cmocka_unit_test(models),
+        cmocka_unit_test(bf16),          cmocka_unit_test(combinations),
+        cmocka_unit_test(checkpoints),   cmocka_unit_test(generate),
+        cmocka_unit_test(refused),       cmocka_unit_test(fits),
+        cmocka_unit_test(architectures),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     scratch_close();
