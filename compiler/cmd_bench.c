@@ -130,7 +130,7 @@ static void first_step(struct cli *c, struct bench *b, const struct options *o)
         double seconds;
     } part[] = {{"front_end", "front end", b->seconds.spec},
                 {"passes", "graphs and passes", s[RUN_graphs]},
-                {"text", "C text, memory plan", s[RUN_plans]},
+                {"text", "kernel text, memory plan", s[RUN_plans]},
                 {"compiler", o->run.device ? "compiler" : "compiler (C, LLVM)", s[RUN_compile]},
                 {"start", "cache, memory, threads", s[RUN_load]},
                 {"weights", "initial weights", b->seconds.init},

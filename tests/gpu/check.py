@@ -146,6 +146,8 @@ def main():
     p.add_argument("--quick", action="store_true")
     o = p.parse_args()
     o.bin = os.path.abspath(o.bin)
+    if not os.path.exists(os.path.join(o.bin, "commit")):
+        sys.exit(f"{o.bin} is no bundle: 'make gpu-bundle' makes one, on a machine with the compilers")
     with open(os.path.join(o.bin, "commit")) as f:
         o.commit = f.read().strip()
     s = Suite(o)
