@@ -407,7 +407,8 @@ static bool parts(const struct cg_emit *e, struct depth s, struct kind k, struct
     m->slot = m->w * m->v * 128 * (wide ? 4 : 2);
     m->units = m->w >= 4 ? 1 : 8 / m->w;
     m->threads = m->units * m->w * 32;
-    m->resident = m->threads <= 256 ? (uint32_t)(512 / m->threads) : 1;
+    int64_t most = m->v == 4 && m->q > 2 ? 384 : 512; /* threads that registers allow */
+    m->resident = m->threads <= 256 ? (uint32_t)(most / m->threads) : 1;
     m->g = 3;
     m->p = values(m->g * m->q);
     m->stages = stages(s, m, 0);
