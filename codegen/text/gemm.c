@@ -120,7 +120,7 @@ enum { GEMM_ALONE = 4, GEMM_FEW = 48, FEW_WORDS = 64, FEW_AHEAD = 128 };
 #ifdef __AVX512F__
 enum { FEW_MR = 24 };
 #else
-enum { FEW_MR = 6 };
+enum { FEW_MR = 4 };
 #endif
 
 /* MR rows of A in place by 16 columns, of which `cols` are stored; w: the first column's row of W. */
@@ -325,7 +325,7 @@ INLINE void few_first(const struct few *f, const int MR, int pairs) {
     for (int m = 0; m < MR; m++) st16(f->sum + m * 16, acc[m]);
 }
 
-/* Both for a group of 4, 6, .. 12, 16, 20, 24 rows, as many as FEW_MR allows. */
+/* Both for a group of 4, 8, .. FEW_MR rows. */
 #define FEW(name, pairs, mr)                                                                       \
     UNUSED static __attribute__((noinline)) void name##_first_##mr(const struct few *f) {          \
         few_first(f, mr, pairs);                                                                   \
@@ -333,19 +333,17 @@ INLINE void few_first(const struct few *f, const int MR, int pairs) {
     UNUSED static __attribute__((noinline)) void name##_next_##mr(const struct few *f) {           \
         few_next(f, mr, pairs);                                                                    \
     }
-#define FEW_OF(name, mr)                                                                           \
-    {name##_first_##mr, name##_next_##mr}
+#define FEW_OF(name, mr) {name##_first_##mr, name##_next_##mr}
 #ifdef __AVX512F__
 #define FEWS(name, pairs)                                                                          \
-    FEW(name, pairs, 4) FEW(name, pairs, 6) FEW(name, pairs, 8) FEW(name, pairs, 10)               \
-    FEW(name, pairs, 12) FEW(name, pairs, 16) FEW(name, pairs, 20) FEW(name, pairs, 24)            \
-    static few_fn *const name[][2] = {FEW_OF(name, 4),  FEW_OF(name, 6),  FEW_OF(name, 8),         \
-                                      FEW_OF(name, 10), FEW_OF(name, 12), FEW_OF(name, 16),        \
-                                      FEW_OF(name, 20), FEW_OF(name, 24)};
+    FEW(name, pairs, 4) FEW(name, pairs, 8) FEW(name, pairs, 12)                                   \
+    FEW(name, pairs, 16) FEW(name, pairs, 20) FEW(name, pairs, 24)                                 \
+    static few_fn *const name[][2] = {FEW_OF(name, 4),  FEW_OF(name, 8),  FEW_OF(name, 12),        \
+                                      FEW_OF(name, 16), FEW_OF(name, 20), FEW_OF(name, 24)};
 #else
 #define FEWS(name, pairs)                                                                          \
-    FEW(name, pairs, 4) FEW(name, pairs, 6)                                                        \
-    static few_fn *const name[][2] = {FEW_OF(name, 4), FEW_OF(name, 6)};
+    FEW(name, pairs, 4)                                                                            \
+    static few_fn *const name[][2] = {FEW_OF(name, 4)};
 #endif
 FEWS(few, 0)
 
@@ -356,12 +354,6 @@ INLINE void few_load(const struct gemm *g, float *sum, int64_t rows, int64_t roo
 }
 INLINE void few_store(const struct gemm *g, const float *sum, int64_t rows, int64_t n, int64_t cols) {
     for (int64_t m = 0; m < rows; m++) st16k(g->c + m * g->ldc + n, ld16(sum + m * 16), cols);
-}
-
-/* Rows of one of equal groups: of the sizes there are, the least that will do. */
-INLINE int64_t few_group(int64_t rows) {
-    const int64_t each = div_up(rows, div_up(rows, FEW_MR));
-    return each <= 12 ? max64(4, div_up(each, 2) * 2) : div_up(each, 4) * 4;
 }
 
 /* 16 or fewer columns by all groups; a: the packed rows, w: the columns' rows of W. */
@@ -390,8 +382,8 @@ INLINE void few_columns(const struct gemm *g, few_fn *const *fn, const float *a,
 /* Columns n0 .. n1-1 of a product of up to GEMM_FEW rows; w: W [N,K]. */
 INLINE void gemm_few(const struct gemm *g, few_fn *const (*table)[2], const float *w, int64_t ldw, int64_t rows,
                      int64_t n0, int64_t n1, int pairs, float *scratch) {
-    const int64_t group = few_group(rows), groups = div_up(rows, group);
-    few_fn *const *fn = table[group <= 12 ? group / 2 - 2 : group / 4 + 1];
+    const int64_t groups = div_up(rows, FEW_MR), group = div_up(rows, 4 * groups) * 4;
+    few_fn *const *fn = table[group / 4 - 1];
     float sum[GEMM_FEW * 16] __attribute__((aligned(64)));
     for (int64_t i = 0; i < groups; i++)
         few_pack_a(g, scratch + i * group * g->k, i * group, min64(group, rows - i * group), group, pairs);
