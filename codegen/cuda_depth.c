@@ -199,7 +199,9 @@ static bool mix_stream(const struct cg_emit *e, struct depth s, struct kind k, s
     m->slot = m->w * m->v * 128 * (wide ? 4 : 2);
     m->units = m->w >= 4 ? 1 : m->q == 1 ? 4 / m->w : 8 / m->w;
     m->threads = m->units * m->w * 32;
-    int64_t most = m->v > 4 || wide || m->q > 1 ? 512 : 896; /* threads that registers allow */
+    int64_t most = wide && m->q > 1               ? 384 /* threads that registers allow */
+                   : m->v > 4 || wide || m->q > 1 ? 512
+                                                  : 896;
     m->resident = (uint32_t)(most / m->threads > 1 ? most / m->threads : 1);
     int64_t queries = m->q > 1 ? m->q * m->w * m->v * 512 : 0;
     m->p = values(3 * (m->q + 1));
@@ -316,7 +318,8 @@ static bool grad_stream(const struct cg_emit *e, struct depth s, struct kind k, 
     int64_t more = any(k.d, s.n, false) || (s.whole && !h_narrow) ? 4 : 2;
     *acc = m->v * 128 * v;
     m->slot = m->w * m->v * 128 * (v + more);
-    int64_t warps = s.q == 1 ? 16 : 12; /* of a multiprocessor, as registers allow */
+    /* of a multiprocessor, as registers allow */
+    int64_t warps = s.q == 1 ? (v == 2 ? 16 : 12) : v == 2 ? 12 : 10;
     if (s.q > 1 && m->w > warps) return false;
     m->units = m->w >= 4 ? 1 : warps / 2 / m->w;
     m->threads = m->units * m->w * 32;
@@ -402,7 +405,8 @@ static bool parts(const struct cg_emit *e, struct depth s, struct kind k, struct
     if (!aligned(e, false, 2, 2 + 2 * s.q) || !aligned(e, true, 0, s.n)) return false;
     if (!aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc)) return false;
     bool wide = any(k.v, s.n, false) || any(k.o, s.q, false);
-    m->qblocks = (s.q + 3) / 4;
+    uint32_t queries = m->w > 12 ? 3 : 4; /* of a block: a thread of many has fewer registers */
+    m->qblocks = (s.q + queries - 1) / queries;
     m->q = (s.q + m->qblocks - 1) / m->qblocks;
     m->slot = m->w * m->v * 128 * (wide ? 4 : 2);
     m->units = m->w >= 4 ? 1 : 8 / m->w;
@@ -443,7 +447,10 @@ static void dots(const struct cg_emit *e, struct depth s, struct kind k, struct 
 static void apply(const struct cg_emit *e, struct depth s, struct kind k, uint32_t from, uint32_t q,
                   int64_t chunk, int64_t coefficients)
 {
-    const struct cg_var vars[] = {{"Q", cg_number(e, q)}, {"RESIDENT", q <= 4 ? "4" : "3"}};
+    const struct cg_var vars[] = {{"Q", cg_number(e, q)},
+                                  {"RESIDENT", q < 4   ? "4"
+                                               : q < 6 ? "3"
+                                                       : "2"}};
     const char *quads = cg_section(e->a, text, "quads", NULL, 0).p;
     const char *body = cg_section(e->a, grad_texts, "grad_apply", vars, 2).p;
     struct cg_step *step =
