@@ -2,6 +2,7 @@
  * is what involves several keys. */
 #include "compiler/spec_read.h"
 #include "base/map.h"
+#include "runtime/chat.h"
 
 struct checking {
     struct spec_ctx *c;
@@ -286,6 +287,9 @@ static void check_tokenizer(struct checking *k)
         spec_err(c, D_spec_vocab_bytes, spec_where(k->root, "model.vocab_size"), m->vocab_size))
         diag_note(c->d, t->at, "the tokenizer is set here");
     if (t->type != TOK_file || !top || top->kind != NODE_map) return;
+    if (t->chat_template && !chat_template_find(t->chat_template))
+        spec_err(c, D_spec_value_word, spec_where(top, "chat_template"), "chat_template",
+                 chat_names(), t->chat_template);
     if (spec_get(top, "bos")) check_ids(c, m, spec_get(top, "bos"), "bos", t->bos);
     if (spec_get(top, "eos")) check_ids(c, m, spec_get(top, "eos"), "eos", t->eos);
     const struct node *stop = spec_get(top, "stop"), *special = spec_get(top, "special");

@@ -94,7 +94,7 @@ const struct chat_template *chat_template_find(const char *name)
 
 const char *chat_names(void)
 {
-    return "kimi, llama, chatml, plain";
+    return "kimi, llama, chatml or plain";
 }
 
 const char *chat_template_name(const struct chat_template *t)

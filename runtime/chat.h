@@ -31,7 +31,7 @@ struct chat_prompt {
 };
 
 struct chat_template;
-/* The template of a name, or NULL. chat_names: all of them, "kimi, llama, ...". */
+/* The template of a name, or NULL. chat_names: all of them, "kimi, llama ... or plain". */
 const struct chat_template *chat_template_find(const char *name);
 const char *chat_names(void);
 const char *chat_template_name(const struct chat_template *t);

@@ -1,8 +1,10 @@
 /* Fuzz target: any bytes as the body of a request; the first is the route, as a digit. It is
  * refused with an error that names a status, a type and a reason, or everything in it is valid and
  * in range, and its messages have a prompt in every template that allows their order. */
-#include "runtime/api.h"
+#include "runtime/api_text.h"
+#include "runtime/stops.h"
 #include "runtime/utf8.h"
+#include <jansson.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -51,6 +53,41 @@ static void render(const struct api_request *r)
     }
 }
 
+/* The text as an answer that stops at the request's stop strings, given in parts of 3 bytes. */
+static void answer(const struct api_request *r, struct str text)
+{
+    const struct api_reply reply = {API_chat, "chatcmpl-0", 0, "m", NULL, true};
+    const struct api_usage usage = {1, 2, 0, 0};
+    struct stops *stops = stops_open(r->arena, r->stop, r->num_stops);
+    struct sb shown = {0}, body = {0};
+    bool found = false;
+    for (size_t i = 0; i < text.n && !found; i += 3)
+        found = stops_add(stops, (struct str){text.p + i, text.n - i < 3 ? text.n - i : 3}, &shown);
+    stops_end(stops, &shown);
+    CHECK(found ? shown.n < text.n : shown.n == text.n);
+    CHECK(!shown.n || !memcmp(shown.p, text.p, shown.n));
+    CHECK(utf8_check((struct str){shown.p, shown.n}) == shown.n);
+    const struct api_choice c = {0, {shown.p, shown.n}, NULL, API_stop};
+    api_put_answer(&body, &reply, &c, 1, &usage);
+    json_t *j = json_loadb(body.p, body.n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL), *got;
+    CHECK(j && !json_unpack(j, "{s:[{s:{s:o}}]}", "choices", "message", "content", &got));
+    CHECK(str_eq((struct str){json_string_value(got), json_string_length(got)}, c.text));
+    json_decref(j);
+    sb_free(&shown);
+    sb_free(&body);
+}
+
+static void refused(const struct api_error *e)
+{
+    struct sb body = {0};
+    CHECK(e->status >= 400 && e->status < 500 && e->type && e->message[0]);
+    api_put_error(&body, e);
+    json_t *j = json_loadb(body.p, body.n, JSON_REJECT_DUPLICATES, NULL);
+    CHECK(j);
+    json_decref(j);
+    sb_free(&body);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct api_error err = {0};
@@ -61,9 +98,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (r) {
         check_request(r, &lim);
         if (r->num_messages) render(r);
+        for (size_t i = 0; i < r->num_messages; i++) answer(r, r->messages[i].content);
         api_request_close(r);
     } else {
-        CHECK(err.status >= 400 && err.status < 500 && err.type && err.message[0]);
+        refused(&err);
     }
     return 0;
 }

@@ -144,10 +144,11 @@ static void test_table(void **state)
 {
     (void)state;
     char names[128];
-    int n = 0;
+    int n = -1; /* "or" */
     snprintf(names, sizeof names, "%s", chat_names());
     for (char *save, *w = strtok_r(names, ", ", &save); w; w = strtok_r(NULL, ", ", &save), n++) {
         const struct chat_template *t = chat_template_find(w);
+        if (!strcmp(w, "or")) continue;
         assert_non_null(t);
         assert_true(chat_stop_token(t, 0) || chat_stop_text(t, 0));
         assert_null(chat_stop_token(t, 99));
