@@ -1,6 +1,7 @@
 /* Speed of single operations on a GPU, each from a recording of many runs: JSON with the bytes an
  * operation has to move and the products it has to do, for tests/bench/gpu.py, which knows the
- * card's ceilings. `bench_gpu [WORD]` runs the cases whose name holds WORD, `--list` names them. */
+ * card's ceilings. `bench_gpu [WORD]` runs the cases whose name holds WORD, `--list` names them;
+ * `bench_gpu WORD small` with 64 tokens at most, to see that they run. */
 #include "codegen/kernel.h"
 #include "compiler/lower.h"
 #include "runtime/gpu_exec.h"
@@ -388,9 +389,10 @@ static struct sa_plan part(const struct lowered *l, ir_id n)
     return p;
 }
 
-static void run(size_t c)
+static void run(size_t c, bool small)
 {
     struct bench b = {.a = arena_open("bench_gpu"), .b = {cases[c].B, cases[c].T}};
+    if (small && b.b.T > 1) b.b = (struct ir_bind){1, 64};
     struct layout layout;
     struct rt_error err;
     struct memory m = {{0}};
@@ -447,7 +449,7 @@ int main(int argc, char **argv)
         if (list)
             printf("%s\n", cases[i].name);
         else if (strstr(cases[i].name, word))
-            run(i);
+            run(i, argc > 2 && !strcmp(argv[2], "small"));
     }
     gpu_close(gpu);
     return 0;
