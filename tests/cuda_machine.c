@@ -131,7 +131,7 @@ void cuda_machine_get(struct cuda_machine *m, void *to, const char *from, size_t
 
 /* ---- steps ---- */
 
-static double element(const void *p, bool bf16, int64_t i)
+double cuda_element(const void *p, bool bf16, int64_t i)
 {
     uint32_t u;
     float f;
@@ -141,7 +141,7 @@ static double element(const void *p, bool bf16, int64_t i)
     return (double)f;
 }
 
-static void put_element(void *p, bool bf16, int64_t i, double x)
+void cuda_put_element(void *p, bool bf16, int64_t i, double x)
 {
     float f = (float)x;
     uint32_t u;
@@ -160,14 +160,14 @@ static void product(const int64_t *n, char *const *p)
         for (int64_t i = 0; i < n[SA_P_M]; i++)
             for (int64_t k = 0; k < n[SA_P_N]; k++) {
                 int64_t at = z * n[SA_P_stride_c] + i * n[SA_P_ldc] + k;
-                double sum = n[SA_P_accumulate] ? element(p[2], false, at) : 0;
+                double sum = n[SA_P_accumulate] ? cuda_element(p[2], false, at) : 0;
                 for (int64_t q = 0; q < n[SA_P_K]; q++) {
                     int64_t x = n[SA_P_ta] ? q * n[SA_P_lda] + i : i * n[SA_P_lda] + q;
                     int64_t y = n[SA_P_tb] ? k * n[SA_P_ldb] + q : q * n[SA_P_ldb] + k;
-                    sum += element(p[0], in, z * n[SA_P_stride_a] + x) *
-                           element(p[1], in, z * n[SA_P_stride_b] + y);
+                    sum += cuda_element(p[0], in, z * n[SA_P_stride_a] + x) *
+                           cuda_element(p[1], in, z * n[SA_P_stride_b] + y);
                 }
-                put_element(p[2], out, at, sum);
+                cuda_put_element(p[2], out, at, sum);
             }
 }
 

@@ -18,6 +18,9 @@ char *cuda_machine_alloc(struct cuda_machine *m, size_t bytes);
 const char *cuda_machine_free(struct cuda_machine *m, char *p);
 void cuda_machine_put(struct cuda_machine *m, char *to, const void *from, size_t bytes);
 void cuda_machine_get(struct cuda_machine *m, void *to, const char *from, size_t bytes);
+/* Element i of an array of the host, float32 or bf16 (nearest, ties to even). */
+double cuda_element(const void *p, bool bf16, int64_t i);
+void cuda_put_element(void *p, bool bf16, int64_t i, double x);
 /* Runs a step with its references at p; on the CPU in that order of threads. NULL, or what was
  * wrong. */
 const char *cuda_machine_step(struct cuda_machine *m, const struct cg_step *s, char *const *p,

@@ -146,38 +146,20 @@ static const struct ir_type *result_type(const struct job *j, uint32_t i)
     return type_get(j->g->types, type_elem(j->g->types, ir_at(j->g, j->n)->type, i));
 }
 
-static uint16_t to_bf16(double x)
-{
-    float f = (float)x;
-    uint32_t u;
-    memcpy(&u, &f, sizeof u);
-    return x != x ? 0x7fff : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-static double of_bf16(uint16_t h)
-{
-    uint32_t u = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &u, sizeof f);
-    return (double)f;
-}
-
 static void store(void *to, enum ir_dtype t, bool narrow, struct ir_array x)
 {
     for (int64_t i = 0; i < x.n; i++)
         if (t == IR_i32)
             ((int32_t *)to)[i] = (int32_t)x.v[i];
-        else if (narrow)
-            ((uint16_t *)to)[i] = to_bf16(x.v[i]);
         else
-            ((float *)to)[i] = (float)x.v[i];
+            cuda_put_element(to, narrow, i, x.v[i]);
 }
 
 static double element(const void *p, enum ir_dtype t, bool narrow, int64_t i)
 {
     if (t == IR_i32) return ((const int32_t *)p)[i];
     if (t == IR_f64) return ((const double *)p)[i];
-    return narrow ? of_bf16(((const uint16_t *)p)[i]) : (double)((const float *)p)[i];
+    return cuda_element(p, narrow, i);
 }
 
 static size_t result_bytes(const struct job *j, uint32_t i)

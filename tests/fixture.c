@@ -152,3 +152,28 @@ const struct param_part *fixture_part(const struct fixture *f, const char *tenso
             }
     return NULL;
 }
+
+static double *doubles(struct arena *a, const float *p, int64_t n)
+{
+    double *v = NEW(a, double, n);
+    for (int64_t i = 0; i < n; i++) v[i] = (double)p[i];
+    return v;
+}
+
+struct ir_values fixture_eval(const struct fixture *f, struct arena *a, const struct ir_graph *g)
+{
+    int64_t n = f->B * f->T;
+    double *tok = NEW(a, double, n), *tgt = NEW(a, double, n), *count = NEW(a, double, 1);
+    for (int64_t i = 0; i < n; i++) tok[i] = f->tokens[i], tgt[i] = f->targets[i];
+    *count = f->count;
+    VEC(struct ir_named) in = {0};
+    vec_push(a, &in, ((struct ir_named){"tokens", tok, n}));
+    vec_push(a, &in, ((struct ir_named){"targets", tgt, n}));
+    vec_push(a, &in, ((struct ir_named){"count", count, 1}));
+    for (size_t i = 0; i < f->params->n; i++) {
+        const struct param *p = &f->params->p[i];
+        vec_push(a, &in,
+                 ((struct ir_named){p->name, doubles(a, f->weights[i], p->count), p->count}));
+    }
+    return ir_eval(a, g, (struct ir_bind){f->B, f->T}, in.p, in.n);
+}

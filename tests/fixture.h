@@ -2,6 +2,7 @@
 #ifndef STRATA_TESTS_FIXTURE_H
 #define STRATA_TESTS_FIXTURE_H
 #include "compiler/build.h"
+#include "eval.h"
 #include "runtime/tensorfile.h"
 
 struct fixture {
@@ -28,6 +29,9 @@ struct fixture *fixture_fresh(const char *name, struct str text, int64_t B, int6
 void fixture_close(struct fixture *f);
 /* Reference tensor as doubles in the fixture's arena; NULL where there is none. */
 const double *fixture_want(const struct fixture *f, const char *name, size_t *n);
+/* All values of a graph of the fixture's model by the evaluator: weights, tokens, targets and count
+ * are its inputs. In the arena. */
+struct ir_values fixture_eval(const struct fixture *f, struct arena *a, const struct ir_graph *g);
 /* ||got - want|| / ||want||; a zero reference must be met exactly (else infinity). */
 double relative_error(const double *got, const double *want, size_t n);
 /* Gradient of a checkpoint tensor within the IR gradient of its parameter: offset and count. */

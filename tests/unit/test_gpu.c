@@ -66,21 +66,8 @@ typedef VEC(double) numbers;
 /* Loss and gradients by the evaluator, which rounds where the graph says. */
 static numbers evaluated(struct arena *a, const struct fixture *f, const struct ir_graph *g)
 {
-    int64_t n = f->B * f->T;
-    double *tok = NEW(a, double, n), *tgt = NEW(a, double, n), count = f->count;
-    VEC(struct ir_named) in = {0};
     numbers all = {0};
-    for (int64_t i = 0; i < n; i++) tok[i] = f->tokens[i], tgt[i] = f->targets[i];
-    vec_push(a, &in, ((struct ir_named){"tokens", tok, n}));
-    vec_push(a, &in, ((struct ir_named){"targets", tgt, n}));
-    vec_push(a, &in, ((struct ir_named){"count", &count, 1}));
-    for (size_t i = 0; i < f->params->n; i++) {
-        const struct param *p = &f->params->p[i];
-        double *w = NEW(a, double, p->count);
-        for (int64_t k = 0; k < p->count; k++) w[k] = (double)f->weights[i][k];
-        vec_push(a, &in, ((struct ir_named){p->name, w, p->count}));
-    }
-    struct ir_values v = ir_eval(a, g, (struct ir_bind){f->B, f->T}, in.p, in.n);
+    struct ir_values v = fixture_eval(f, a, g);
     for (size_t i = 0; i < g->out.n; i++) {
         struct ir_array x = ir_eval_output(&v, intern_text(g->names, g->out.p[i].name));
         for (int64_t k = 0; k < x.n; k++) vec_push(a, &all, x.v[k]);

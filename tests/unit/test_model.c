@@ -8,31 +8,6 @@
 #include <stdio.h>
 #include <cmocka.h>
 
-static double *doubles(struct arena *a, const float *p, int64_t n)
-{
-    double *v = NEW(a, double, n);
-    for (int64_t i = 0; i < n; i++) v[i] = (double)p[i];
-    return v;
-}
-
-static struct ir_values run(struct arena *a, const struct fixture *f, const struct ir_graph *g)
-{
-    int64_t n = f->B * f->T;
-    double *tok = NEW(a, double, n), *tgt = NEW(a, double, n), *count = NEW(a, double, 1);
-    for (int64_t i = 0; i < n; i++) tok[i] = f->tokens[i], tgt[i] = f->targets[i];
-    *count = f->count;
-    VEC(struct ir_named) in = {0};
-    vec_push(a, &in, ((struct ir_named){"tokens", tok, n}));
-    vec_push(a, &in, ((struct ir_named){"targets", tgt, n}));
-    vec_push(a, &in, ((struct ir_named){"count", count, 1}));
-    for (size_t i = 0; i < f->params->n; i++) {
-        const struct param *p = &f->params->p[i];
-        vec_push(a, &in,
-                 ((struct ir_named){p->name, doubles(a, f->weights[i], p->count), p->count}));
-    }
-    return ir_eval(a, g, (struct ir_bind){f->B, f->T}, in.p, in.n);
-}
-
 static void expect(const char *what, const char *name, double err)
 {
     if (err > 1e-10) fail_msg("%s: %s: relative error %g", what, name, err);
@@ -68,10 +43,10 @@ static void check_fixture(const char *name)
     const struct build_options o = {.depth_weights = true};
     struct ir_graph *g = build_model(a, f->model, f->params, BUILD_forward, &o);
     size_t n;
-    struct ir_values v = run(a, f, g);
+    struct ir_values v = fixture_eval(f, a, g);
     const double *want = fixture_want(f, "logits", &n);
     expect(name, "logits", relative_error(ir_eval_output(&v, "logits").v, want, n));
-    v = run(a, f, passed(a, g, pass_two_phase));
+    v = fixture_eval(f, a, passed(a, g, pass_two_phase));
     expect(name, "two-phase logits", relative_error(ir_eval_output(&v, "logits").v, want, n));
     for (size_t i = 0; i < tensorfile_count(f->want); i++) {
         const char *t = tensorfile_at(f->want, i)->name;
@@ -95,7 +70,7 @@ static void check_fixture(const char *name)
     for (size_t i = 0; i < sizeof chain / sizeof *chain; i++) {
         if (chain[i]) train = passed(a, train, chain[i]);
         if (i == 1 || i == 2) continue;
-        v = run(a, f, train);
+        v = fixture_eval(f, a, train);
         expect(name, "loss", relative_error(ir_eval_output(&v, "loss").v, want, n));
         check_grads(a, f, &v);
     }

@@ -18,29 +18,9 @@ struct values {
     struct ir_values v;
 };
 
-static double *doubles(struct arena *a, const float *p, int64_t n)
-{
-    double *v = NEW(a, double, n);
-    for (int64_t i = 0; i < n; i++) v[i] = (double)p[i];
-    return v;
-}
-
 static struct values run(struct arena *a, const struct fixture *f, const struct ir_graph *g)
 {
-    int64_t n = f->B * f->T;
-    double *tok = NEW(a, double, n), *tgt = NEW(a, double, n), *count = NEW(a, double, 1);
-    for (int64_t i = 0; i < n; i++) tok[i] = f->tokens[i], tgt[i] = f->targets[i];
-    *count = f->count;
-    VEC(struct ir_named) in = {0};
-    vec_push(a, &in, ((struct ir_named){"tokens", tok, n}));
-    vec_push(a, &in, ((struct ir_named){"targets", tgt, n}));
-    vec_push(a, &in, ((struct ir_named){"count", count, 1}));
-    for (size_t i = 0; i < f->params->n; i++) {
-        const struct param *p = &f->params->p[i];
-        vec_push(a, &in,
-                 ((struct ir_named){p->name, doubles(a, f->weights[i], p->count), p->count}));
-    }
-    return (struct values){g, ir_eval(a, g, (struct ir_bind){f->B, f->T}, in.p, in.n)};
+    return (struct values){g, fixture_eval(f, a, g)};
 }
 
 static struct ir_graph *apply(struct pass_ctx *c, const struct ir_graph *g, pass_fn *fn,
