@@ -20,7 +20,8 @@ enum { LM_CHUNK = 256 }; /* tokens of a prefill call at most; a multiple of LM_P
 /* A site of depth attention, for programs that give its weights. */
 struct lm_site {
     const char *name; /* as in spec-contract section 3, without .weight */
-    int64_t sources;
+    int64_t sources;  /* the embedding, finished blocks, and last where `partial`: */
+    bool partial;     /* the running sum of the site's own block */
 };
 struct lm_about {
     int64_t vocab, context; /* context: most tokens of a sequence, a multiple of LM_PAGE */
