@@ -8,6 +8,7 @@
  * wait for nobody. */
 #ifndef STRATA_RUNTIME_ENGINE_H
 #define STRATA_RUNTIME_ENGINE_H
+#include "base/str.h"
 #include "runtime/lm.h"
 #include "runtime/sample.h"
 
@@ -18,10 +19,14 @@ struct engine_options {
     int64_t step_tokens;        /* prompt tokens of a step; 0: LM_CHUNK */
     int64_t snapshots; /* states kept for the prefix cache; 0: none, as in models without */
     bool no_prefix_cache;
+    /* Text of an id for requests with `json`: empty where it has none (special tokens), so that it
+     * is never taken there. Called for every id in engine_open. NULL: such requests are refused. */
+    struct str (*text)(void *arg, int32_t id);
+    void *arg;
 };
 
 enum engine_finish {
-    ENGINE_stop,      /* a stop id, which is not given out */
+    ENGINE_stop,      /* a stop id, which is not given out; with `json` the end of the object */
     ENGINE_text,      /* `token` said so */
     ENGINE_length,    /* max_tokens */
     ENGINE_cancelled, /* engine_cancel, or the engine was closed */
@@ -35,7 +40,7 @@ struct engine_top {
 struct engine_token {
     int32_t id;
     float logprob;                /* natural logarithm of the model's probability (temperature 1,
-                                   * before penalties and cuts) */
+                                   * before penalties and cuts); 0 where not asked for */
     const struct engine_top *top; /* the most likely ones, falling; valid during the call */
     int num_top;
     const float *depth; /* weights of all sites one after the other, of the token that was read to
@@ -65,6 +70,7 @@ struct engine_request {
     bool logprobs;
     int top_logprobs; /* 0 to ENGINE_MAX_TOP */
     bool depth;       /* weights of depth attention with every token */
+    bool json;        /* the answer is one JSON object (runtime/json_guide.h), and ends with it */
     uint64_t salt;    /* pages are shared among requests of one salt only */
     int64_t priority; /* lower goes first (vLLM's meaning); among equals the order of arrival */
     /* Both are called on the engine's thread and must not wait. `token`: true ends the answer with

@@ -9,6 +9,10 @@ struct sampler {
     double temperature; /* >= 0; 0 is greedy */
     double top_p;       /* (0, 1]; 1 keeps every token */
     uint64_t seed;
+    int64_t top_k;              /* 0 keeps every token */
+    double min_p;               /* 0 keeps every token */
+    double presence, frequency; /* 0: none */
+    double repetition;          /* 0 or 1: none */
 };
 /* The token chosen from logits [vocab] for the text position `position`: a pure function of its
  * arguments, so neither batching nor resuming changes it. Greedy takes the largest logit, ties to

@@ -165,7 +165,7 @@ static void dataset_real(void **state)
 static int32_t sample1(double temperature, double top_p, const float *x, size_t n,
                        uint64_t position)
 {
-    struct sampler s = {temperature, top_p, 5};
+    struct sampler s = {.temperature = temperature, .top_p = top_p, .seed = 5};
     struct sample_slot scratch[8];
     int32_t id = -1;
     assert_int_equal(sample_token(&s, x, n, position, scratch, &id, NULL), RT_ok);
@@ -196,7 +196,7 @@ static void sampling(void **state)
     const float wide[3] = {-FLT_MAX, FLT_MAX, -INFINITY}, one[1] = {2};
     assert_int_equal(sample1(1, 0.9, wide, 3, 3), 1);
     assert_int_equal(sample1(1, 0.9, one, 1, 3), 0);
-    struct sampler s = {1, 1, 5};
+    struct sampler s = {.temperature = 1, .top_p = 1, .seed = 5};
     struct rt_error err;
     int32_t id;
     assert_int_equal(sample_token(&s, (float[]){1, NAN}, 2, 9, NULL, &id, &err), RT_machine);
