@@ -48,7 +48,7 @@ SRC_lib     := $(SRC_ir) $(SRC_codegen) $(SRC_runtime) $(SRC_compiler)
 OBJ_lib     := $(SRC_lib:%.c=$(BUILD)/obj/%.o)
 # Texts of emitted C live as readable files in codegen/text and are compiled in as strings.
 TEXTS       := $(wildcard codegen/text/*)
-GEN_TEXT    := $(TEXTS:codegen/text/%=$(BUILD)/gen/text/%.inc)
+GEN_TEXT    := $(TEXTS:codegen/text/%=$(BUILD)/gen/text/%.inc) $(BUILD)/gen/runtime/page.inc $(BUILD)/gen/runtime/page_policy.inc
 OBJ_tests   := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/*.c))
 TESTS       := $(patsubst tests/unit/%.c,$(BUILD)/test/%,$(wildcard tests/unit/test_*.c))
 
@@ -56,7 +56,7 @@ FUZZ        := $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/
 REPLAY      := $(FUZZ:%=$(BUILD)/replay/%)
 SECONDS     ?= 60
 
-.PHONY: all tests check check-random check-run check-slow check-asan check-tsan check-valgrind clean \
+.PHONY: all tests check check-clients check-random check-run check-slow check-asan check-tsan check-valgrind clean \
         deps demo fakecuda layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
         bench-depth bench-twin bench-tokenize gpu-bundle check-gpu bench-gpu $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
@@ -78,6 +78,17 @@ $(BUILD)/obj/%.o: %.c | $(GEN_TEXT)
 $(BUILD)/gen/text/%.inc: codegen/text/%
 	@mkdir -p $(@D)
 	@sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/"/' -e 's/$$/\\n"/' $< > $@
+
+# The server's page in the same way, and the hashes that let its style and its script run.
+$(BUILD)/gen/runtime/page.inc: runtime/page.html
+	@mkdir -p $(@D)
+	@sed -e 's/\\/\\\\/g' -e 's/["?]/\\&/g' -e 's/^/"/' -e 's/$$/\\n"/' $< > $@
+$(BUILD)/gen/runtime/page_policy.inc: runtime/page.html
+	@mkdir -p $(@D)
+	@for part in style script; do \
+	  hex=$$({ echo; sed -n "/^<$$part>/,/^<\/$$part>/p" $< | sed '1d;$$d'; } | sha256sum | cut -c1-64 | sed 's/../0x& /g'); \
+	  printf "\"$$part-src 'sha256-%s'; \"\n" "$$(for b in $$hex; do printf "\\$$(printf %03o $$b)"; done | base64)"; \
+	done > $@
 
 $(BUILD)/test/%: tests/unit/%.c $(OBJ_tests) $(BUILD)/libstrata.a
 	@mkdir -p $(@D)
@@ -196,6 +207,7 @@ check-slow: check
 	$(MAKE) --no-print-directory check-tsan
 	$(MAKE) --no-print-directory check-valgrind
 	BUILD=$(BUILD) bash tests/program/crash.sh 200
+	$(MAKE) --no-print-directory check-clients
 	$(MAKE) --no-print-directory fuzz
 	$(MAKE) --no-print-directory check-random
 
@@ -220,6 +232,10 @@ check-tsan:
 	@BUILD=build-tsan bash tests/slow/train.sh
 check-valgrind: all
 	@BUILD=$(BUILD) bash tests/slow/valgrind.sh
+
+# The server beside real clients.
+check-clients: all
+	@for t in page; do echo "== tests/slow/$$t.sh"; BUILD=$(BUILD) bash tests/slow/$$t.sh || exit 1; done
 
 # Speed of CPU kernels, for people to read: bench-kernels (products and attention, as a share of the
 # machine's measured multiply-add peak), bench-depth (beside the speed of memcpy).
