@@ -15,8 +15,10 @@ static const struct problem {
     [API_bad_method] = {405, 0, "invalid_request_error", "method_not_allowed"},
     [API_slow] = {408, 0, "invalid_request_error", "request_timeout"},
     [API_too_large] = {413, 0, "invalid_request_error", "request_too_large"},
+    [API_long_line] = {414, 0, "invalid_request_error", "request_line_too_long"},
     [API_media_type] = {415, 0, "invalid_request_error", "unsupported_media_type"},
     [API_rate] = {429, 1, "rate_limit_error", "rate_limit_exceeded"},
+    [API_large_head] = {431, 0, "invalid_request_error", "request_headers_too_large"},
     [API_internal] = {500, 0, "server_error", NULL},
     [API_overloaded] = {503, 1, "server_error", "overloaded"},
     [API_loading] = {503, 2, "server_error", "loading"},
@@ -98,6 +100,9 @@ static bool check_together(struct api_request *r, bool stream_options, struct ap
     if (r->route == API_chat && r->top_logprobs && !r->logprobs)
         return wrong(err, "top_logprobs", "invalid_value",
                      "'top_logprobs' is allowed with 'logprobs': true only.");
+    if (r->depth && !r->stream)
+        return wrong(err, "strata_depth", "invalid_value",
+                     "'strata_depth' is allowed with 'stream': true only.");
     if (!r->best_of) r->best_of = r->n;
     if (r->best_of < r->n)
         return wrong(err, "best_of", "invalid_value", "'best_of' is less than 'n'.");

@@ -36,8 +36,10 @@ enum api_problem {
     API_bad_method, /* 405 */
     API_slow,       /* 408 */
     API_too_large,  /* 413 */
+    API_long_line,  /* 414 */
     API_media_type, /* 415 */
     API_rate,       /* 429 */
+    API_large_head, /* 431 */
     API_internal,   /* 500 */
     API_overloaded, /* 503 */
     API_loading,    /* 503 */
@@ -95,7 +97,8 @@ struct api_request {
     bool stream, include_usage, echo, ignore_eos;
     bool logprobs;
     int64_t top_logprobs;
-    bool json; /* the answer is to be one JSON object */
+    bool json;  /* the answer is to be one JSON object */
+    bool depth; /* "strata_depth": weights of depth attention with every event of a stream */
     int64_t priority;
     bool add_special_tokens, add_generation_prompt, token_texts; /* tokenize: true, true, false */
     char unknown[128]; /* the first field that was not known and is ignored; empty for none */

@@ -231,7 +231,30 @@ static void open_chunk(struct sb *out, const struct api_reply *r)
 }
 static void close_chunk(struct sb *out, const struct api_reply *r)
 {
-    sb_str(out, r->include_usage ? "],\"usage\":null}\n\n" : "]}\n\n");
+    sb_str(out, r->include_usage ? ",\"usage\":null}\n\n" : "}\n\n");
+}
+
+static void put_depth(struct sb *out, const struct api_depth *d)
+{
+    const float *w = d->weights;
+    sb_str(out, ",\"strata_depth\":{\"sites\":[");
+    for (size_t i = 0; i < d->num_sites; i++) {
+        if (i) sb_char(out, ',');
+        put_z(out, d->site[i].name);
+    }
+    sb_str(out, "],\"weights\":[");
+    for (size_t i = 0; i < d->num_sites; i++) {
+        sb_str(out, i ? ",[" : "[");
+        for (int64_t k = 0; k < d->site[i].sources; k++, w++) {
+            if (k) sb_char(out, ',');
+            if (isfinite(*w))
+                sb_printf(out, "%.6g", (double)*w);
+            else
+                sb_str(out, "null");
+        }
+        sb_char(out, ']');
+    }
+    sb_str(out, "]}");
 }
 
 void api_put_begin(struct sb *out, const struct api_reply *r, int64_t index)
@@ -243,6 +266,7 @@ void api_put_begin(struct sb *out, const struct api_reply *r, int64_t index)
               "\"refusal\":null},\"logprobs\":null",
               index);
     put_finish(out, API_unfinished);
+    sb_char(out, ']');
     close_chunk(out, r);
 }
 
@@ -265,12 +289,15 @@ static void put_one_delta(struct sb *out, const struct api_reply *r, const struc
     }
     put_logprobs(out, r->route, last ? NULL : c->logprobs);
     put_finish(out, finish);
+    sb_char(out, ']');
+    if (c->depth && !last) put_depth(out, c->depth);
     close_chunk(out, r);
 }
 
 void api_put_delta(struct sb *out, const struct api_reply *r, const struct api_choice *c)
 {
-    if (c->text.n || (c->logprobs && c->logprobs->n)) put_one_delta(out, r, c, API_unfinished);
+    if (c->text.n || (c->logprobs && c->logprobs->n) || c->depth)
+        put_one_delta(out, r, c, API_unfinished);
     if (c->finish != API_unfinished) put_one_delta(out, r, c, c->finish);
 }
 
@@ -329,6 +356,17 @@ void api_put_models(struct sb *out, const struct api_model *m, size_t n)
     for (size_t i = 0; i < n; i++) {
         if (i) sb_char(out, ',');
         api_put_model(out, &m[i]);
+    }
+    sb_str(out, "]}");
+}
+
+void api_put_sites(struct sb *out, const struct lm_site *site, size_t n)
+{
+    sb_str(out, "{\"sites\":[");
+    for (size_t i = 0; i < n; i++) {
+        sb_str(out, i ? ",{\"name\":" : "{\"name\":");
+        put_z(out, site[i].name);
+        sb_printf(out, ",\"sources\":%" PRId64 "}", site[i].sources);
     }
     sb_str(out, "]}");
 }

@@ -3,6 +3,7 @@
 #ifndef STRATA_RUNTIME_API_TEXT_H
 #define STRATA_RUNTIME_API_TEXT_H
 #include "runtime/api.h"
+#include "runtime/lm.h"
 
 /* A JSON string with its quotes; only ", \ and control characters are escaped. */
 void api_put_string(struct sb *out, struct str s);
@@ -41,11 +42,19 @@ struct api_logprobs {
     size_t offset; /* completions: characters of text before the first token */
 };
 enum api_finish { API_unfinished, API_stop, API_length };
+/* An extension of events: "strata_depth": {"sites": [NAME, ...], "weights": [[...], ...]} beside
+ * `choices`, of the token whose text the event has. */
+struct api_depth {
+    const struct lm_site *site;
+    size_t num_sites;
+    const float *weights; /* of all sites one after the other */
+};
 struct api_choice {
     int64_t index;
     struct str text;
     const struct api_logprobs *logprobs; /* NULL: not asked for */
     enum api_finish finish;
+    const struct api_depth *depth; /* events only; NULL: not asked for */
 };
 
 /* A whole answer: chat.completion or text_completion. */
@@ -54,7 +63,8 @@ void api_put_answer(struct sb *out, const struct api_reply *r, const struct api_
 
 /* The same as a stream of server-sent events, in this order: begin for every choice (chat: the
  * role; else nothing), deltas of text, of which each choice's last has its finish_reason and no
- * text (it is an event of its own), usage where include_usage, done. */
+ * text (it is an event of its own), usage where include_usage, done. A delta without text, log
+ * probabilities, depth and finish writes nothing. */
 void api_put_begin(struct sb *out, const struct api_reply *r, int64_t index);
 void api_put_delta(struct sb *out, const struct api_reply *r, const struct api_choice *c);
 void api_put_usage(struct sb *out, const struct api_reply *r, const struct api_usage *u);
@@ -72,6 +82,8 @@ struct api_model {
 };
 void api_put_model(struct sb *out, const struct api_model *m);
 void api_put_models(struct sb *out, const struct api_model *m, size_t n);
+/* {"sites":[{"name":NAME,"sources":N}, ...]}: what the weights of depth attention belong to. */
+void api_put_sites(struct sb *out, const struct lm_site *site, size_t n);
 
 /* Answers of /tokenize (texts: the tokens', or NULL where they are not asked for) and /detokenize.
  */
