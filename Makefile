@@ -14,7 +14,7 @@ endif
 CPPFLAGS += -D_GNU_SOURCE -Iir -I. -I$(BUILD)/gen
 CFLAGS  += -std=c11 $(OPT) $(WARN) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 LDFLAGS += $(if $(SAN),-fsanitize=$(SAN)) -rdynamic
-LDLIBS  := -lyaml -ljansson -lxxhash -lpcre2-8 -lm -ldl -lpthread
+LDLIBS  := -lyaml -ljansson -lxxhash -lpcre2-8 -lmicrohttpd -lm -ldl -lpthread
 # Sanitizers for the kernels that a build compiles; it has their functions by SAN.
 KERNEL_SAN ?=
 CPPFLAGS += $(if $(SAN),-DSTRATA_SANITIZED)
@@ -28,7 +28,7 @@ say      = $(if $(V)$(findstring s,$(firstword -$(MAKEFLAGS))),,@echo '  $(1) $(
 # A build never installs; a missing header is one line, not a page of errors.
 GOALS := $(or $(MAKECMDGOALS),all)
 ifneq ($(filter-out check check-slow check-asan check-tsan check-gpu bench-gpu demo deps clean layers fmt fmt-check,$(GOALS)),)
-HEADERS := yaml.h jansson.h xxhash.h pcre2.h $(if $(filter tests $(BUILD)/test/%,$(GOALS)),cmocka.h)
+HEADERS := yaml.h jansson.h xxhash.h pcre2.h microhttpd.h $(if $(filter tests $(BUILD)/test/%,$(GOALS)),cmocka.h)
 lacking := $(shell for h in $(HEADERS); do \
              printf '\043include <stdarg.h>\n\043include <stddef.h>\n\043include <stdint.h>\n\043define PCRE2_CODE_UNIT_WIDTH 8\n\043include <setjmp.h>\n\043include <%s>\n' $$h \
              | $(CC) -xc -fsyntax-only - 2>/dev/null || echo $$h; done)
@@ -36,7 +36,7 @@ ifeq ($(shell command -v $(firstword $(CC))),)
 $(error no compiler $(CC): run 'make deps' as root, or install gcc or clang)
 endif
 ifneq ($(strip $(lacking)),)
-$(error $(CC) finds no $(lacking): run 'make deps' as root, or install libyaml-dev libjansson-dev libxxhash-dev libpcre2-dev libcmocka-dev)
+$(error $(CC) finds no $(lacking): run 'make deps' as root, or install libyaml-dev libjansson-dev libxxhash-dev libpcre2-dev libmicrohttpd-dev libcmocka-dev)
 endif
 endif
 

@@ -234,15 +234,27 @@ static void close_chunk(struct sb *out, const struct api_reply *r)
     sb_str(out, r->include_usage ? ",\"usage\":null}\n\n" : "}\n\n");
 }
 
+static void put_site_list(struct sb *out, const struct lm_site *site, size_t n)
+{
+    sb_str(out, "\"sites\":[");
+    for (size_t i = 0; i < n; i++) {
+        sb_str(out, i ? ",{\"name\":" : "{\"name\":");
+        put_z(out, site[i].name);
+        sb_printf(out, ",\"sources\":%" PRId64 ",\"partial\":%s}", site[i].sources,
+                  site[i].partial ? "true" : "false");
+    }
+    sb_char(out, ']');
+}
+
 static void put_depth(struct sb *out, const struct api_depth *d)
 {
     const float *w = d->weights;
-    sb_str(out, ",\"strata_depth\":{\"sites\":[");
-    for (size_t i = 0; i < d->num_sites; i++) {
-        if (i) sb_char(out, ',');
-        put_z(out, d->site[i].name);
+    sb_str(out, ",\"strata_depth\":{");
+    if (d->names) {
+        put_site_list(out, d->site, d->num_sites);
+        sb_char(out, ',');
     }
-    sb_str(out, "],\"weights\":[");
+    sb_str(out, "\"weights\":[");
     for (size_t i = 0; i < d->num_sites; i++) {
         sb_str(out, i ? ",[" : "[");
         for (int64_t k = 0; k < d->site[i].sources; k++, w++) {
@@ -362,13 +374,9 @@ void api_put_models(struct sb *out, const struct api_model *m, size_t n)
 
 void api_put_sites(struct sb *out, const struct lm_site *site, size_t n)
 {
-    sb_str(out, "{\"sites\":[");
-    for (size_t i = 0; i < n; i++) {
-        sb_str(out, i ? ",{\"name\":" : "{\"name\":");
-        put_z(out, site[i].name);
-        sb_printf(out, ",\"sources\":%" PRId64 "}", site[i].sources);
-    }
-    sb_str(out, "]}");
+    sb_char(out, '{');
+    put_site_list(out, site, n);
+    sb_char(out, '}');
 }
 
 void api_put_tokens(struct sb *out, const int32_t *ids, size_t n, const struct str *texts,

@@ -42,11 +42,12 @@ struct api_logprobs {
     size_t offset; /* completions: characters of text before the first token */
 };
 enum api_finish { API_unfinished, API_stop, API_length };
-/* An extension of events: "strata_depth": {"sites": [NAME, ...], "weights": [[...], ...]} beside
- * `choices`, of the token whose text the event has. */
+/* An extension of events, beside `choices`: "strata_depth": {"sites": [{"name": NAME, "sources": N,
+ * "partial": false}, ...], "weights": [[...], ...]} of the token whose text the event has. */
 struct api_depth {
     const struct lm_site *site;
     size_t num_sites;
+    bool names;           /* writes `sites`; the first event of a choice has them */
     const float *weights; /* of all sites one after the other */
 };
 struct api_choice {
@@ -82,7 +83,7 @@ struct api_model {
 };
 void api_put_model(struct sb *out, const struct api_model *m);
 void api_put_models(struct sb *out, const struct api_model *m, size_t n);
-/* {"sites":[{"name":NAME,"sources":N}, ...]}: what the weights of depth attention belong to. */
+/* {"sites": [...]} as in an event: what the weights of depth attention belong to. */
 void api_put_sites(struct sb *out, const struct lm_site *site, size_t n);
 
 /* Answers of /tokenize (texts: the tokens', or NULL where they are not asked for) and /detokenize.

@@ -67,7 +67,7 @@ static void answer(const struct api_request *r, struct str text)
     CHECK(found ? shown.n < text.n : shown.n == text.n);
     CHECK(!shown.n || !memcmp(shown.p, text.p, shown.n));
     CHECK(utf8_check((struct str){shown.p, shown.n}) == shown.n);
-    const struct api_choice c = {0, {shown.p, shown.n}, NULL, API_stop};
+    const struct api_choice c = {0, {shown.p, shown.n}, NULL, API_stop, NULL};
     api_put_answer(&body, &reply, &c, 1, &usage);
     json_t *j = json_loadb(body.p, body.n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL), *got;
     CHECK(j && !json_unpack(j, "{s:[{s:{s:o}}]}", "choices", "message", "content", &got));

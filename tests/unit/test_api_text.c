@@ -78,8 +78,8 @@ static void test_answers(void **state)
 {
     (void)state;
     struct sb s = {0};
-    const struct api_choice c[] = {{0, STR("Hi \"you\""), NULL, API_stop},
-                                   {1, STR(""), NULL, API_length}};
+    const struct api_choice c[] = {{0, STR("Hi \"you\""), NULL, API_stop, NULL},
+                                   {1, STR(""), NULL, API_length, NULL}};
     api_put_answer(&s, &chat, c, 2, &usage);
     expect(&s, HEAD("chat.completion", "chatcmpl-1",
                     "\"fp_1\"") "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Hi "
@@ -105,7 +105,8 @@ static void test_logprobs(void **state)
                                   {STR("\xe2\x82"), NAN, false, NULL, 0},
                                   {STR("\xac"), 1e-12, false, NULL, 0}};
     const struct api_logprobs l = {t, 4, 10}, l1 = {t + 1, 2, 0};
-    const struct api_choice c = {0, STR("x"), &l, API_stop}, d = {0, STR("x"), &l1, API_stop};
+    const struct api_choice c = {0, STR("x"), &l, API_stop, NULL},
+                            d = {0, STR("x"), &l1, API_stop, NULL};
     struct sb s = {0};
     api_put_answer(&s, &text, &c, 1, &usage);
     expect(
@@ -142,17 +143,17 @@ static void test_chat_stream(void **state)
     api_put_begin(&s, &r, 1);
     expect(&s, CHUNK "{\"index\":1,\"delta\":{\"role\":\"assistant\",\"content\":\"\",\"refusal\":"
                      "null},\"logprobs\":null,\"finish_reason\":null}]}\n\n");
-    const struct api_choice c = {1, STR("a\nb"), NULL, API_unfinished};
+    const struct api_choice c = {1, STR("a\nb"), NULL, API_unfinished, NULL};
     api_put_delta(&s, &r, &c);
     expect(&s, CHUNK "{\"index\":1,\"delta\":{\"content\":\"a\\nb\"},\"logprobs\":null,"
                      "\"finish_reason\":null}]}\n\n");
-    const struct api_choice nothing = {1, STR(""), NULL, API_unfinished};
+    const struct api_choice nothing = {1, STR(""), NULL, API_unfinished, NULL};
     api_put_delta(&s, &r, &nothing);
     expect(&s, "");
     api_put_usage(&s, &r, &usage);
     expect(&s, "");
     r.include_usage = true;
-    const struct api_choice last = {1, STR("z"), NULL, API_length};
+    const struct api_choice last = {1, STR("z"), NULL, API_length, NULL};
     api_put_delta(&s, &r, &last);
     expect(&s, CHUNK "{\"index\":1,\"delta\":{\"content\":\"z\"},\"logprobs\":null,"
                      "\"finish_reason\":null}],\"usage\":null}\n\n" CHUNK
@@ -165,6 +166,32 @@ static void test_chat_stream(void **state)
     expect(&s, "data: [DONE]\n\n: ping\n\n");
 }
 
+static void test_depth(void **state)
+{
+    (void)state;
+    static const struct lm_site site[] = {{"layers.0.attn_res", 1, false},
+                                          {"layers.1.attn_res", 2, true}};
+    static const float weights[] = {1, 0.25f, NAN};
+    struct sb s = {0};
+    struct api_reply r = chat;
+    struct api_depth d = {site, 2, true, weights};
+    const struct api_choice c = {0, STR(""), NULL, API_unfinished, &d};
+#define SITES                                                                      \
+    "\"sites\":[{\"name\":\"layers.0.attn_res\",\"sources\":1,\"partial\":false}," \
+    "{\"name\":\"layers.1.attn_res\",\"sources\":2,\"partial\":true}]"
+#define EVENT \
+    CHUNK "{\"index\":0,\"delta\":{\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]"
+#define WEIGHTS "\"weights\":[[1],[0.25,null]]}"
+    api_put_delta(&s, &r, &c);
+    expect(&s, EVENT ",\"strata_depth\":{" SITES "," WEIGHTS "}\n\n");
+    d.names = false;
+    r.include_usage = true;
+    api_put_delta(&s, &r, &c);
+    expect(&s, EVENT ",\"strata_depth\":{" WEIGHTS ",\"usage\":null}\n\n");
+    api_put_sites(&s, site, 2);
+    expect(&s, "{" SITES "}");
+}
+
 static void test_text_stream(void **state)
 {
     (void)state;
@@ -173,7 +200,7 @@ static void test_text_stream(void **state)
     expect(&s, "");
     const struct api_token t = {STR("a"), -1, false, NULL, 0};
     const struct api_logprobs l = {&t, 1, 2};
-    const struct api_choice c = {0, STR("a"), &l, API_stop};
+    const struct api_choice c = {0, STR("a"), &l, API_stop, NULL};
     api_put_delta(&s, &text, &c);
     expect(&s,
            "data: " HEAD(
@@ -363,11 +390,11 @@ static void test_answer_text(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_strings),         cmocka_unit_test(test_answers),
-        cmocka_unit_test(test_logprobs),        cmocka_unit_test(test_chat_stream),
-        cmocka_unit_test(test_text_stream),     cmocka_unit_test(test_other_bodies),
-        cmocka_unit_test(test_stops_every_cut), cmocka_unit_test(test_stops_random),
-        cmocka_unit_test(test_answer_text),
+        cmocka_unit_test(test_strings),      cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_logprobs),     cmocka_unit_test(test_chat_stream),
+        cmocka_unit_test(test_depth),        cmocka_unit_test(test_text_stream),
+        cmocka_unit_test(test_other_bodies), cmocka_unit_test(test_stops_every_cut),
+        cmocka_unit_test(test_stops_random), cmocka_unit_test(test_answer_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
