@@ -4,7 +4,7 @@
 #define STRATA_COMPILER_CLI_H
 #include "base/io.h"
 #include "compiler/params.h"
-#include "runtime/status.h"
+#include "runtime/options.h"
 
 /* A command's context. Memory in the arena lives until the process ends. */
 struct cli {
@@ -12,29 +12,17 @@ struct cli {
     struct arena *arena;
     struct diag *diag;
     struct rt_error err;
-    VEC(const char *) set; /* --set KEY=VALUE, in order */
-    VEC(const char *) arg; /* positional arguments */
-};
-
-enum cli_kind { CLI_flag, CLI_text, CLI_int, CLI_num };
-/* An option "--name VALUE" (also --name=VALUE); flags take no value. `to` is bool, const char *,
- * int64_t or double. --set is known to every command that takes a spec. */
-struct cli_option {
-    const char *name;
-    enum cli_kind kind;
-    void *to;
+    struct option_list set; /* --set KEY=VALUE, in order */
+    struct option_list arg; /* positional arguments */
 };
 
 /* Parses arguments; exits with status 2 and a hint on a mistake, prints help and exits 0 on --help.
- * Exactly `npos` positional arguments. */
+ * Exactly `npos` positional arguments. --set is known to every command. */
 void cli_parse(struct cli *c, int argc, char **argv, const char *help, size_t npos,
                const struct cli_option *opt, size_t nopt);
 /* The same with npos to max_pos positional arguments. */
 void cli_parse_range(struct cli *c, int argc, char **argv, const char *help, size_t npos,
                      size_t max_pos, const struct cli_option *opt, size_t nopt);
-#define CLI_OPTIONS(...)                      \
-    (const struct cli_option[]){__VA_ARGS__}, \
-        sizeof((const struct cli_option[]){__VA_ARGS__}) / sizeof(struct cli_option)
 /* Loads the spec of that path with --set; prints diagnostics; exits 1 when there are errors. */
 struct model *cli_model(struct cli *c, const char *path);
 /* Refuses --set (status 2): for commands, or forms of them, that read no spec. */

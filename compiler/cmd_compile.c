@@ -132,22 +132,6 @@ static uint64_t code_bytes(struct str elf)
     return sum;
 }
 
-/* The flags of kernels, for an object file instead of a shared one. */
-static const char **object_flags(struct compile *k)
-{
-    const char **all = cc_flags(k->c.arena, k->o.cpu ? k->o.cpu : "native");
-    size_t n = 0;
-    while (all[n]) n++;
-    const char **flags = NEW(k->c.arena, const char *, n + 2);
-    size_t at = 0;
-    flags[at++] = "-c";
-    for (size_t i = 0; i < n; i++)
-        if (strcmp(all[i], "-shared") && strcmp(all[i], "-nostdlib") &&
-            !str_starts(str_of(all[i]), "-Wl,"))
-            flags[at++] = all[i];
-    return flags;
-}
-
 /* Compiles in a folder of its own, so that the file at PATH is whole or absent. */
 static void write_object(struct compile *k)
 {
@@ -162,7 +146,8 @@ static void write_object(struct compile *k)
     const struct cc_unit unit = {str_fmt(a, "%s/kernels.c", dir), str_fmt(a, "%s/kernels.o", dir),
                                  str_fmt(a, "%s/log", dir)};
     write_text(unit.source, c_text(k));
-    enum rt_status st = cc_compile(a, clang, object_flags(k), &unit, 1, &k->c.err);
+    enum rt_status st = cc_compile(a, clang, cc_object_flags(a, k->o.cpu ? k->o.cpu : "native"),
+                                   &unit, 1, &k->c.err);
     int e = st ? 0 : io_read(a, unit.object, SIZE_MAX / 2, &object);
     io_remove_tree(dir);
     cli_check(&k->c, st);

@@ -1,5 +1,6 @@
 #include "compiler/session.h"
 #include "runtime/cc.h"
+#include "runtime/cpu.h"
 #include "runtime/mem.h"
 #include <stdio.h>
 
@@ -20,7 +21,8 @@ enum rt_status session_open(const struct session_options *o, struct session **ou
         return st;
     }
     s->target.no_library = o->no_library;
-    s->target.bf16_dot = !strcmp(s->o.cpu, "native") && __builtin_cpu_supports("avx512bf16");
+    enum cpu_kind kind = cpu_find(s->o.cpu);
+    s->target.bf16_dot = kind == CPU_KINDS ? cpu_runs(CPU_v4_bf16) : cpu_about(kind)->bf16_dot;
     if (s->o.gpu && (sscanf(s->o.gpu, "sm_%u", &s->target.sm) != 1 || !s->target.sm)) {
         st = rt_fail(err, RT_user, "no architecture '%s': it is sm_80, sm_90a, sm_100 ...",
                      s->o.gpu);

@@ -53,7 +53,7 @@ struct run_options {
         "roundtrip-each", CLI_flag, &(o).roundtrip                                      \
     }
 #define RUN_HELP                                                                                   \
-    "  --cpu NAME         native (default), x86-64-v3 or x86-64-v4\n"                              \
+    "  --cpu NAME         native (default), x86-64-v3, x86-64-v4 or x86-64-v4-bf16\n"               \
     "  --threads N        threads; default $STRATA_THREADS, else the cores this process may use\n" \
     "  --skip PASS,...    leave out passes (fuse-rows: every operation its own kernel)\n"          \
     "  --dump-ir WHEN,... before:PASS, after:PASS, after:all: graphs to standard error\n"          \

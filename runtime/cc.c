@@ -1,5 +1,8 @@
 #include "runtime/cc.h"
 #include "base/io.h"
+#include "base/vec.h"
+#include "runtime/cpu.h"
+#include "runtime/thread.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <spawn.h>
@@ -91,65 +94,70 @@ static const char *cpu_of_machine(struct arena *a)
     return sb_take(&s, a).p;
 }
 
-static bool has_v3(void)
-{
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-}
-
-static bool has_v4(void)
-{
-    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
-}
-
 enum rt_status cc_cpu_known(const char *cpu, struct rt_error *err)
 {
-    if (!strcmp(cpu, "native") || !strcmp(cpu, "x86-64-v4") || !strcmp(cpu, "x86-64-v3"))
-        return RT_ok;
-    return rt_fail(err, RT_user, "unknown cpu '%s': it is native, x86-64-v3 or x86-64-v4", cpu);
+    if (!strcmp(cpu, "native") || cpu_find(cpu) != CPU_KINDS) return RT_ok;
+    return rt_fail(err, RT_user,
+                   "unknown cpu '%s': it is native, x86-64-v3, x86-64-v4 or x86-64-v4-bf16", cpu);
 }
 
 enum rt_status cc_cpu(struct arena *a, const char *cpu, const char **text, struct rt_error *err)
 {
-    bool native = !strcmp(cpu, "native"), v4 = !strcmp(cpu, "x86-64-v4");
     RT_TRY(cc_cpu_known(cpu, err));
-    if (!has_v3())
+    enum cpu_kind kind = cpu_find(cpu);
+    if (!cpu_runs(CPU_v3))
         return rt_fail(err, RT_machine, "this processor has no AVX2 and FMA (x86-64-v3)");
-    if (v4 && !has_v4())
-        return rt_fail(err, RT_user,
-                       "this processor has no AVX-512: use --cpu x86-64-v3 or native");
-    *text = native ? cpu_of_machine(a) : cpu;
+    if (kind != CPU_KINDS && !cpu_runs(kind))
+        return rt_fail(err, RT_user, "this processor has no %s: use --cpu native",
+                       cpu_about(kind)->has);
+    *text = kind == CPU_KINDS ? cpu_of_machine(a) : cpu;
     return RT_ok;
+}
+
+/* Flags of every kernel, whatever becomes of it. */
+static const char *const kernel_flags[] = {
+    "-x",
+    "c",
+    "-std=gnu11",
+    "-O2",
+    "-mprefer-vector-width=512",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-w",
+#ifdef STRATA_JIT_SANITIZE /* a sanitized build; the program has the sanitizers' functions */
+    "-g",
+    "-O1", /* checks make the large kernels very slow to compile */
+    "-fsanitize=" STRATA_JIT_SANITIZE,
+    "-fno-sanitize-recover=all",
+#endif
+};
+
+static const char **all_flags(struct arena *a, const char *cpu, const char *const *more)
+{
+    VEC(const char *) f = {0};
+    enum cpu_kind kind = cpu_find(cpu);
+    for (size_t i = 0; i < sizeof kernel_flags / sizeof *kernel_flags; i++)
+        vec_push(a, &f, kernel_flags[i]);
+    if (kind == CPU_KINDS) vec_push(a, &f, "-march=native");
+    for (int i = 0; kind != CPU_KINDS && cpu_about(kind)->flag[i]; i++)
+        vec_push(a, &f, cpu_about(kind)->flag[i]);
+    while (*more) vec_push(a, &f, *more++);
+    vec_push(a, &f, NULL);
+    return f.p;
 }
 
 const char **cc_flags(struct arena *a, const char *cpu)
 {
     /* No libraries: kernels call nothing but memcpy and memset, which this process has. */
-    const char *flags[] = {
-        "-x",
-        "c",
-        "-std=gnu11",
-        "-O2",
-        str_fmt(a, "-march=%s", cpu),
-        "-mprefer-vector-width=512",
-        "-fno-math-errno",
-        "-ffp-contract=off",
-        "-fPIC",
-        "-w",
-        "-shared",
-        "-nostdlib",
-        "-Wl,--build-id=none",
-#ifdef STRATA_JIT_SANITIZE /* a sanitized build; the program has the sanitizers' functions */
-        "-g",
-        "-O1", /* checks make the large kernels very slow to compile */
-        "-fsanitize=" STRATA_JIT_SANITIZE,
-        "-fno-sanitize-recover=all",
-#endif
-        NULL,
-    };
-    return arena_dup(a, flags, sizeof flags, STRATA_SITE);
+    static const char *const shared[] = {"-shared", "-nostdlib", "-Wl,--build-id=none", NULL};
+    return all_flags(a, cpu, shared);
+}
+
+const char **cc_object_flags(struct arena *a, const char *cpu)
+{
+    static const char *const object[] = {"-c", "-fvisibility=hidden", NULL};
+    return all_flags(a, cpu, object);
 }
 
 static int start(struct arena *a, const char *path, const char **flags, const struct cc_unit *u,
@@ -204,17 +212,21 @@ enum rt_status cc_compile(struct arena *a, const char *path, const char **flags,
                           const struct cc_unit *unit, size_t n, struct rt_error *err)
 {
     pid_t *pid = NEW(a, pid_t, n);
-    int *status = NEW(a, int, n);
-    size_t started = 0;
-    int failed = 0;
-    while (started < n && !(failed = start(a, path, flags, &unit[started], &pid[started])))
-        started++;
-    for (size_t i = 0; i < started; i++)
-        while (waitpid(pid[i], &status[i], 0) < 0)
+    int *status = NEW(a, int, n), failed = 0;
+    size_t started = 0, cores = pool_cores();
+    for (size_t ended = 0; ended < started || (started < n && !failed);) {
+        if (started < n && !failed && started - ended < cores) {
+            failed = start(a, path, flags, &unit[started], &pid[started]);
+            started += !failed;
+            continue;
+        }
+        while (waitpid(pid[ended], &status[ended], 0) < 0)
             if (errno != EINTR) {
-                status[i] = -1;
+                status[ended] = -1;
                 break;
             }
+        ended++;
+    }
     if (failed) return rt_fail(err, RT_machine, "cannot run '%s': %s", path, strerror(failed));
     for (size_t i = 0; i < n; i++)
         if (status[i]) return judge(a, path, &unit[i], status[i], err);

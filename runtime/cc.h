@@ -13,22 +13,24 @@ const char *cc_identity(struct arena *a, const char *path);
  * for what is no clang at all. */
 enum rt_status cc_version(struct arena *a, const char *path, const char **version,
                           struct rt_error *err);
-/* RT_user when `cpu` is none of native, x86-64-v3 and x86-64-v4. */
+/* RT_user when `cpu` is neither native nor a name of runtime/cpu.h. */
 enum rt_status cc_cpu_known(const char *cpu, struct rt_error *err);
 /* What code for `cpu` depends on, as text: for native the model and features of this machine's
- * processor, for x86-64-v3 and x86-64-v4 their names. RT_user when `cpu` is none of the three or
- * this processor cannot run it, RT_machine when it cannot run what we generate at all. */
+ * processor, for others their names. RT_user when `cpu` is none of them or this processor cannot
+ * run it, RT_machine when it cannot run what we generate at all. */
 enum rt_status cc_cpu(struct arena *a, const char *cpu, const char **text, struct rt_error *err);
-/* All flags but file names for `cpu`, terminated by NULL. */
+/* All flags but file names for `cpu`, terminated by NULL: for shared objects, and for object files.
+ */
 const char **cc_flags(struct arena *a, const char *cpu);
+const char **cc_object_flags(struct arena *a, const char *cpu);
 
-/* One source file to turn into one shared object. */
+/* One source file to turn into one shared object, or what the flags say. */
 struct cc_unit {
     const char *source, *object, *log; /* paths; the log takes what the compiler says */
 };
-/* Compiles all units at the same time, one process each. RT_machine when a process cannot be
- * started, is killed or fails for a reason outside the source. Errors in a source are our bug:
- * aborts with the messages and the path of the source. */
+/* Compiles all units, one process each, as many at the same time as there are cores. RT_machine
+ * when a process cannot be started, is killed or fails for a reason outside the source. Errors in a
+ * source are our bug: aborts with the messages and the path of the source. */
 enum rt_status cc_compile(struct arena *a, const char *path, const char **flags,
                           const struct cc_unit *unit, size_t n, struct rt_error *err);
 #endif

@@ -14,6 +14,7 @@
 #include "base/io.h"
 #include "base/map.h"
 #include "runtime/cc.h"
+#include "runtime/cpu.h"
 #include "runtime/jit.h"
 #include "runtime/store.h"
 
@@ -264,10 +265,10 @@ static void test_cpus(void **state)
     (void)state;
     struct rt_error err;
     struct jit *j;
-    static const char *const cpu[] = {"x86-64-v3", "x86-64-v4"};
-    for (int i = 0; i < 2; i++) {
-        if (i && !__builtin_cpu_supports("avx512vl")) {
-            print_message("no AVX-512 here: x86-64-v4 is only refused\n");
+    static const char *const cpu[] = {"x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"};
+    for (int i = 0; i < 3; i++) {
+        if (!cpu_runs(cpu_find(cpu[i]))) {
+            print_message("not this processor: %s is only refused\n", cpu[i]);
             assert_int_equal(jit_open(&(struct jit_options){.cpu = cpu[i]}, &j, &err), RT_user);
             continue;
         }
