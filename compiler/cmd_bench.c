@@ -1,4 +1,5 @@
 #include "compiler/bench.h"
+#include "compiler/bench_url.h"
 #include "compiler/machine.h"
 #include "runtime/gpu.h"
 #include "runtime/mem.h"
@@ -8,16 +9,20 @@
 
 static const char help[] =
     "usage: strata bench SPEC [--steps N] [--profile]\n"
-    "       strata bench --pair A.yaml B.yaml [--pairs N]\n\n"
+    "       strata bench --pair A.yaml B.yaml [--pairs N]\n"
+    "       strata bench --url http://127.0.0.1:8080 [--clients N | --rate R]\n\n"
     "Measures whole steps (gradients and the optimiser) on random tokens, beside what the machine "
     "can\n"
     "do: its float32 multiply-add peak and the speed at which it reads memory, measured in the "
     "same\n"
     "process before and after (not on a GPU). --pair alternates steps of two specs and prints the "
     "median of the\n"
-    "ratios of their times.\n\n"
+    "ratios of their times. --url puts a server under load and reports times to the first token, "
+    "per token\n"
+    "and between tokens, and throughput.\n\n"
     "  strata bench specs/bench-c.yaml --profile\n"
-    "  strata bench --pair specs/bench-a.yaml specs/bench-a-standard.yaml\n\n"
+    "  strata bench --pair specs/bench-a.yaml specs/bench-a-standard.yaml\n"
+    "  strata bench --url http://127.0.0.1:8080 --rate 2.5 --seconds 60\n\n"
     "  --steps N          steps to measure (30), after 3 that are not\n"
     "  --pair             two specs, step by step in turns\n"
     "  --pairs N          pairs of steps to measure (100)\n"
@@ -27,7 +32,7 @@ static const char help[] =
     "  --profile          where the time goes, by kind of kernel\n"
     "  --first            only the way to the first step: what each part of it takes\n"
     "  --json             one JSON object on standard output instead of the text\n" RUN_DEVICE_HELP
-        RUN_HELP;
+        RUN_HELP BENCH_URL_HELP;
 
 enum { WARM_UP = 3, PROFILED = 5 };
 
@@ -37,6 +42,7 @@ struct options {
     const char *program;
     struct bench_options bench;
     struct run_options run;
+    struct bench_url_options url;
 };
 
 struct result { /* of one subject */
@@ -277,22 +283,33 @@ static enum bench_program program_of(const char *name)
 int cmd_bench(int argc, char **argv)
 {
     struct cli c = {0};
-    struct options o = {
-        .steps = 30, .pairs = 100, .program = "train", .bench = {.context = 1024, .batch = 1}};
+    struct options o = {.steps = 30,
+                        .pairs = 100,
+                        .program = "train",
+                        .bench = {.context = 1024, .batch = 1},
+                        .url = BENCH_URL_DEFAULTS};
     static struct bench b[2];
-    cli_parse_range(
-        &c, argc, argv, help, 1, 2,
-        CLI_OPTIONS({"steps", CLI_int, &o.steps}, {"pair", CLI_flag, &o.pair},
-                    {"pairs", CLI_int, &o.pairs}, {"program", CLI_text, &o.program},
-                    {"context", CLI_int, &o.bench.context}, {"batch", CLI_int, &o.bench.batch},
-                    {"profile", CLI_flag, &o.profile}, {"first", CLI_flag, &o.first},
-                    {"json", CLI_flag, &o.json}, RUN_DEVICE(o.run), RUN_OPTIONS(o.run)));
+    cli_parse_range(&c, argc, argv, help, 0, 2,
+                    CLI_OPTIONS({"steps", CLI_int, &o.steps}, {"pair", CLI_flag, &o.pair},
+                                {"pairs", CLI_int, &o.pairs}, {"program", CLI_text, &o.program},
+                                {"context", CLI_int, &o.bench.context},
+                                {"batch", CLI_int, &o.bench.batch},
+                                {"profile", CLI_flag, &o.profile}, {"first", CLI_flag, &o.first},
+                                {"json", CLI_flag, &o.json}, RUN_DEVICE(o.run), RUN_OPTIONS(o.run),
+                                BENCH_URL_OPTIONS(o.url)));
+    if (o.url.url) {
+        cli_no_set(&c);
+        if (c.arg.n) cli_fail((enum rt_status)EXIT_USAGE, "--url takes no spec");
+        o.url.json = o.json;
+        return bench_url(&c, &o.url);
+    }
     struct turn t = {.c = &c, .b = {&b[0], &b[1]}, .n = o.pair ? 2 : 1};
     o.bench.program = program_of(o.program);
     o.run.no_library = o.bench.program == BENCH_decode; /* as generate does it */
     if (c.arg.n != t.n)
-        cli_fail((enum rt_status)EXIT_USAGE,
-                 o.pair ? "--pair needs two specs" : "two specs need --pair");
+        cli_fail((enum rt_status)EXIT_USAGE, o.pair    ? "--pair needs two specs"
+                                             : c.arg.n ? "two specs need --pair"
+                                                       : "a spec is missing, or --url");
     t.rounds = (size_t)(o.pair ? o.pairs : o.steps);
     if (o.bench.context < 1 || o.bench.context > 1 << 24 || o.bench.batch < 1 ||
         o.bench.batch > 4096)

@@ -3,7 +3,7 @@
 # $BUILD/page.
 . tests/program/lib.sh
 chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome) ||
-    { echo "skipped: no chromium (apt-get install chromium)"; exit 0; }
-command -v python3 >/dev/null || { echo "skipped: no python3"; exit 0; }
+    { ok "skipped: no chromium (apt-get install chromium)"; exit 0; }
+command -v python3 >/dev/null || { ok "skipped: no python3"; exit 0; }
 policy="default-src 'none'; connect-src 'self'; img-src data:; $(tr -d '"\n' <"$BUILD/gen/runtime/page_policy.inc")"
 python3 tests/slow/page.py --chromium "$chromium" --page runtime/page.html --policy "$policy" --shots "$BUILD/page"
