@@ -144,6 +144,11 @@ void cg_need_dense(const struct ir_graph *g, ir_id n, uint32_t i)
         BUG("%s: the rows of operand %u do not lie end to end", op_info(ir_at(g, n)->op)->name, i);
 }
 
+int64_t cg_pages(const struct ir_graph *g, ir_id n)
+{
+    return ir_int(g, n, AK_context, 0) / IR_PAGE;
+}
+
 int64_t cg_grain(int64_t bytes)
 {
     enum { PIECE_BYTES = 1 << 19 };

@@ -35,6 +35,9 @@ int64_t cg_src_cols(const struct ir_graph *g, ir_id n, uint32_t i, struct ir_bin
 /* BUG() where operand i is not one run of memory. */
 void cg_need_dense(const struct ir_graph *g, ir_id n, uint32_t i);
 
+/* Pages of a sequence's table, of an operation over pages. */
+int64_t cg_pages(const struct ir_graph *g, ir_id n);
+
 /* Items that make about 20 microseconds of work when one moves `bytes` through memory. */
 int64_t cg_grain(int64_t bytes);
 /* Sets items and grain of a step. */

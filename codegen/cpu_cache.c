@@ -18,11 +18,11 @@ static void last_rows(const struct cg_emit *e)
 
 static void cache_write(const struct cg_emit *e)
 {
-    int64_t c = cg_src_cols(e->g, e->n, 1, e->b), context = ir_int(e->g, e->n, AK_context, 0);
+    int64_t c = cg_src_cols(e->g, e->n, 1, e->b);
     cg_need_dense(e->g, e->n, 0);
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "cache_write", NULL, 0);
     cg_refs(e->a, s, CG_REFS(R_(0), S_(1), S_(2), S_(3)));
-    cg_nums(e->a, s, CG_NUMS(e->b.T, context, c, cg_src_ld(e->g, e->n, 1)));
+    cg_nums(e->a, s, CG_NUMS(e->b.T, cg_pages(e->g, e->n), c, cg_src_ld(e->g, e->n, 1)));
     cg_items(s, e->b.B * e->b.T, 8 * c);
 }
 
@@ -41,8 +41,7 @@ static void attention_cached(const struct cg_emit *e)
     cg_need_dense(e->g, e->n, 2);
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "attention_cached", v, 6);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(3), S_(4), R_(0)));
-    cg_nums(e->a, s,
-            CG_NUMS(e->b.T, ir_int(e->g, e->n, AK_context, 0), cg_src_ld(e->g, e->n, 0), h * hd));
+    cg_nums(e->a, s, CG_NUMS(e->b.T, cg_pages(e->g, e->n), cg_src_ld(e->g, e->n, 0), h * hd));
     s->items = cg_attn_fwd_items(e->b.B, e->b.T, h, kv);
     s->scratch = (size_t)cg_attn_fwd_scratch(h, kv, hd, hd);
 }

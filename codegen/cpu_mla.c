@@ -54,8 +54,8 @@ static void cached(const struct cg_emit *e)
     int64_t tokens = T < TOKENS ? T : TOKENS, heads = item_heads(T, h), rows = tokens * heads;
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(3), S_(4), R_(0)));
     cg_nums(e->a, s,
-            CG_NUMS(T, ir_int(g, e->n, AK_context, 0), cg_src_ld(g, e->n, 0), cg_src_ld(g, e->n, 1),
-                    h * v, tokens, heads));
+            CG_NUMS(T, cg_pages(g, e->n), cg_src_ld(g, e->n, 0), cg_src_ld(g, e->n, 1), h * v,
+                    tokens, heads));
     s->items = e->b.B * ((h + heads - 1) / heads) * ((T + tokens - 1) / tokens);
     int64_t qp = (lr + 15) / 16 * 16, lp = (l + 15) / 16 * 16;
     s->scratch = (size_t)(rows * (qp + lp + KEYS + 16) + (rows + 15) / 16 * 16) * sizeof(float);

@@ -30,7 +30,7 @@ static void cache_write(const struct cg_emit *e)
                                   {"LDX", cg_number(e, cg_src_ld(e->g, e->n, 1))}};
     struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "cache_write", vars, 5);
     cg_refs(e->a, s, CG_REFS(R_(0), S_(1), S_(2), S_(3)));
-    cg_nums(e->a, s, CG_NUMS(rows, e->b.T, ir_int(e->g, e->n, AK_context, 0)));
+    cg_nums(e->a, s, CG_NUMS(rows, e->b.T, cg_pages(e->g, e->n)));
     cg_launch(s, (rows * (c / v) + 255) / 256, 256, 0);
 }
 
@@ -51,7 +51,7 @@ static void attention_cached(const struct cg_emit *e, const struct cg_target *t)
                                 .q = S_(0),
                                 .k = S_(1),
                                 .v = S_(2),
-                                .slots = S_(3),
+                                .pages = S_(3),
                                 .past = S_(4),
                                 .o = R_(0),
                                 .tq = cg_cuda_src_type(g, e->n, 0),
@@ -63,7 +63,7 @@ static void attention_cached(const struct cg_emit *e, const struct cg_target *t)
                                 .vec_k = k,
                                 .vec_v = cg_cuda_vector(e, false, 2, hd),
                                 .vec_o = cg_cuda_vector(e, true, 0, hd),
-                                .context = ir_int(g, e->n, AK_context, 0),
+                                .table = cg_pages(g, e->n),
                                 .shared = cg_cuda_shared(t)};
     e->out->workspace = (size_t)cg_cuda_cached(e, &x, 0);
 }

@@ -45,6 +45,16 @@ static struct cg_step *add(const struct cg_emit *e, const char *name, const stru
                   *node ? str_fmt(e->a, "%s %s", name, node) : name);
 }
 
+/* The most pieces that a block of `rows` rows sees. */
+static int64_t most_pieces(const struct cg_cached *x, int64_t rows)
+{
+    int64_t all = (x->table * IR_PAGE + PIECE - 1) / PIECE;
+    int64_t tokens = rows / x->g + 2,
+            seen = IR_PAGE + x->window + tokens; /* the first tile is whole */
+    int64_t some = (seen + PIECE - 1) / PIECE + 1;
+    return x->window > 0 && some < all ? some : all;
+}
+
 int64_t cg_cuda_cached(const struct cg_emit *e, const struct cg_cached *x, int64_t at)
 {
     enum { MANY = 24 };
@@ -54,8 +64,7 @@ int64_t cg_cuda_cached(const struct cg_emit *e, const struct cg_cached *x, int64
     c = is_many ? many : few;
     int64_t h = x->g * x->kv, T = e->b.T, rows = e->b.B * T * h;
     int64_t tiles = (T * x->g + 16 * c.r - 1) / (16 * c.r), blocks = e->b.B * x->kv * tiles;
-    /* Positions in a ring may begin and end within a piece. */
-    int64_t pieces = (x->context + PIECE - 1) / PIECE + (x->window > 0);
+    int64_t pieces = most_pieces(x, 16 * c.r);
     bool split = pieces > 1 && blocks < FEW_BLOCKS && pieces <= 65535 &&
                  rows * pieces * (x->vd + 2) * 4 <= MOST_PARTS;
     int64_t stat = at, part = stat + (rows * pieces * 8 + 255) / 256 * 256;
@@ -85,8 +94,8 @@ int64_t cg_cuda_cached(const struct cg_emit *e, const struct cg_cached *x, int64
     for (int i = 0; i < 2; i++) { /* the texts are the same for all sizes */
         if (i) v[0].value = cg_number(e, many.r);
         s = add(e, "attend_cached", v, sizeof v / sizeof *v);
-        cg_refs(e->a, s, CG_REFS(x->q, x->k, x->v, x->slots, x->past, x->o, parts, stats));
-        cg_nums(e->a, s, CG_NUMS(T, x->context, tiles, split));
+        cg_refs(e->a, s, CG_REFS(x->q, x->k, x->v, x->pages, x->past, x->o, parts, stats));
+        cg_nums(e->a, s, CG_NUMS(T, x->table, tiles, split));
         cg_launch(s, is_many == i ? blocks : 0, 256, bytes_of(x, i ? many : few));
         if (split && is_many == i) s->launch.grid[1] = (uint32_t)pieces;
     }

@@ -9,12 +9,12 @@ struct cg_cached {
     double scale;
     bool same;             /* values are the first vd elements of keys */
     struct cg_ref q, k, v; /* v: any reference where `same` */
-    struct cg_ref slots, past, o;
+    struct cg_ref pages, past, o;
     const char *tq, *tk, *to;    /* C types of q, k and v, o */
     int64_t ldq, ldk, ldo;       /* row strides in elements */
     int64_t vec_k, vec_v, vec_o; /* as cg_cuda_vector */
-    int64_t context;
-    int64_t shared; /* bytes that a block has */
+    int64_t table;               /* pages of a sequence's table */
+    int64_t shared;              /* bytes that a block has */
 };
 /* Adds the steps (text/cuda_cached.c). Their workspace begins at byte `at` of the node's; returns
  * its end. */

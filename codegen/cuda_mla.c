@@ -87,7 +87,7 @@ static void cached(const struct cg_emit *e, const struct cg_target *t)
                                 .q = W_(0),
                                 .k = S_(2),
                                 .v = S_(2),
-                                .slots = S_(3),
+                                .pages = S_(3),
                                 .past = S_(4),
                                 .o = W_(latent),
                                 .tq = "float",
@@ -99,7 +99,7 @@ static void cached(const struct cg_emit *e, const struct cg_target *t)
                                 .vec_k = cg_cuda_vector(e, false, 2, lr),
                                 .vec_v = 1,
                                 .vec_o = l % 4 ? 1 : 4,
-                                .context = ir_int(g, e->n, AK_context, 0),
+                                .table = cg_pages(g, e->n),
                                 .shared = cg_cuda_shared(t)};
     e->out->workspace = (size_t)cg_cuda_cached(e, &x, end);
     s = product(e, "mla_values", v, sizeof v / sizeof *v, h, (vd + 31) / 32, 16 * l * 4);

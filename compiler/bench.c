@@ -20,19 +20,29 @@ static void open_forward(struct bench *b, struct cli *c, const struct run_option
     some_tokens(b);
 }
 
+/* An input of the decode program, where it has it: first, first + step ... */
+static void fill(struct bench *b, const char *name, int64_t n, int32_t first, int32_t step)
+{
+    const struct plan_value *v = plan_value(b->plan, name);
+    for (int64_t i = 0; v && i < n; i++) ((int32_t *)v->p)[i] = first + (int32_t)i * step;
+}
+
 /* Caches of zeros that count as full: a step takes as long as on a text. */
 static void open_decode(struct bench *b, struct cli *c, const struct bench_options *x,
                         const struct run_options *o)
 {
-    const struct build_options build = {.slots = x->batch, .context = x->context, .chunk = 1};
+    int64_t P = build_pages(x->context);
+    const struct build_options build = {
+        .pages = x->batch * P, .states = x->batch, .context = P * IR_PAGE};
     b->B = x->batch;
     b->T = 1;
     run_open(&b->t.run, c, b->model, o);
     b->plan = run_model_plan(&b->t.run, BUILD_decode, &build, b->B, b->T);
     run_ready(&b->t.run, b->plan, NULL);
     some_tokens(b);
-    int32_t *past = plan_value(b->plan, "past")->p, *slots = plan_value(b->plan, "slots")->p;
-    for (int64_t i = 0; i < b->B; i++) past[i] = (int32_t)(x->context - 1), slots[i] = (int32_t)i;
+    fill(b, "past", b->B, (int32_t)(P * IR_PAGE) - 1, 0);
+    fill(b, "pages", b->B * P, 0, 1);
+    fill(b, "states", b->B, 0, 1);
 }
 
 static void open_train(struct bench *b, struct cli *c, const struct run_options *o)
@@ -72,6 +82,20 @@ static void add_work(struct bench *b, const struct plan *p, double times)
     for (ir_id i = 0; i < g->node.n; i++) b->flops += times * bench_flops(g, i, plan_bind(p));
     for (size_t i = 0; i < n; i++)
         if (!str_starts(str_of(v[i].name), "new.cache.")) b->bytes += times * (double)v[i].bytes;
+}
+
+/* Bytes of pages that no window reaches. */
+static double unseen(const struct bench *b)
+{
+    const struct ir_graph *g = program_graph(plan_program(b->plan));
+    double bytes = 0;
+    for (ir_id n = 0; n < g->node.n; n++) {
+        if (ir_at(g, n)->op != OP_attention_cached) continue;
+        int64_t w = ir_int(g, n, AK_window, 0), context = ir_int(g, n, AK_context, 0);
+        double cols = (double)(ir_cols(g, ir_src(g, n, 1)).add + ir_cols(g, ir_src(g, n, 2)).add);
+        if (w > 0 && w < context) bytes += 4 * (double)b->B * (double)(context - w) * cols;
+    }
+    return bytes;
 }
 
 /* Bytes of weights that a decode step leaves alone: table rows of other tokens, other experts. */
@@ -115,7 +139,7 @@ void bench_open(struct bench *b, struct cli *c, const char *path, const struct b
         add_work(b, b->t.apply, 1);
     } else {
         add_work(b, b->plan, 1);
-        if (program == BENCH_decode) b->bytes -= unread(b);
+        if (program == BENCH_decode) b->bytes -= unread(b) + unseen(b);
     }
 }
 

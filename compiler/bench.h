@@ -23,7 +23,8 @@ struct bench {
 
 struct bench_options {
     enum bench_program program;
-    int64_t context; /* BENCH_decode: tokens of every sequence, the one of the step included */
+    int64_t context; /* BENCH_decode: tokens of every sequence, the one of the step included;
+                      * rounded up to whole pages */
     int64_t batch;   /* BENCH_decode: sequences */
 };
 /* Reads the spec, compiles its programs and sets its initial weights. Exits on failure. A step of

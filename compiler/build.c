@@ -109,10 +109,12 @@ static ir_id mix(struct builder *b, const struct depth *d, bool on, const char *
     ir_id t = ir_add(g, OP_depth_mix, src.p, src.n,
                      ATTRS(A_STR(site, site), A_INT(sources, src.n - 1), A_NUM(eps, b->m->key_eps)),
                      site);
+    /* who runs a decode program knows no model */
+    const char *partial = b_cached(b) && d->part != IR_NONE ? "partial." : "";
     if (b->options->depth_weights || b->options->probes) {
         ir_id s = ir_binary(g, OP_sub, ir_get(g, t, 1), ir_get(g, t, 3));
         ir_id p = ir_unary(g, OP_exp, s);
-        if (b->options->depth_weights) ir_output(g, b_name(b, "depth.%s", site), p);
+        if (b->options->depth_weights) ir_output(g, b_name(b, "depth.%s%s", partial, site), p);
         if (b->options->probes) { /* mean over tokens comes from the runtime's division by count */
             ir_id h = ir_unary(g, OP_neg, ir_unary(g, OP_sum, ir_binary(g, OP_mul, p, s)));
             ir_output(g, b_name(b, "probe.entropy.%s", site), h);
@@ -131,11 +133,10 @@ static void probe(struct builder *b, const char *what, size_t block, ir_id x)
 
 /* ---- the model ---- */
 
-/* An input with one element for every unit of `count`; SYM_one: a scalar. */
-static ir_id input(struct builder *b, enum ir_dtype dtype, enum ir_sym count, const char *name)
+/* An input of n elements; SYM_one: a scalar. */
+static ir_id input(struct builder *b, enum ir_dtype dtype, struct ir_dim n, const char *name)
 {
-    struct ir_dim n = dim_sym(count, 1);
-    ir_type_id t = type_add(b->g->types, dtype, count != SYM_one, &n);
+    ir_type_id t = type_add(b->g->types, dtype, !dim_is_const(n), &n);
     return ir_add_typed(b->g, OP_input, t, NO_SRCS, ATTRS(A_STR(name, name)), name);
 }
 
@@ -194,14 +195,15 @@ struct ir_graph *build_model(struct arena *a, const struct model *m, const struc
                              enum build_program program, const struct build_options *o)
 {
     static const char *const name[] = {"forward", "loss", "train", "decode"};
-    struct builder builder = {.m = m, .ps = ps, .options = o, .slots = IR_NONE, .past = IR_NONE};
+    struct builder builder = {.m = m, .ps = ps, .options = o, .past = IR_NONE};
     struct builder *b = &builder;
     struct ir_graph *g = b->g = graph_open(a, name[program], STAGE_T, NULL, NULL);
-    ir_id tokens = input(b, IR_i32, SYM_N, "tokens");
+    ir_id tokens = input(b, IR_i32, dim_sym(SYM_N, 1), "tokens");
     if (program == BUILD_decode) {
-        CHECK(o->slots > 0 && o->context > 0 && o->chunk > 0);
-        b->slots = input(b, IR_i32, SYM_B, "slots");
-        b->past = input(b, IR_i32, SYM_B, "past");
+        CHECK(o->pages > 0 && o->states > 0 && o->context > 0 && o->context % IR_PAGE == 0);
+        b->past = input(b, IR_i32, dim_sym(SYM_B, 1), "past");
+        b->pages = input(b, IR_i32, dim_sym(SYM_B, o->context / IR_PAGE), "pages");
+        b->states = input(b, IR_i32, dim_sym(SYM_B, 1), "states");
     }
     ir_id table = b_param(b, "model.embed_tokens.weight");
     ir_id emb = b_round(b, ir_add(g, OP_embed, SRCS(table, tokens), NO_ATTRS, "embed"));
@@ -216,7 +218,8 @@ struct ir_graph *build_model(struct arena *a, const struct model *m, const struc
         ir_output(g, "logits", logits);
         return g;
     }
-    ir_id targets = input(b, IR_i32, SYM_N, "targets"), count = input(b, IR_f32, SYM_one, "count");
+    ir_id targets = input(b, IR_i32, dim_sym(SYM_N, 1), "targets");
+    ir_id count = input(b, IR_f32, dim_const(1), "count");
     ir_id nll = ir_get(g, ir_add(g, OP_cross_entropy, SRCS(logits, targets), NO_ATTRS, "loss"), 0);
     ir_output(g, "loss", ir_binary(g, OP_div, ir_unary(g, OP_sum, nll), count));
     if (program == BUILD_train)

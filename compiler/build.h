@@ -11,19 +11,30 @@ enum build_program {
                     * load.model.layers.N.block_sparse_moe (tokens per expert, f32[E]) for every
                     * router, and logit_max.model.layers.N (f32[heads]) where logits are clipped */
     BUILD_decode,  /* one step of incremental decoding, or of prefill: B sequences of T new tokens:
-                    * tokens i32[N], past i32[B] (tokens before them), slots i32[B] (the cache slot
-                    * of each sequence, all different) -> logits f32[B,V] of each sequence's last
-                    * token. Caches are inputs cache.NAME of constant size, replaced by outputs
-                    * new.cache.NAME; with past 0 what a slot held does not matter. */
+                    * tokens i32[N], past i32[B] (tokens before them), pages i32[B * context / 64]
+                    * (page of every 64 positions; entries behind the last token are not read),
+                    * states i32[B] (all different) -> logits f32[B,V] of each sequence's last
+                    * token. Inputs that no layer needs are absent. Caches are inputs of constant
+                    * size, cache.page.NAME (64 rows a page) and cache.state.NAME (so many rows a
+                    * state), replaced by outputs new.cache...; with past 0 it does not matter
+                    * what a page or state held. */
 };
 struct build_options {
-    bool depth_weights; /* also outputs depth.SITE f32[N,n]: the weights of every active site */
-    bool probes;        /* also outputs probe.* (magnitudes and entropies, for metrics) */
-    /* BUILD_decode: slots of the caches, positions of a slot (past + T at most), the most tokens of
-     * a sequence in one call, and whether logits are those of all tokens, f32[N,V] */
-    int64_t slots, context, chunk;
+    /* also outputs depth.SITE f32[N,n]: the weights of every active site; in BUILD_decode it is
+     * depth.partial.SITE where the last source is the running sum of the site's own block */
+    bool depth_weights;
+    bool probes; /* also outputs probe.* (magnitudes and entropies, for metrics) */
+    /* BUILD_decode: pages and states of the caches, positions of a sequence (past + T at most, a
+     * multiple of 64), and whether logits are those of all tokens, f32[N,V] */
+    int64_t pages, states, context;
     bool all_logits;
 };
+
+/* Pages of a sequence of so many tokens. */
+static inline int64_t build_pages(int64_t tokens)
+{
+    return (tokens + IR_PAGE - 1) / IR_PAGE;
+}
 
 /* Inputs are named tokens, targets, count, and router biases by their parameter's name. */
 struct ir_graph *build_model(struct arena *a, const struct model *m, const struct params *ps,

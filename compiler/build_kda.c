@@ -45,9 +45,9 @@ static ir_id short_conv(struct kda *k, const char *which)
     const char *name = b_name(b, "%s.%s_conv", k->p, which);
     if (!b_cached(b) || k->m->conv_size == 1) /* one tap looks at no earlier token */
         return ir_add(b->g, OP_short_conv, SRCS(x, w), NO_ATTRS, name);
-    const char *cache = b_cache_name(b, k->p, b_name(b, "%s_conv", which));
-    ir_id state = b_cache(b, cache, k->m->conv_size - 1, ir_cols(b->g, x).add);
-    ir_id t = ir_add(b->g, OP_conv_cached, SRCS(x, w, state, b->slots, b->past), NO_ATTRS, name);
+    const char *cache = b_cache_name(b, "state", k->p, b_name(b, "%s_conv", which));
+    ir_id state = b_cache_state(b, cache, k->m->conv_size - 1, ir_cols(b->g, x).add);
+    ir_id t = ir_add(b->g, OP_conv_cached, SRCS(x, w, state, b->states, b->past), NO_ATTRS, name);
     b_cache_put(b, cache, ir_get(b->g, t, 1));
     return ir_get(b->g, t, 0);
 }
@@ -85,10 +85,10 @@ static ir_id recur(struct kda *k, const ir_id s[5])
                                    A_NUM(scale, 1 / sqrt((double)k->m->head_dim))};
     const char *name = b_name(b, "%s.kda", k->p);
     if (!b_cached(b)) return ir_add(b->g, OP_kda, s, 5, attr, 2, name);
-    const char *cache = b_cache_name(b, k->p, "state");
-    ir_id state = b_cache(b, cache, k->m->num_heads * k->m->head_dim, k->m->head_dim);
+    const char *cache = b_cache_name(b, "state", k->p, "S");
+    ir_id state = b_cache_state(b, cache, k->m->num_heads * k->m->head_dim, k->m->head_dim);
     ir_id t = ir_add(b->g, OP_kda_cached,
-                     SRCS(s[0], s[1], s[2], s[3], s[4], state, b->slots, b->past), attr, 2, name);
+                     SRCS(s[0], s[1], s[2], s[3], s[4], state, b->states, b->past), attr, 2, name);
     b_cache_put(b, cache, ir_get(b->g, t, 1));
     return ir_get(b->g, t, 0);
 }

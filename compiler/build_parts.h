@@ -9,7 +9,8 @@ struct builder {
     const struct params *ps;
     const struct build_options *options;
     struct ir_graph *g;
-    ir_id slots, past; /* i32[B] of the decode program, else IR_NONE */
+    /* of the decode program, else IR_NONE: pages i32[B * context / 64], states and past i32[B] */
+    ir_id pages, states, past;
     VEC(struct top {
         const char *layer; /* model.layers.N */
         ir_id id;
@@ -47,16 +48,15 @@ static inline bool b_cached(const struct builder *b)
 {
     return b->past != IR_NONE;
 }
-/* The cache NAME as f32[slots * rows, cols]; its new value is given to b_cache_put. */
-ir_id b_cache(struct builder *b, const char *name, int64_t rows, int64_t cols);
+/* The cache NAME of `rows` rows a state, f32[states * rows, cols]; its new value is given to
+ * b_cache_put. */
+ir_id b_cache_state(struct builder *b, const char *name, int64_t rows, int64_t cols);
 void b_cache_put(struct builder *b, const char *name, ir_id now);
-/* Rows of a slot for positions that are seen by the `window` tokens from them on (0: by all): all
- * positions of a context, or a ring. */
-int64_t b_cache_rows(const struct builder *b, int64_t window);
-/* The cache NAME with x [N,C] at the positions of the tokens; `rows` of b_cache_rows. */
-ir_id b_cache_write(struct builder *b, const char *name, ir_id x, int64_t rows);
-/* The name of a layer's cache: "layers.N.what" for p = "model.layers.N". */
-const char *b_cache_name(struct builder *b, const char *p, const char *what);
+/* The paged cache NAME with x [N,C] at the positions of the tokens. */
+ir_id b_cache_write(struct builder *b, const char *name, ir_id x);
+/* The name of a layer's cache: "cache.POOL.layers.N.what" for p = "model.layers.N"; pools are page
+ * and state. */
+const char *b_cache_name(struct builder *b, const char *pool, const char *p, const char *what);
 
 /* What the heads of an attention node give; notes their largest logits where they are clipped. */
 ir_id b_attended(struct builder *b, const struct mixer *m, ir_id attention, const char *p);

@@ -27,7 +27,7 @@ static const char help[] =
     "  --pair             two specs, step by step in turns\n"
     "  --pairs N          pairs of steps to measure (100)\n"
     "  --program NAME     train (default), forward or decode: one more token for every sequence\n"
-    "  --context N        of decode: tokens of a sequence (1024)\n"
+    "  --context N        of decode: tokens of a sequence, in whole pages of 64 (1024)\n"
     "  --batch N          of decode: sequences (1)\n"
     "  --profile          where the time goes, by kind of kernel\n"
     "  --first            only the way to the first step: what each part of it takes\n"

@@ -137,7 +137,7 @@ static void print_caches(const struct check *k)
            cli_count(a, v->context));
     for (int i = 0; i < CACHES; i++) {
         int64_t n = (int64_t)v->cache[i];
-        bool grows = (i == CACHE_keys || i == CACHE_latent) && n % v->context == 0;
+        bool grows = (i == CACHE_keys || i == CACHE_latent);
         print_bytes(k, survey_cache_name((enum survey_cache)i), v->cache[i],
                     grows ? str_fmt(a, "%s bytes a token", cli_count(a, n / v->context)) : "");
     }

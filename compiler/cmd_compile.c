@@ -67,9 +67,9 @@ static void open_program(struct compile *k)
 {
     static const char *const name[] = {"forward", "loss", "train", "decode"};
     struct run *r = &k->r;
-    const struct build_options o = {.slots = k->model->serve_max_sequences,
-                                    .context = k->model->serve_max_context,
-                                    .chunk = k->T > CHUNK ? k->T : CHUNK};
+    int64_t most = k->model->serve_max_sequences, each = build_pages(k->model->serve_max_context);
+    const struct build_options o = {
+        .pages = most * each, .states = most, .context = each * IR_PAGE};
     const char *program = strcmp(k->program, "prefill") ? k->program : "decode";
     for (int i = 0; i < 4; i++)
         if (!strcmp(program, name[i])) k->p = run_program(r, (enum build_program)i, &o, k->B, k->T);

@@ -1,5 +1,5 @@
-#include "compiler/decode.h"
 #include "compiler/run.h"
+#include "compiler/served.h"
 #include "compiler/tokens.h"
 #include "runtime/checkpoint.h"
 #include "runtime/mem.h"
@@ -31,12 +31,11 @@ static const char help[] =
     "  --stats            time to the first token and tokens per second, on standard "
     "error\n" RUN_DEVICE_HELP RUN_HELP;
 
-enum { CHUNK = 256 }; /* prompt tokens of a call; a multiple of the chunks of 64 of kernels */
-
 struct gen {
     struct run r;
     struct tokenizer *tok; /* NULL: ids only */
-    struct decoder d;
+    struct lm *lm;
+    int32_t *pages;      /* of the only sequence: all of them */
     struct tok_ids text; /* prompt and what came after it */
     size_t known;        /* how many of them are in the caches */
     bool print_ids, stats;
@@ -75,8 +74,8 @@ static void read_prompt(struct gen *g, const char *prompt, const char *ids, cons
     if (!g->text.n) cli_fail(RT_user, "the prompt is empty");
 }
 
-/* The program with room for the prompt and `max` more tokens, and its plans. */
-static struct plan *open_program(struct gen *g, int64_t max)
+/* The model with room for the prompt and `max` more tokens. */
+static void open_model(struct gen *g, int64_t max)
 {
     int64_t limit = g->r.model->serve_max_context, prompt = (int64_t)g->text.n;
     if (max > limit || prompt > limit - max)
@@ -84,28 +83,31 @@ static struct plan *open_program(struct gen *g, int64_t max)
                  "a prompt of %lld tokens and --max-tokens %lld do not fit in serve.max_context, "
                  "which is %lld\nhint: --set serve.max_context=%lld",
                  (long long)prompt, (long long)max, (long long)limit, (long long)(prompt + max));
-    int64_t rest = prompt % CHUNK;
-    const struct build_options o = {.slots = 1, .context = prompt + max, .chunk = CHUNK};
-    struct program *p = run_program(&g->r, BUILD_decode, &o, 1, 1);
-    g->d = (struct decoder){g->r.session, p, o.slots, o.context, o.chunk};
-    if (prompt >= CHUNK) program_plan(p, 1, CHUNK);
-    if (rest) program_plan(p, 1, rest);
-    return program_plan(p, 1, 1);
+    int64_t rest = prompt % LM_CHUNK, pages = build_pages(prompt + max);
+    struct served_options o = {.session = g->r.session, .batch = 1, .lazy = true};
+    o.build = (struct build_options){.pages = pages, .states = 1, .context = pages * IR_PAGE};
+    o.program = run_program(&g->r, BUILD_decode, &o.build, 1, 1);
+    struct plan *one = program_plan(o.program, 1, 1);
+    if (prompt >= LM_CHUNK) program_plan(o.program, 1, LM_CHUNK);
+    if (rest) program_plan(o.program, 1, rest);
+    run_ready(&g->r, one, NULL);
+    cli_check(g->r.cli, served_open(g->r.cli->arena, &o, &g->lm, &g->r.cli->err));
+    g->pages = NEW(g->r.cli->arena, int32_t, pages);
+    for (int32_t i = 0; i < pages; i++) g->pages[i] = i;
 }
 
 /* Logits after the last token: what the caches do not know yet goes through the program. */
 static const float *logits(struct gen *g)
 {
-    static const int32_t slot = 0;
-    const float *out = NULL;
+    static const int32_t state = 0;
     while (g->known < g->text.n) {
-        size_t left = g->text.n - g->known, T = left < CHUNK ? left : CHUNK;
+        size_t left = g->text.n - g->known, T = left < LM_CHUNK ? left : LM_CHUNK;
         int32_t past = (int32_t)g->known;
-        const struct decode_call c = {1, (int64_t)T, g->text.p + g->known, &past, &slot};
-        cli_check(g->r.cli, decode_run(&g->d, &c, &out, &g->r.cli->err));
+        const struct lm_call c = {1, (int64_t)T, g->text.p + g->known, &past, &state, g->pages};
+        cli_check(g->r.cli, g->lm->ops->run(g->lm, &c, &g->r.cli->err));
         g->known += T;
     }
-    return out;
+    return g->lm->ops->logits(g->lm);
 }
 
 static void show(struct gen *g, struct tok_stream *s, int32_t id, bool first)
@@ -184,9 +186,10 @@ int cmd_generate(int argc, char **argv)
     run_open(&g.r, &c, m, &o);
     cli_check(&c, ckpt_weights(weights, run_refused, &c, found, &c.err));
     read_prompt(&g, prompt, ids, found);
-    run_ready(&g.r, open_program(&g, max), NULL);
+    open_model(&g, max);
     run_load(&g.r, found, NULL);
     generate(&g, &s, max);
+    g.lm->ops->close(g.lm);
     run_close(&g.r);
     return 0;
 }

@@ -124,6 +124,12 @@ struct plan *program_plan(struct program *p, int64_t B, int64_t T)
     return plan;
 }
 
+struct plan *const *program_plans(const struct program *p, size_t *n)
+{
+    *n = p->plan.n;
+    return p->plan.p;
+}
+
 void program_emit_c(struct program *p, int64_t B, int64_t T, const char *title, struct sb *out)
 {
     lower_emit_c(program_plan(p, B, T)->l, p->s->o.diag, title, out);
@@ -394,6 +400,16 @@ struct program *plan_program(const struct plan *plan)
 const struct lowered *plan_lowered(const struct plan *plan)
 {
     return plan->l;
+}
+
+const struct sa_plan *plan_flat(const struct plan *plan, void *memory[SA_external])
+{
+    const struct session *s = plan->program->s;
+    CHECK(plan->exec);
+    memory[SA_persistent] = s->persistent.base;
+    memory[SA_slot] = plan->slot;
+    memory[SA_scratch] = s->scratch.base;
+    return &plan->l->plan;
 }
 
 struct ir_bind plan_bind(const struct plan *plan)

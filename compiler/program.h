@@ -12,7 +12,7 @@
  * On a device (session_options.device) plan_value.p is a mirror in the host's memory, and the value
  * itself lies on the device. At every plan_run come
  *   to the device   inputs that no program of the session makes as NAME or new.NAME, and that are
- *                   no parameters: tokens, targets, count, hyper, past, slots ...
+ *                   no parameters: tokens, targets, count, hyper, past, pages ...
  *   back            outputs that no program reads and that are not new.NAME: logits, ctl, sumsq ...
  * All others (parameters, moments, caches, gradients and loss beside an optimiser) stay where they
  * are, and session_push and session_pull move them: push after the host has set them, pull before
@@ -57,6 +57,8 @@ const struct ir_graph *program_graph(const struct program *p);
 /* The plan for B sequences of T tokens, made on first use. It needs session_compile before it runs;
  * planning alone allocates no memory for values. */
 struct plan *program_plan(struct program *p, int64_t B, int64_t T);
+/* All its plans so far, in the order they were made. */
+struct plan *const *program_plans(const struct program *p, size_t *n);
 /* C text of all kernels of that plan, with a header and a comment per kernel; made of what
  * `title` says (specification name and hash, say). */
 void program_emit_c(struct program *p, int64_t B, int64_t T, const char *title, struct sb *out);
@@ -116,6 +118,9 @@ struct program *plan_program(const struct plan *plan);
 /* Its steps, and the node of each. */
 const struct lowered *plan_lowered(const struct plan *plan);
 struct ir_bind plan_bind(const struct plan *plan);
+/* The plan for others to run, kernels with their addresses, and the session's memory of its arenas;
+ * on a CPU, once it is ready. */
+const struct sa_plan *plan_flat(const struct plan *plan, void *memory[SA_external]);
 /* Whether it can run: a session_compile came after program_plan. */
 bool plan_ready(const struct plan *plan);
 /* Measures every step of a ready plan from now on, from zero (on), or stops. */

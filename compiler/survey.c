@@ -34,7 +34,7 @@ static enum survey_cache cache_of(const char *name)
     if (str_ends(s, ".k") || str_ends(s, ".v")) return CACHE_keys;
     if (str_ends(s, ".latent")) return CACHE_latent;
     if (str_ends(s, "_conv")) return CACHE_conv;
-    if (!str_ends(s, ".state")) BUG("what is %s for?", name);
+    if (!str_ends(s, ".S")) BUG("what is %s for?", name);
     return CACHE_state;
 }
 
@@ -42,9 +42,10 @@ static enum survey_cache cache_of(const char *name)
 static void measure_caches(struct survey *v, const struct model *m, const struct params *ps)
 {
     struct arena *a = arena_open("caches");
-    const struct build_options o = {.slots = 1, .context = m->serve_max_context, .chunk = 1};
+    int64_t pages = build_pages(m->serve_max_context);
+    const struct build_options o = {.pages = pages, .states = 1, .context = pages * IR_PAGE};
     const struct ir_graph *g = build_model(a, m, ps, BUILD_decode, &o);
-    v->context = m->serve_max_context;
+    v->context = o.context;
     for (ir_id n = 0; n < g->node.n; n++) {
         const char *name = ir_word(g, n, AK_name, "");
         if (ir_at(g, n)->op != OP_input || strncmp(name, "cache.", 6)) continue;

@@ -32,7 +32,7 @@ struct survey {
     bool train;   /* false: no train section, memory is that of the forward program */
     double forward_flops;
     double train_flops;     /* with gradients, without the update; both per token */
-    int64_t context;        /* serve.max_context: tokens of the sequence that `cache` is for */
+    int64_t context;        /* tokens that `cache` is for: serve.max_context, in whole pages */
     uint64_t cache[CACHES]; /* bytes */
     double graph_bytes;     /* graphs and plans, in this process as in a run */
     struct {                /* bytes */

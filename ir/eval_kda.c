@@ -170,7 +170,7 @@ void eval_kda_grad(struct eval *e)
         }
 }
 
-/* ---- continued from the state of a slot ---- */
+/* ---- continued from a state ---- */
 
 /* The input of channel c at position past + t - back of sequence b, 0 before the sequence. */
 static double input_at(const struct eval *e, int64_t b, int64_t t, int64_t back, int64_t c)
@@ -178,8 +178,8 @@ static double input_at(const struct eval *e, int64_t b, int64_t t, int64_t back,
     int64_t C = ev_cols(e, 0), keep = ev_cols(e, 1) - 1, at = t - back;
     if (at >= 0) return ev_src(e, 0)[(b * e->b.T + at) * C + c];
     if ((int64_t)ev_src(e, 4)[b] + at < 0) return 0;
-    int64_t slot = ev_index(e, ev_src(e, 3)[b], ev_rows(e, 2) / keep);
-    return ev_src(e, 2)[(slot * keep + keep + at) * C + c];
+    int64_t state = ev_index(e, ev_src(e, 3)[b], ev_rows(e, 2) / keep);
+    return ev_src(e, 2)[(state * keep + keep + at) * C + c];
 }
 
 void eval_conv_cached(struct eval *e)
@@ -202,12 +202,12 @@ void eval_conv_cached(struct eval *e)
 void eval_kda_cached(struct eval *e)
 {
     struct kda x = kda_of(e);
-    int64_t KV = x.K * x.V, T = e->b.T, slots = ev_rows(e, 5) / (x.H * x.K);
+    int64_t KV = x.K * x.V, T = e->b.T, states = ev_rows(e, 5) / (x.H * x.K);
     double *err = NEW(e->a, double, x.V);
     memcpy(ev_out(e, 1), ev_src(e, 5), (size_t)ev_count(e, 5) * sizeof(double));
     for (int64_t b = 0; b < e->b.B; b++)
         for (int64_t h = 0; h < x.H; h++) {
-            double *S = ev_out(e, 1) + (ev_index(e, ev_src(e, 6)[b], slots) * x.H + h) * KV;
+            double *S = ev_out(e, 1) + (ev_index(e, ev_src(e, 6)[b], states) * x.H + h) * KV;
             if (ev_src(e, 7)[b] == 0) memset(S, 0, (size_t)KV * sizeof *S);
             for (int64_t t = b * T; t < (b + 1) * T; t++) {
                 kda_seek(&x, e, t, h);

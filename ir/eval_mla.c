@@ -58,18 +58,19 @@ static double dot(const double *a, const double *b, int64_t n)
 /* Head h of the tokens of sequence b: keys and values of every position, then plain attention. */
 static void attend(struct eval *e, const struct mla *x, int64_t b, int64_t h)
 {
-    int64_t l = ev_cols(e, 1), lr = ev_cols(e, 2), each = ev_int(e, AK_context, 0), T = e->b.T;
-    int64_t past = (int64_t)ev_src(e, 4)[b], slots = ev_rows(e, 2) / each, own = x->n + x->v;
-    const double *cache = ev_src(e, 2) + ev_index(e, ev_src(e, 3)[b], slots) * each * lr;
-    if (past + T > each) BUG("eval: %%%s: the cache is too short", ir_name(e->g, e->n));
+    int64_t l = ev_cols(e, 1), lr = ev_cols(e, 2), T = e->b.T, own = x->n + x->v;
+    int64_t past = (int64_t)ev_src(e, 4)[b];
     double *kv = NEW(e->a, double, (past + T) * own), *p = NEW(e->a, double, past + T);
-    for (int64_t i = 0; i < past + T; i++)
-        times(ev_src(e, 1) + h * own * l, cache + i * lr, own, l, kv + i * own);
+    const double **row = NEW(e->a, const double *, past + T);
+    for (int64_t i = 0; i < past + T; i++) {
+        row[i] = ev_src(e, 2) + ev_paged_row(e, 2, 3, b, i) * lr;
+        times(ev_src(e, 1) + h * own * l, row[i], own, l, kv + i * own);
+    }
     for (int64_t t = 0; t < T; t++) {
         const double *q = ev_src(e, 0) + ((b * T + t) * x->h + h) * (x->n + x->r);
         double max = -INFINITY, sum = 0, *o = ev_out(e, 0) + ((b * T + t) * x->h + h) * x->v;
         for (int64_t i = 0; i <= past + t; i++) {
-            p[i] = dot(q, kv + i * own, x->n) + dot(q + x->n, cache + i * lr + l, x->r);
+            p[i] = dot(q, kv + i * own, x->n) + dot(q + x->n, row[i] + l, x->r);
             max = fmax(max, p[i] *= ev_num(e, AK_scale, 1));
         }
         for (int64_t i = 0; i <= past + t; i++) sum += p[i] = exp(p[i] - max);

@@ -34,6 +34,9 @@ int64_t ev_int(const struct eval *e, enum ir_attr_key k, int64_t absent);
 double ev_num(const struct eval *e, enum ir_attr_key k, double absent);
 /* An element that is an index: BUG() unless 0 <= v < limit. */
 int64_t ev_index(const struct eval *e, double v, int64_t limit);
+/* The row of operand `cache` that holds a position of sequence b, by its table in operand `pages`.
+ */
+int64_t ev_paged_row(const struct eval *e, size_t cache, size_t pages, int64_t b, int64_t position);
 /* The nearest bf16 number of a float32, ties to even. */
 double ev_bf16(double a);
 /* Operand i of a product, rounded to bf16 where the product asks for it. */

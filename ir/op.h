@@ -24,6 +24,8 @@ static inline bool op_fusable(enum ir_op op)
     return (op_info(op)->flags & (F_EW | F_ROW)) != 0;
 }
 
+enum { IR_PAGE = 64 }; /* positions of a page of a paged cache */
+
 struct ir_graph;
 struct ir_attr;
 /* What a shape rule sees: operand types and attributes of the node to be. */

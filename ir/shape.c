@@ -401,14 +401,22 @@ RULE(last_rows)
     return true;
 }
 
-/* Operands i and i + 1 are slots and past. */
-static bool are_sequences(const struct shape_ctx *c, size_t i)
+/* Operands i and i + 1 are `each` numbers for every sequence, and past. */
+static bool are_sequences(const struct shape_ctx *c, size_t i, int64_t each)
 {
-    return is_vec(c, i, IR_i32) && c->src[i] == c->src[i + 1] &&
-           dim_eq(ty(c, i)->dim[0], dim_sym(SYM_B, 1));
+    return is_vec(c, i, IR_i32) && is_vec(c, i + 1, IR_i32) &&
+           dim_eq(ty(c, i)->dim[0], dim_sym(SYM_B, each)) &&
+           dim_eq(ty(c, i + 1)->dim[0], dim_sym(SYM_B, 1));
 }
 
-/* Is operand i a cache: `each` rows for every slot? */
+/* Operands i and i + 1 are tables of pages, and past. */
+static bool are_paged(const struct shape_ctx *c, size_t i)
+{
+    int64_t context = int_of(c, AK_context, 0);
+    return context > 0 && context % IR_PAGE == 0 && are_sequences(c, i, context / IR_PAGE);
+}
+
+/* Is operand i a cache of pages or states of `each` rows? */
 static bool is_cache(const struct shape_ctx *c, size_t i, int64_t each)
 {
     if (!is_mat(c, i, IR_f32)) return false;
@@ -418,9 +426,9 @@ static bool is_cache(const struct shape_ctx *c, size_t i, int64_t each)
 
 RULE(cache_write)
 {
-    NEED(is_cache(c, 0, int_of(c, AK_context, 0)), "cache_write: cache");
+    NEED(is_cache(c, 0, IR_PAGE), "cache_write: cache");
     NEED(is_mat(c, 1, IR_f32) && dim_eq(ty(c, 1)->dim[0], dim_sym(SYM_N, 1)) &&
-             dim_eq(ty(c, 1)->dim[1], ty(c, 0)->dim[1]) && are_sequences(c, 2),
+             dim_eq(ty(c, 1)->dim[1], ty(c, 0)->dim[1]) && are_paged(c, 2),
          "cache_write: operands");
     *out = c->src[0];
     return true;
@@ -429,12 +437,12 @@ RULE(cache_write)
 RULE(attention_cached)
 {
     int64_t h = int_of(c, AK_heads, 0), kv = int_of(c, AK_kv_heads, 0),
-            hd = int_of(c, AK_head_dim, 0), each = int_of(c, AK_context, 0);
+            hd = int_of(c, AK_head_dim, 0);
     NEED(h > 0 && kv > 0 && h % kv == 0 && hd > 0, "attention_cached: heads");
     NEED(is_mat(c, 0, IR_f32) && dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) &&
-             is_heads(ty(c, 0)->dim[1], h, hd) && are_sequences(c, 3),
+             is_heads(ty(c, 0)->dim[1], h, hd) && are_paged(c, 3),
          "attention_cached: operands");
-    NEED(is_cache(c, 1, each) && c->src[1] == c->src[2] && is_heads(ty(c, 1)->dim[1], kv, hd),
+    NEED(is_cache(c, 1, IR_PAGE) && c->src[1] == c->src[2] && is_heads(ty(c, 1)->dim[1], kv, hd),
          "attention_cached: caches");
     *out = c->src[0];
     return true;
@@ -445,8 +453,7 @@ RULE(mla_cached)
     int64_t h, n, v;
     NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_f32) && mla_sizes(c, &h, &n, &v),
          "mla_cached: operands");
-    NEED(dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 3) &&
-             is_cache(c, 2, int_of(c, AK_context, 0)),
+    NEED(dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_paged(c, 3) && is_cache(c, 2, IR_PAGE),
          "mla_cached: operands");
     struct ir_dim q = ty(c, 0)->dim[1], l = ty(c, 1)->dim[1], lr = ty(c, 2)->dim[1];
     NEED(dim_is_const(q) && dim_is_const(l) && dim_is_const(lr) && l.add >= 1 && lr.add > l.add &&
@@ -462,7 +469,7 @@ RULE(conv_cached)
     if (!shape_short_conv(c, &y, why)) return false;
     int64_t rows = ty(c, 1)->dim[1].add - 1;
     NEED(is_cache(c, 2, rows) && dim_eq(ty(c, 2)->dim[1], ty(c, 0)->dim[1]) &&
-             dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 3),
+             dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 3, 1),
          "conv_cached: operands");
     ir_type_id e[2] = {y, c->src[2]};
     *out = type_tuple(c->types, e, 2);
@@ -475,7 +482,7 @@ RULE(kda_cached)
     if (!shape_kda(c, &o, why)) return false;
     int64_t h = int_of(c, AK_heads, 0);
     NEED(is_cache(c, 5, ty(c, 0)->dim[1].add) && ty(c, 5)->dim[1].add == ty(c, 2)->dim[1].add / h &&
-             dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 6),
+             dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 6, 1),
          "kda_cached: operands");
     ir_type_id e[2] = {o, c->src[5]};
     *out = type_tuple(c->types, e, 2);

@@ -133,21 +133,27 @@ CHECK_OP(last_rows)
                  cols(r, 0));
 }
 
+/* The row of position i of sequence b; operand `pages` is its table. */
+static int64_t paged(struct ran *r, uint32_t pages, int64_t b, int64_t i)
+{
+    int64_t P = num(r, AK_context) / 64;
+    return (int64_t)src(r, pages)[b * P + i / 64] * 64 + i % 64;
+}
+
 CHECK_OP(cache_write)
 {
-    int64_t n = cols(r, 0), each = num(r, AK_context);
+    int64_t n = cols(r, 0);
     for (int64_t row = 0; row < rows(r, 0); row++) {
         const double *want = src(r, 0) + row * n;
         for (int64_t t = 0; t < r->N; t++) {
             int64_t at = (int64_t)src(r, 3)[t / r->b.T] + t % r->b.T;
-            bool mine = (int64_t)src(r, 2)[t / r->b.T] == row / each && at % each == row % each;
-            if (mine) want = src(r, 1) + t * n;
+            if (paged(r, 2, t / r->b.T, at) == row) want = src(r, 1) + t * n;
         }
         near_all(r, out(r, 0) + row * n, want, n);
     }
 }
 
-/* Softmax over all rows of a slot with a mask: a row holds the newest position that it can. */
+/* Softmax over all positions so far with a mask. */
 CHECK_OP(attention_cached)
 {
     int64_t H = num(r, AK_heads), KV = num(r, AK_kv_heads), d = num(r, AK_head_dim);
@@ -155,26 +161,25 @@ CHECK_OP(attention_cached)
     double scale = ir_num(r->g, r->n, AK_scale, 0), *p = NEW(r->a, double, each);
     for (int64_t t = 0; t < r->N; t++)
         for (int64_t h = 0; h < H; h++) {
-            int64_t kv = h * KV / H, b = t / r->b.T, slot = (int64_t)src(r, 3)[b] * each;
+            int64_t kv = h * KV / H, b = t / r->b.T;
             int64_t end = (int64_t)src(r, 4)[b] + r->b.T, at = end - r->b.T + t % r->b.T;
             double sum = 0;
-            for (int64_t s = 0; s < each; s++) {
-                int64_t i = end - 1 - ((end - 1 - s) % each + each) % each;
+            for (int64_t i = 0; i < end; i++) {
+                const double *k = src(r, 1) + (paged(r, 3, b, i) * KV + kv) * d;
                 double z = 0;
-                for (int64_t c = 0; c < d; c++)
-                    z += src(r, 0)[(t * H + h) * d + c] * src(r, 1)[((slot + s) * KV + kv) * d + c];
-                sum += p[s] = i >= 0 && i <= at && at - i < window ? exp(scale * z) : 0;
+                for (int64_t c = 0; c < d; c++) z += src(r, 0)[(t * H + h) * d + c] * k[c];
+                sum += p[i] = i <= at && at - i < window ? exp(scale * z) : 0;
             }
             for (int64_t c = 0; c < d; c++) {
                 double o = 0;
-                for (int64_t s = 0; s < each; s++)
-                    o += p[s] * src(r, 2)[((slot + s) * KV + kv) * d + c];
+                for (int64_t i = 0; i < end; i++)
+                    o += p[i] * src(r, 2)[(paged(r, 3, b, i) * KV + kv) * d + c];
                 near(r, out(r, 0)[(t * H + h) * d + c], o / sum);
             }
         }
 }
 
-/* Absorbed, and over a whole slot with a mask. */
+/* Absorbed, and over all positions so far with a mask. */
 CHECK_OP(mla_cached)
 {
     int64_t H = num(r, AK_heads), n = num(r, AK_head_dim), v = num(r, AK_v_dim), l = cols(r, 1);
@@ -183,17 +188,19 @@ CHECK_OP(mla_cached)
     for (int64_t t = 0; t < r->N * H; t++) {
         const double *q = src(r, 0) + t * (n + lr - l), *w = src(r, 1) + t % H * (n + v) * l;
         int64_t b = t / H / r->b.T, at = (int64_t)src(r, 4)[b] + t / H % r->b.T;
-        const double *c = src(r, 2) + (int64_t)src(r, 3)[b] * each * lr;
+        int64_t end = (int64_t)src(r, 4)[b] + r->b.T;
         double *ql = p + each, *ol = ql + lr, sum = 0;
         memset(ql, 0, 2 * (size_t)lr * sizeof *ql);
         for (int64_t i = 0; i < n * l; i++) ql[i % l] += w[i] * q[i / l];
         memcpy(ql + l, q + n, (size_t)(lr - l) * sizeof *ql);
-        for (int64_t s = 0; s < each; s++) {
+        for (int64_t s = 0; s < end; s++) {
+            const double *c = src(r, 2) + paged(r, 3, b, s) * lr;
             double z = 0;
-            for (int64_t i = 0; i < lr; i++) z += ql[i] * c[s * lr + i];
+            for (int64_t i = 0; i < lr; i++) z += ql[i] * c[i];
             sum += p[s] = s <= at ? exp(scale * z) : 0;
         }
-        for (int64_t i = 0; i < each * l; i++) ol[i % l] += p[i / l] / sum * c[i / l * lr + i % l];
+        for (int64_t i = 0; i < end * l; i++)
+            ol[i % l] += p[i / l] / sum * src(r, 2)[paged(r, 3, b, i / l) * lr + i % l];
         for (int64_t i = 0; i < v; i++) {
             double o = 0;
             for (int64_t k = 0; k < l; k++) o += w[(n + i) * l + k] * ol[k];

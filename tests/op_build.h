@@ -39,7 +39,7 @@ static inline ir_id scalar(struct k *k, const char *name)
     return input(k, name, 0);
 }
 
-enum { SLOTS = 7 }; /* of caches */
+enum { CONTEXT = 256, PAGES = 29, STATES = 7 }; /* of caches */
 
 /* Tokens before those of a call: past of the sequences (0 of the first) times `times`. */
 static inline ir_id past(struct k *k, int times)
@@ -48,9 +48,17 @@ static inline ir_id past(struct k *k, int times)
                  ir_type1(k->g, IR_i32, dim_sym(SYM_B, 1)));
 }
 
-static inline ir_id slots(struct k *k)
+/* Tables of pages for sequences of so many tokens, for 5 sequences at most: in no order, full pages
+ * of the third sequence on are shared, and entries behind the last token lead out of memory. */
+static inline ir_id pages(struct k *k, int times)
 {
-    return input(k, "slots", ir_type1(k->g, IR_i32, dim_sym(SYM_B, 1)));
+    const char *name = str_fmt(k->g->arena, "pages.%d.%d.%d", times, CONTEXT / IR_PAGE, PAGES);
+    return input(k, name, ir_type1(k->g, IR_i32, dim_sym(SYM_B, CONTEXT / IR_PAGE)));
+}
+
+static inline ir_id states(struct k *k)
+{
+    return input(k, "states", ir_type1(k->g, IR_i32, dim_sym(SYM_B, 1)));
 }
 
 static inline struct ir_graph *finish(struct k *k, ir_id n)

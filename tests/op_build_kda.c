@@ -72,9 +72,9 @@ BUILD(conv_cached)
     struct k k = start(a, variant, STAGE_T);
     int64_t J = k.option ? 7 : 4;
     ir_id x = mat(&k, "x", k.N, k.C), w = mat(&k, "w", dim_const(k.C), J);
-    ir_id state = mat(&k, "state", dim_const(SLOTS * (J - 1)), k.C);
-    return finish(
-        &k, ir_add(k.g, OP_conv_cached, SRCS(x, w, state, slots(&k), past(&k, 1)), NO_ATTRS, NULL));
+    ir_id state = mat(&k, "state", dim_const(STATES * (J - 1)), k.C);
+    return finish(&k, ir_add(k.g, OP_conv_cached, SRCS(x, w, state, states(&k), past(&k, 1)),
+                             NO_ATTRS, NULL));
 }
 
 BUILD(kda_cached)
@@ -82,8 +82,8 @@ BUILD(kda_cached)
     struct k k = start(a, variant, STAGE_T);
     ir_id s[8];
     int64_t heads = kda_operands(&k, s);
-    s[5] = mat(&k, "state", dim_const(SLOTS * heads * k.C), k.C2);
-    s[6] = slots(&k), s[7] = past(&k, 1);
+    s[5] = mat(&k, "state", dim_const(STATES * heads * k.C), k.C2);
+    s[6] = states(&k), s[7] = past(&k, 1);
     return finish(&k,
                   ir_add(k.g, OP_kda_cached, s, 8,
                          ATTRS(A_INT(heads, heads), A_NUM(scale, 1 / sqrt((double)k.C))), NULL));

@@ -246,37 +246,34 @@ BUILD(mla_keys_grad)
 
 /* ---- caches ---- */
 
-enum { CONTEXT = 256 };
-
 BUILD(last_rows)
 {
     struct k k = start(a, variant, STAGE_T);
     return finish(&k, ir_add(k.g, OP_last_rows, SRCS(mat(&k, "x", k.N, k.C)), NO_ATTRS, NULL));
 }
 
-/* Option 1: far behind the end of the first round. */
 BUILD(cache_write)
 {
     struct k k = start(a, variant, STAGE_T);
-    ir_id cache = mat(&k, "cache", dim_const(SLOTS * CONTEXT), k.C), x = mat(&k, "x", k.N, k.C);
-    return finish(&k, ir_add(k.g, OP_cache_write,
-                             SRCS(cache, x, slots(&k), past(&k, k.option ? 100 : 1)),
+    int times = 1 + (int)k.option;
+    ir_id cache = mat(&k, "cache", dim_const(PAGES * IR_PAGE), k.C), x = mat(&k, "x", k.N, k.C);
+    return finish(&k, ir_add(k.g, OP_cache_write, SRCS(cache, x, pages(&k, times), past(&k, times)),
                              ATTRS(A_INT(context, CONTEXT)), NULL));
 }
 
-/* Options with a window are far behind the end of the first round. */
 BUILD(attention_cached)
 {
     static const int64_t heads[5] = {1, 4, 4, 3, 7}, kv[5] = {1, 2, 4, 1, 1},
                          window[5] = {0, 0, 3, 1, 0};
     struct k k = start(a, variant, STAGE_T);
     int64_t o = k.option, hd = k.C < 24 ? k.C : 24;
+    int times = window[o] ? 2 : 1;
     ir_id cache[2];
     for (int i = 0; i < 2; i++)
-        cache[i] = mat(&k, i ? "v" : "k", dim_const(SLOTS * CONTEXT), kv[o] * hd);
+        cache[i] = mat(&k, i ? "v" : "k", dim_const(PAGES * IR_PAGE), kv[o] * hd);
     return finish(&k, ir_add(k.g, OP_attention_cached,
-                             SRCS(mat(&k, "q", k.N, heads[o] * hd), cache[0], cache[1], slots(&k),
-                                  past(&k, window[o] ? 100 : 1)),
+                             SRCS(mat(&k, "q", k.N, heads[o] * hd), cache[0], cache[1],
+                                  pages(&k, times), past(&k, times)),
                              ATTRS(A_INT(heads, heads[o]), A_INT(kv_heads, kv[o]),
                                    A_INT(head_dim, hd), A_INT(window, window[o]),
                                    A_NUM(scale, o == 3 ? 0.3 : 1 / sqrt((double)hd)),
@@ -291,14 +288,15 @@ BUILD(mla_cached)
     struct k k = start(a, variant, STAGE_T);
     int64_t o = k.option, h = heads[o], r = rope[o], l = wide[o];
     int64_t n = k.C < 24 ? k.C : 24, v = k.C2 < 20 ? k.C2 : 20;
+    int times = o == 3 ? 1 : (int)o;
     ir_id q = mat(&k, "q", k.N, h * (n + r)), w = mat(&k, "w", dim_const(h * (n + v)), l);
-    ir_id cache = mat(&k, "cache", dim_const(SLOTS * CONTEXT), l + r);
-    return finish(
-        &k, ir_add(k.g, OP_mla_cached, SRCS(q, w, cache, slots(&k), past(&k, o == 3 ? 1 : (int)o)),
-                   ATTRS(A_INT(heads, h), A_INT(head_dim, n), A_INT(v_dim, v),
-                         A_NUM(scale, o == 3 ? 0.1 : 1 / sqrt((double)(n + r) * (double)l)),
-                         A_INT(context, CONTEXT)),
-                   NULL));
+    ir_id cache = mat(&k, "cache", dim_const(PAGES * IR_PAGE), l + r);
+    return finish(&k,
+                  ir_add(k.g, OP_mla_cached, SRCS(q, w, cache, pages(&k, times), past(&k, times)),
+                         ATTRS(A_INT(heads, h), A_INT(head_dim, n), A_INT(v_dim, v),
+                               A_NUM(scale, o == 3 ? 0.1 : 1 / sqrt((double)(n + r) * (double)l)),
+                               A_INT(context, CONTEXT)),
+                         NULL));
 }
 
 /* ---- depth ---- */

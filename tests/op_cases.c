@@ -136,13 +136,30 @@ static bool begins(const char *name, const char *with)
     return !strncmp(name, with, strlen(with));
 }
 
+static int64_t tokens_before(int64_t sequence)
+{
+    return 23 * sequence + 17 * (sequence % 2);
+}
+
+/* Entry i of "pages.TIMES.P.TOTAL", tables of P pages for past TIMES; 11 and TOTAL have no common
+ * divisor. */
+static double page(const char *name, int64_t i, int64_t T)
+{
+    char *at;
+    int64_t times = strtoll(name + 6, &at, 10), P = strtoll(at + 1, &at, 10);
+    int64_t total = strtoll(at + 1, &at, 10), b = i / P, past = tokens_before(b) * times;
+    if (i % P * IR_PAGE >= past + T) return -1e6;
+    if (b > 1 && (i % P + 1) * IR_PAGE <= past) b = 5; /* as if of one more sequence */
+    return (double)((11 * (b * P + i % P) + 5) % total);
+}
+
 static double element(const char *name, int64_t i, uint64_t *state)
 {
     static const double control[4] = {1.5, 0.625, 1, 0}, hyper[4] = {0.01, 0.271, 0.142625, 0};
     double x = uniform(state);
     if (begins(name, "ids.")) return floor(x * (atof(name + 4) + 1)) - 1;
-    if (begins(name, "slots")) return (double)((3 * i + 2) % 7); /* 7 slots, at most 5 sequences */
-    if (begins(name, "past")) return (double)((23 * i + 17 * (i % 2)) * atoi(name + 4));
+    if (begins(name, "states")) return (double)((3 * i + 2) % 7); /* of 7, at most 5 sequences */
+    if (begins(name, "past")) return (double)(tokens_before(i) * atoi(name + 4));
     if (begins(name, "pos")) return 0.1 + 1.9 * x;
     if (begins(name, "frac")) return x;
     if (begins(name, "unit.")) return (3 * x - 1.5) / (1.5 * sqrt(atof(name + 5)));
@@ -169,7 +186,11 @@ struct ir_named *op_case_inputs(struct arena *a, const struct ir_graph *g, struc
         v->n = type_count(g->types, ir_at(g, x)->type, b);
         double *p = NEW(a, double, v->n);
         uint64_t state = seed ^ hash_bytes(v->name, strlen(v->name), 7);
-        for (int64_t i = 0; i < v->n; i++) p[i] = (double)(float)element(v->name, i, &state);
+        for (int64_t i = 0; i < v->n; i++) {
+            double e =
+                begins(v->name, "pages") ? page(v->name, i, b.T) : element(v->name, i, &state);
+            p[i] = (double)(float)e;
+        }
         v->v = p;
     }
     return in;

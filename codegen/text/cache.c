@@ -1,5 +1,6 @@
 /* Caches of incremental programs (needs prelude.c, tile.c, attention_rows.c): B sequences of T new
- * tokens, past[b] tokens before them. Position i of sequence b is row slots[b] * R + i mod R of a cache. */
+ * tokens, past[b] tokens before them. Position i of sequence b is row pages[b*P + i/64] * 64 + i mod 64 of
+ * a cache. */
 //== last_rows
 /* p: x, out [B,C].  n: T, row stride of x, C.  Item = sequence. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
@@ -8,27 +9,26 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
                          (uint64_t)n[2] * sizeof(float));
 }
 //== cache_write
-/* p: cache [slots * R, C], x, slots, past.  n: T, R, C, row stride of x.  Item = token. */
+/* p: cache, x, pages, past.  n: T, P, C, row stride of x.  Item = token. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
-    const int32_t *slots = p[2], *past = p[3];
+    const int32_t *pages = p[2], *past = p[3];
     for (int64_t t = lo; t < hi; t++) {
-        const int64_t b = t / n[0], at = past[b] + t % n[0];
-        __builtin_memcpy((float *)p[0] + (slots[b] * n[1] + at % n[1]) * n[2],
+        const int64_t b = t / n[0], at = past[b] + t % n[0], page = pages[b * n[1] + at / 64];
+        __builtin_memcpy((float *)p[0] + (page * 64 + at % 64) * n[2],
                          (const float *)p[1] + t * n[3], (uint64_t)n[2] * sizeof(float));
     }
 }
 //== attention_cached
-/* The arithmetic of attention.c, key tile by key tile on absolute positions: the same bits for a token
- * wherever its sequence is cut. ${H} query heads over ${KV} key heads of ${HD}, window ${WINDOW} (0: none).
- * p: q, k, v (caches, new tokens in them), slots, past, o.  n: T, R (a multiple of 64 where positions
- * pass it), row strides of q and o.  Items = B x ${KV} x ceil(T / ${QB}); rows of an item are the ${H} / ${KV}
+/* The arithmetic of attention.c, key tile by key tile on absolute positions, a tile a page: the same bits
+ * for a token wherever its sequence is cut. ${H} query heads over ${KV} key heads of ${HD}, window ${WINDOW} (0: none).
+ * p: q, k, v (caches, new tokens in them), pages, past, o.  n: T, P, row strides of q and o.  Items = B x ${KV} x ceil(T / ${QB}); rows of an item are the ${H} / ${KV}
  * heads of its first token, then of the next. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     enum { KV = ${KV}, G = ${H} / KV, HD = ${HD}, W = ${WINDOW}, QB = ${QB}, KB = 64, LD = KV * HD };
     enum { VP = (HD + 15) / 16 * 16 };
     const float scale = ${SCALE}f, lowest = -1e38f;
-    const int64_t T = n[0], R = n[1], ldq = n[2], ldo = n[3], tiles = div_up(T, QB);
-    const int32_t *slots = p[3], *past = p[4];
+    const int64_t T = n[0], P = n[1], ldq = n[2], ldo = n[3], tiles = div_up(T, QB);
+    const int32_t *pages = p[3], *past = p[4];
     float *kt = scratch;            /* [4][HD][16]: keys of the tile as columns */
     float *vp = kt + KB * HD;       /* [VP/16][64][16] */
     float *s = vp + KB * VP;        /* [6][64]: scores, then probabilities */
@@ -39,8 +39,6 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
         const int64_t t0 = (tiles - 1 - it % tiles) * QB, kv = it / tiles % KV, b = it / tiles / KV;
         const int64_t rows = min64(QB, T - t0) * G, q0 = past[b] + t0, end = past[b] + T;
         const float *q = (const float *)p[0] + (b * T + t0) * ldq + kv * G * HD;
-        const float *k = (const float *)p[1] + slots[b] * R * LD + kv * HD;
-        const float *v = (const float *)p[2] + slots[b] * R * LD + kv * HD;
         float *o = (float *)p[5] + (b * T + t0) * ldo + kv * G * HD;
         for (int64_t r = 0; r < rows; r++) {
             for (int64_t d = 0; d < VP; d += 16) st16(acc + r * VP + d, splat16(0.0f));
@@ -48,10 +46,12 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
             top[r] = lowest;
         }
         for (int64_t k0 = W > 0 ? max64(0, q0 - W + 1) / KB * KB : 0; k0 < q0 + rows / G; k0 += KB) {
-            const int64_t keys = min64(KB, end - k0), row = k0 % R;
+            const int64_t keys = min64(KB, end - k0), row = (int64_t)pages[b * P + k0 / KB] * KB;
+            const float *k = (const float *)p[1] + row * LD + kv * HD;
+            const float *v = (const float *)p[2] + row * LD + kv * HD;
             for (int64_t j = 0; j < keys; j += 16)
-                panel_from_rows(kt + j * HD, k + (row + j) * LD, LD, min64(16, keys - j), HD);
-            panels_from_cols(vp, KB * 16, v + row * LD, LD, HD, keys);
+                panel_from_rows(kt + j * HD, k + j * LD, LD, min64(16, keys - j), HD);
+            panels_from_cols(vp, KB * 16, v, LD, HD, keys);
             for (int64_t r = 0; r < rows; r += TILE_MR) {
                 const int64_t mr = min64(TILE_MR, rows - r), first = q0 + r / G, last = q0 + (r + mr - 1) / G;
                 if (k0 > last || (W > 0 && k0 + KB <= first - W + 1)) continue;

@@ -101,19 +101,19 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
     }
 }
 //== conv_cached
-/* The same for T new rows of every sequence. p: x, w, state [slots * ${J}-1, C], slots, past, y; the
- * state is the inputs of a slot before the new ones, and afterwards the last of these.  n: T, C, row
+/* The same for T new rows of every sequence. p: x, w, state [S * ${J}-1, C], states, past, y; a
+ * state is the inputs before the new ones, and afterwards the last of these.  n: T, C, row
  * strides of x and y.  Item = 64 channels of a sequence. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
     enum { J = ${J} };
     const int64_t T = n[0], C = n[1], ldx = n[2], ldy = n[3], blocks = div_up(C, 64);
     for (int64_t it = lo; it < hi; it++) {
         const int64_t b = it / blocks, c0 = it % blocks * 64, c1 = min64(c0 + 64, C);
-        const int64_t past = ((const int32_t *)p[4])[b], slot = ((const int32_t *)p[3])[b];
+        const int64_t past = ((const int32_t *)p[4])[b], state = ((const int32_t *)p[3])[b];
         for (int64_t c = c0; c < c1; c += 16) {
             const int64_t k = min64(16, C - c);
             const float *x = (const float *)p[0] + b * T * ldx + c;
-            float *old = (float *)p[2] + slot * (J - 1) * C + c, *y = (float *)p[5] + b * T * ldy + c;
+            float *old = (float *)p[2] + state * (J - 1) * C + c, *y = (float *)p[5] + b * T * ldy + c;
             v16 w[J], in[J];
             for (int j = 0; j < J; j++) {
                 w[j] = ldrows16((const float *)p[1] + c * J + j, J, k);

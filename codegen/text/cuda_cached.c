@@ -5,14 +5,14 @@
  * same bits, so that a token has the same bits wherever its sequence is cut and whatever is beside it. */
 //== attend_cached
 /* part [rows of heads][piece mod pieces][${VD}], stat likewise [2]: largest score and sum of probabilities; blockIdx.y is
- * the piece from the first that the block sees on; split = 0: no parts, one block does it all. Position i is row slots[b] * context + i mod context
- * of k and v, tiles do not wrap around. Floor: the keys and values once through memory. */
+ * the piece from the first that the block sees on; split = 0: no parts, one block does it all. Position i is row
+ * pages[b * table + i/64] * 64 + i mod 64 of k and v; a tile lies in one page. Floor: the keys and values once through memory. */
 extern "C" __global__ void __launch_bounds__(256, 1)
-@FN@(const ${TQ} *q, const ${TK} *k, const ${TK} *v, const int32_t *slots, const int32_t *past,
-     ${TO} *o, float *part, float *stat, int64_t steps, int64_t context, int64_t tiles, int64_t split)
+@FN@(const ${TQ} *q, const ${TK} *k, const ${TK} *v, const int32_t *pages, const int32_t *past,
+     ${TO} *o, float *part, float *stat, int64_t steps, int64_t table, int64_t tiles, int64_t split)
 {
     enum { G = ${G}, KV = ${KV}, H = G * KV, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, R = ${R}, BQ = 16 * R };
-    enum { RK = ${RK}, BK = 16 * RK, PIECE = ATTN_PIECE, SAME = ${SAME} }; /* SAME: values are the beginnings of keys */
+    enum { RK = ${RK}, BK = 16 * RK, PAGE = 64, PIECE = ATTN_PIECE, SAME = ${SAME} }; /* SAME: values are the beginnings of keys */
     enum { HC = (HD + 3) / 4 * 4, LDH = ${LDH}, LDV = SAME ? LDH : ${LDV}, J = (VD + 63) / 64, LDP = BK + 4 };
     const float scale = ${SCALE}f;
     DYNAMIC_SHARED(float, qs); /* [BQ][LDH] */
@@ -36,22 +36,25 @@ extern "C" __global__ void __launch_bounds__(256, 1)
             ld_row<1>(&x, q + (b * steps + r / G) * ${LD_Q} + (kv * G + r % G) * HD + i % HC);
         qs[i / HC * LDH + i % HC] = x;
     }
-    k += slots[b] * context * ${LD_K} + kv * HD;
-    v += slots[b] * context * ${LD_K} + kv * VD;
+    k += kv * HD;
+    v += kv * VD;
+    pages += b * table;
     float total[R][4 * J] = {}, all_top[R], all_sum[R], acc[R][4 * J] = {}, top[R], sum[R];
     UNROLL for (int i = 0; i < R; i++)
         all_top[i] = top[i] = ATTN_LOWEST, all_sum[i] = sum[i] = 0;
     const int64_t lo = max64(begin, from * PIECE), hi = min64(end, to * PIECE);
     /* Keys of the next tile come while values of this one are summed, its values while the next
      * scores are made; one group of copies for each. */
-    tile_fetch<BK, HD, LDH, ${VEC_K}>(ks, k + lo % context * ${LD_K}, ${LD_K}, end - lo);
+    const int64_t first = (pages[lo / PAGE] * (int64_t)PAGE + lo % PAGE) * ${LD_K};
+    tile_fetch<BK, HD, LDH, ${VEC_K}>(ks, k + first, ${LD_K}, end - lo);
     cp_async_commit();
     if constexpr (!SAME) {
-        tile_fetch<BK, VD, LDV, ${VEC_V}>(vs, v + lo % context * ${LD_K}, ${LD_K}, end - lo);
+        tile_fetch<BK, VD, LDV, ${VEC_V}>(vs, v + first, ${LD_K}, end - lo);
         cp_async_commit();
     }
     for (int64_t k0 = lo; k0 < hi; k0 += BK) {
-        const int64_t next = k0 + BK, row = next % context * ${LD_K}, left = next < hi ? end - next : 0;
+        const int64_t next = k0 + BK, left = next < hi ? end - next : 0;
+        const int64_t row = left ? (pages[next / PAGE] * (int64_t)PAGE + next % PAGE) * ${LD_K} : 0;
         cp_async_wait(SAME ? 0 : 1);
         __syncthreads();
         float s[R][RK];

@@ -93,11 +93,11 @@ extern "C" __global__ void __launch_bounds__(128)
     dw[i] = sum;
 }
 //== conv_cached
-/* T new rows of every sequence. state [slots * ${J}-1, C] = the inputs of a slot before the new ones;
+/* T new rows of every sequence. state [S * ${J}-1, C] = the inputs of a sequence before the new ones;
  * where a sequence is one piece it is brought up to date here, else by conv_state. A thread has one
  * channel of a piece. */
 extern "C" __global__ void __launch_bounds__(128)
-@FN@(const ${TX} *x, const float *weight, float *state, const int32_t *slots, const int32_t *past, ${TY} *y,
+@FN@(const ${TX} *x, const float *weight, float *state, const int32_t *states, const int32_t *past, ${TY} *y,
      int64_t T, int64_t C, int64_t ldx, int64_t ldy)
 {
     enum { J = ${J}, R = ${R}, U = 4 };
@@ -107,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(128)
     const int64_t t0 = it % pieces * R, t1 = min64(t0 + R, T), before = past[b];
     x += b * T * ldx + c;
     y += b * T * ldy + c;
-    state += slots[b] * (int64_t)(J - 1) * C + c;
+    state += states[b] * (int64_t)(J - 1) * C + c;
     float w[J][1], in[J - 1 + U][1];
     conv_weights<1, J>(w, weight + c * J);
     UNROLL for (int j = 0; j < J - 1; j++) {
@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(128)
 //== conv_state
 /* The last ${J}-1 inputs of sequences of at least so many rows. */
 extern "C" __global__ void __launch_bounds__(128)
-@FN@(const ${TX} *x, float *state, const int32_t *slots, int64_t T, int64_t C, int64_t ldx)
+@FN@(const ${TX} *x, float *state, const int32_t *states, int64_t T, int64_t C, int64_t ldx)
 {
     enum { J = ${J} };
     const int64_t blocks = div_up(C, 128), b = blockIdx.x / blocks;
@@ -143,6 +143,6 @@ extern "C" __global__ void __launch_bounds__(128)
     UNROLL for (int j = 0; j < J - 1; j++) {
         float v;
         conv_load<1>(&v, x + (b * T + T - J + 1 + j) * ldx + c);
-        state[(slots[b] * (int64_t)(J - 1) + j) * C + c] = v;
+        state[(states[b] * (int64_t)(J - 1) + j) * C + c] = v;
     }
 }

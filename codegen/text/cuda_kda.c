@@ -3,7 +3,7 @@
  *   S = diag(exp g) S;  e = v - S^T k;  S += beta k e^T;  o = scale S^T q
  * In chunks (the pairs' decays are in L and A): z = Z (v - kd S), u = beta z, o = qd S + A u,
  * S' = diag(total) S + kg^T u. All but the last chain is parallel over chunks. A launch has `heads` heads
- * from head0 on: bh = sequence * heads + head. Operands `past`, state: of the form over slots only. */
+ * from head0 on: bh = sequence * heads + head. Operands `past`, state: of the form over states only. */
 //== kda_prep
 /* Block: one chunk of one head; writes its record. Pairs: threads of column j, 8 for a column, each with
  * every eighth four channels. About 50 K operations: nothing beside the products. */
@@ -107,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(128)
 /* The chain over chunks. Warp: 16 columns of V of one head; a block's warps share the records, which
  * come one chunk ahead. For gradients (${KEEP}) z and the states before chunks are kept instead of o. */
 extern "C" __global__ void __launch_bounds__(${BOUNDS})
-@FN@(const char *records, const ${TV} *v, ${TO} *o, float *slot_states, const int32_t *slots, const int32_t *past,
+@FN@(const char *records, const ${TV} *v, ${TO} *o, float *kept_states, const int32_t *which, const int32_t *past,
      float *zs, uint16_t *states, int64_t T, int64_t ldv, int64_t ldo, int64_t chunks, int64_t head0, int64_t heads,
      int64_t all_heads)
 {
@@ -118,11 +118,11 @@ extern "C" __global__ void __launch_bounds__(${BOUNDS})
     const int64_t bh = blockIdx.x / (VT / warps), h = head0 + bh % heads, b = bh / heads;
     const int64_t before = ${CACHED} ? past[b] : 0;
     const int count = (int)kda_chunks(T, before);
-    float *slot = ${CACHED} ? slot_states + (slots[b] * all_heads + h) * K * V : 0;
+    float *kept = ${CACHED} ? kept_states + (which[b] * all_heads + h) * K * V : 0;
     float s[R::KP / 8][4];
     UNROLL for (int i = 0; i < R::KP / 8; i++) UNROLL for (int e = 0; e < 4; e++) {
         const int ch = kda_token(i, e), x = v0 + kda_column(e);
-        s[i][e] = ${CACHED} && before > 0 && ch < K && x < V ? slot[ch * V + x] : 0.0f;
+        s[i][e] = ${CACHED} && before > 0 && ch < K && x < V ? kept[ch * V + x] : 0.0f;
     }
     records += bh * chunks * R::BYTES;
     v += b * T * ldv + h * V;
@@ -174,15 +174,15 @@ extern "C" __global__ void __launch_bounds__(${BOUNDS})
     if (!${CACHED}) return;
     UNROLL for (int i = 0; i < R::KP / 8; i++) UNROLL for (int e = 0; e < 4; e++) {
         const int ch = kda_token(i, e), x = v0 + kda_column(e);
-        if (ch < K && x < V) slot[ch * V + x] = s[i][e];
+        if (ch < K && x < V) kept[ch * V + x] = s[i][e];
     }
 }
 //== kda_one
-/* One token of every sequence on the state in its slot: read once, written once. Block: ${COLUMNS}
+/* One token of every sequence on its state: read once, written once. Block: ${COLUMNS}
  * columns of V of one head, 8 lanes of ${N} columns and 32 times that with a part of the channels each. */
 extern "C" __global__ void __launch_bounds__(256)
 @FN@(const ${TQ} *q, const ${TK} *k, const ${TV} *v, const float *g, const float *beta, float *states,
-     const int32_t *slots, const int32_t *past, ${TO} *o, int64_t ldq, int64_t ldk, int64_t ldv, int64_t ldg,
+     const int32_t *which, const int32_t *past, ${TO} *o, int64_t ldq, int64_t ldk, int64_t ldv, int64_t ldg,
      int64_t ldb, int64_t ldo)
 {
     enum { H = ${H}, K = ${K}, V = ${V}, N = ${N}, ROWS = (K + 31) / 32, TILES = (V + 8 * N - 1) / (8 * N) };
@@ -191,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int c = (blockIdx.x % TILES * 8 + lane) * N;
     const int64_t bh = blockIdx.x / TILES, h = bh % H, b = bh / H;
     const bool in = c < V, old = past[b] > 0;
-    float *state = states + (slots[b] * (int64_t)H + h) * K * V + c;
+    float *state = states + (which[b] * (int64_t)H + h) * K * V + c;
     float s[ROWS][N], key[ROWS], alpha[ROWS], sum[2 * N + 1];
     UNROLL for (int i = 0; i < 2 * N + 1; i++) sum[i] = 0.0f;
     UNROLL for (int r = 0; r < ROWS; r++) {

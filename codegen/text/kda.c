@@ -55,8 +55,8 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
     }
 }
 //== kda_cached
-/* T new tokens of every sequence. p = q, k, v, g, beta, state [slots * ${H} * ${K}, ${V}], slots, past, o; the
- * state of a slot advances in place; it is zero where nothing is past. n = T, ldq, ldk, ldv, ldg,
+/* T new tokens of every sequence. p = q, k, v, g, beta, state [S * ${H} * ${K}, ${V}], states, past, o; the
+ * state of a sequence advances in place; it is zero where nothing is past. n = T, ldq, ldk, ldv, ldg,
  * ldbeta, ldo; items = B x ${H}. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     enum { H = ${H}, K = ${K}, V = ${V}, KP = (K + 15) / 16 * 16, VP = (V + 15) / 16 * 16 };
@@ -68,22 +68,22 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
             (const float *)p[0] + row * n[1] + h * K, (const float *)p[1] + row * n[2] + h * K,
             (const float *)p[2] + row * n[3] + h * V, (const float *)p[3] + row * n[4] + h * K,
             (const float *)p[4] + row * n[5] + h, n[1], n[2], n[3], n[4], n[5], K, V, KP, VP, ${SCALE}f};
-        float *slot = (float *)p[5] + (((const int32_t *)p[6])[b] * (int64_t)H + h) * K * V;
+        float *kept = (float *)p[5] + (((const int32_t *)p[6])[b] * (int64_t)H + h) * K * V;
         float *o = (float *)p[8] + row * n[6] + h * V;
         if (T == 1) {
-            kda_one(&x, 0, slot, past == 0, o, scratch);
+            kda_one(&x, 0, kept, past == 0, o, scratch);
             continue;
         }
         kda_clear(state, KP * VP);
         for (int64_t k = 0; k < K && past > 0; k++)
             for (int64_t c = 0; c < V; c += 16)
-                st16(state + k * VP + c, ld16k(slot + k * V + c, min64(16, V - c)));
+                st16(state + k * VP + c, ld16k(kept + k * V + c, min64(16, V - c)));
         for (int64_t t = 0, m; t < T; t += m) {
             m = min64(KDA_C - (past + t) % KDA_C, T - t);
             kda_chunk(&x, t, m, state, state, o + t * n[6], n[6], z, l, a, work);
         }
         for (int64_t k = 0; k < K; k++)
             for (int64_t c = 0; c < V; c += 16)
-                st16k(slot + k * V + c, ld16(state + k * VP + c), min64(16, V - c));
+                st16k(kept + k * V + c, ld16(state + k * VP + c), min64(16, V - c));
     }
 }

@@ -137,10 +137,11 @@ static void @FN@_sums(float *c, int64_t ldc, const float *x, int64_t ldx, const 
 //== mla_cached
 /* Absorbed attention over a cache of latents: q' = W_k^T q, scores of (q' | q_rope) with rows of the
  * cache, their weighted sum, W_v times that. W and the cache are read in place. Key tiles of 64 lie
- * on absolute positions and every sum has one order, so that a token has the same bits wherever its
+ * on absolute positions, a tile a page, and every sum has one order, so that a token has the same bits wherever its
  * sequence is cut.
- * p: q, w [H*(N+V), ldw], cache [slots * context, L+R], slots, past, o.
- * n: T, context, row strides of q, w, o, tokens and heads of an item.
+ * p: q, w [H*(N+V), ldw], cache of L+R columns, pages, past, o (position i of sequence b is row
+ * pages[b*P + i/64] * 64 + i mod 64 of the cache).
+ * n: T, P, row strides of q, w, o, tokens and heads of an item.
  * Items = B x head groups x tiles of tokens; rows of an item are the tokens of its first head, then of
  * the next. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
@@ -149,7 +150,7 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
     const float scale = ${SCALE}f, lowest = -1e38f;
     const int64_t T = n[0], ldq = n[2], ldw = n[3], ldo = n[4], QB = n[5], HB = n[6];
     const int64_t tiles = div_up(T, QB), groups = div_up(H, HB);
-    const int32_t *slots = p[3], *past = p[4];
+    const int32_t *pages = p[3], *past = p[4];
     float *qc = scratch;            /* [QB*HB][QP]: q' | q_rope */
     float *acc = qc + QB * HB * QP; /* [QB*HB][LP]: sum of p c, relative to the row's maximum */
     float *s = acc + QB * HB * LP;  /* [QB*HB][64]: scores, then probabilities */
@@ -161,7 +162,6 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
         const int64_t q0 = past[b] + t0, end = q0 + tokens;
         const float *q = (const float *)p[0] + (b * T + t0) * ldq + h0 * (N + R);
         const float *w = (const float *)p[1] + h0 * (N + V) * ldw;
-        const float *cache = (const float *)p[2] + slots[b] * n[1] * LR;
         float *o = (float *)p[5] + (b * T + t0) * ldo + h0 * V;
         for (int64_t r = 0; r < rows; r++) {
             for (int64_t i = 0; i < QP; i += 16) st16(qc + r * QP + i, splat16(0.0f));
@@ -180,7 +180,8 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
         }
         for (int64_t k0 = 0; k0 < end; k0 += KB) {
             const int64_t keys = min64(KB, end - k0);
-            @FN@_dots(s, KB, qc, QP, cache + k0 * LR, LR, LR, rows, keys);
+            const float *cache = (const float *)p[2] + (int64_t)pages[b * n[1] + k0 / KB] * KB * LR;
+            @FN@_dots(s, KB, qc, QP, cache, LR, LR, rows, keys);
             for (int64_t r = 0; r < rows; r += TILE_MR) {
                 const int64_t mr = min64(TILE_MR, rows - r);
                 int64_t diag[TILE_MR];
@@ -188,7 +189,7 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
                 attn_softmax_at(s + r * KB, top + r, sum + r * 16, acc + r * LP, LP, scale, mr,
                                 div_up(keys, 16), diag, 0);
             }
-            @FN@_sums(acc, LP, s, KB, cache + k0 * LR, LR, L, rows, keys);
+            @FN@_sums(acc, LP, s, KB, cache, LR, L, rows, keys);
         }
         for (int64_t r = 0; r < rows; r++) {
             const float part = 1.0f / hsum16(ld16(sum + r * 16));

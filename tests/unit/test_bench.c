@@ -91,9 +91,9 @@ static void test_decode(void **state)
     static struct bench b;
     open_spec(&b, &c, BENCH_decode);
     assert_true(b.B == 3 && b.T == 1);
-    double scores = SCORES * 40 / ((T + 1) / 2.0);
+    double scores = SCORES * 64 / ((T + 1) / 2.0);
     assert_true(fabs(b.flops - 2 * 3 * (PRODUCTS + scores)) < 1);
-    double weights = 4 * (PRODUCTS + 3 * D), caches = L * 3 * 40 * 2 * D * 4;
+    double weights = 4 * (PRODUCTS + 3 * D), caches = L * 3 * 64 * 2 * D * 4; /* 40 tokens in pages */
     assert_true(b.bytes > weights + caches && b.bytes < 1.2 * (weights + caches) + 3 * V * 4);
     assert_true(bench_step(&b) > 0);
     bench_close(&b);

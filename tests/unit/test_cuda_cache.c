@@ -28,19 +28,19 @@ static ir_id input(struct ir_graph *g, const char *name, enum ir_dtype t, struct
     return ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, name)), name);
 }
 
-/* More pieces of keys than one, rings that wrap around, as one block and as many; a token or a
+/* More pieces of keys than one, windows over two of them, as one block and as many; a token or a
  * chunk of them. */
 static void test_long(void **state)
 {
     static const struct {
         int64_t h, kv, hd, window, context;
-        const char *past; /* pastN: 40 N before the second sequence */
+        int past; /* N: 40 N before the second sequence */
         struct ir_bind b;
     } all[] = {
-        {4, 1, 128, 0, 640, "past13", {2, 1}},
-        {4, 2, 64, 0, 640, "past13", {2, 20}},
-        {2, 2, 40, 300, 512, "past40", {2, 7}},
-        {16, 1, 32, 0, 320, "past6", {2, 2}},
+        {4, 1, 128, 0, 640, 13, {2, 1}},
+        {4, 2, 64, 0, 640, 13, {2, 20}},
+        {2, 2, 40, 300, 1664, 40, {2, 7}},
+        {16, 1, 32, 0, 320, 6, {2, 2}},
     };
     struct arena *a = arena_open("long");
     struct cuda_ops *c = cuda_ops_open();
@@ -48,15 +48,18 @@ static void test_long(void **state)
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         struct ir_graph *g = graph_open(a, "long", STAGE_K, NULL, NULL);
         struct ir_dim N = dim_sym(SYM_N, 1), B = dim_sym(SYM_B, 1);
-        int64_t h = all[i].h, kv = all[i].kv, hd = all[i].hd, each = all[i].context;
+        int64_t h = all[i].h, kv = all[i].kv, hd = all[i].hd, P = all[i].context / 64;
+        struct ir_dim rows = dim_const((3 * P + 1) * 64);
+        const char *table = str_fmt(a, "pages.%d.%d.%d", all[i].past, (int)P, (int)(3 * P + 1));
         ir_id q = input(g, "q", IR_f32, N, h * hd);
-        ir_id k = input(g, "k", IR_f32, dim_const(7 * each), kv * hd);
-        ir_id v = input(g, "v", IR_f32, dim_const(7 * each), kv * hd);
-        ir_id slots = input(g, "slots", IR_i32, B, 0), past = input(g, all[i].past, IR_i32, B, 0);
-        ir_id n = ir_add(g, OP_attention_cached, SRCS(q, k, v, slots, past),
+        ir_id k = input(g, "k", IR_f32, rows, kv * hd);
+        ir_id v = input(g, "v", IR_f32, rows, kv * hd);
+        ir_id pages = input(g, table, IR_i32, dim_scale(B, P), 0);
+        ir_id past = input(g, str_fmt(a, "past%d", all[i].past), IR_i32, B, 0);
+        ir_id n = ir_add(g, OP_attention_cached, SRCS(q, k, v, pages, past),
                          ATTRS(A_INT(heads, h), A_INT(kv_heads, kv), A_INT(head_dim, hd),
                                A_INT(window, all[i].window), A_NUM(scale, 1 / sqrt((double)hd)),
-                               A_INT(context, each)),
+                               A_INT(context, all[i].context)),
                          NULL);
         cuda_ops_add(c, "long", (int64_t)i, 1e-5, g, n, all[i].b);
     }

@@ -37,10 +37,10 @@ static void test_lengths(void **state)
         ir_id x = operand(g, "x", rows), dy = operand(g, "dy", rows);
         ir_id w = operand(g, "w", ir_type2(g, IR_f32, dim_const(C), dim_const(4)));
         ir_id kept = operand(g, "s", ir_type2(g, IR_f32, dim_const(21), dim_const(C)));
-        ir_id slots = operand(g, "slots", each), past = operand(g, "past1", each);
+        ir_id states = operand(g, "states", each), past = operand(g, "past1", each);
         ir_id y = ir_add(g, OP_short_conv, SRCS(x, w), NO_ATTRS, NULL);
         ir_id back = ir_add(g, OP_short_conv_grad, SRCS(dy, x, w), NO_ATTRS, NULL);
-        ir_id cached = ir_add(g, OP_conv_cached, SRCS(x, w, kept, slots, past), NO_ATTRS, NULL);
+        ir_id cached = ir_add(g, OP_conv_cached, SRCS(x, w, kept, states, past), NO_ATTRS, NULL);
         cuda_ops_add(c, "short_conv", i, 1e-6, g, y, b);
         cuda_ops_add(c, "short_conv_grad", i, 2e-6, g, back, b);
         cuda_ops_add(c, "conv_cached", i, 1e-6, g, cached, b);

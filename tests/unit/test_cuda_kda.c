@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <cmocka.h>
 
-enum { HEADS = 2, OPERANDS = 8, SLOTS = 3 };
+enum { HEADS = 2, OPERANDS = 8, STATES = 3 };
 
 static struct arena *arena;
 static uint64_t seed = 1;
@@ -39,8 +39,8 @@ struct ops {
     ir_id src[OPERANDS + 1], kda, grad, cached;
 };
 
-static const char *const names[OPERANDS + 1] = {"q",  "unit.128.k", "v",     "decay", "frac",
-                                                "do", "state",      "slots", "past1"};
+static const char *const names[OPERANDS + 1] = {"q",  "unit.128.k", "v",      "decay", "frac",
+                                                "do", "state",      "states", "past1"};
 
 static ir_id operand(struct ops *o, size_t i, ir_type_id type)
 {
@@ -55,7 +55,7 @@ static struct ops open_ops(int64_t k, int64_t v)
     const struct ir_dim rows = dim_sym(SYM_N, 1);
     for (size_t i = 0; i < 6; i++)
         operand(&o, i, ir_type2(o.g, IR_f32, rows, dim_const(HEADS * cols[i])));
-    operand(&o, 6, ir_type2(o.g, IR_f32, dim_const(SLOTS * HEADS * k), dim_const(v)));
+    operand(&o, 6, ir_type2(o.g, IR_f32, dim_const(STATES * HEADS * k), dim_const(v)));
     for (size_t i = 7; i < 9; i++) operand(&o, i, ir_type1(o.g, IR_i32, dim_sym(SYM_B, 1)));
 #define KDA_ATTRS ATTRS(A_INT(heads, HEADS), A_NUM(scale, 0.25))
     o.kda = ir_add(o.g, OP_kda, o.src, 5, KDA_ATTRS, NULL);
@@ -274,17 +274,17 @@ static void near(const float *got, const float *want, int64_t n, bool same, cons
                      (double)want[i]);
 }
 
-/* Rows `from` to `to` of one sequence over the state of slot 1. */
+/* Rows `from` to `to` of one sequence over state 1. */
 static void rows(struct cudacpu *cpu, const struct ops *o, float **x, float *kept, float *y,
                  int64_t from, int64_t to)
 {
-    int32_t *slot = cudacpu_alloc(4), *past = cudacpu_alloc(4);
-    void *src[OPERANDS] = {[5] = kept, [6] = slot, [7] = past};
-    *slot = 1, *past = (int32_t)from;
+    int32_t *which = cudacpu_alloc(4), *past = cudacpu_alloc(4);
+    void *src[OPERANDS] = {[5] = kept, [6] = which, [7] = past};
+    *which = 1, *past = (int32_t)from;
     for (size_t i = 0; i < 5; i++) src[i] = x[i] + from * ir_cols(o->g, o->src[i]).add;
     run(cpu, o, o->cached, (struct ir_bind){1, to - from}, src,
         (void *[]){y + from * HEADS * o->v, kept});
-    cudacpu_free(slot);
+    cudacpu_free(which);
     cudacpu_free(past);
 }
 
@@ -300,7 +300,7 @@ static void over_a_state(void **state)
     (void)state;
     fill(&o, (struct ir_bind){1, T}, MILD, x);
     for (int i = 0; i < 4; i++)
-        y[i] = cudacpu_alloc((size_t)(i % 2 ? SLOTS * each : n) * sizeof(float));
+        y[i] = cudacpu_alloc((size_t)(i % 2 ? STATES * each : n) * sizeof(float));
     run(cpu, &o, o.kda, (struct ir_bind){1, T}, (void **)x, (void *[]){y[2]});
     rows(cpu, &o, x, y[1], y[0], 0, T);
     near(y[0], y[2], n, true, "over a state");
@@ -314,7 +314,7 @@ static void over_a_state(void **state)
     for (int64_t t = 0; t < T; t++) rows(cpu, &o, x, y[3], y[2], t, t + 1);
     near(y[2], y[0], n, false, "token by token");
     near(y[3] + each, y[1] + each, each, false, "token by token");
-    for (int64_t i = 0; i < SLOTS * each; i++)
+    for (int64_t i = 0; i < STATES * each; i++)
         if (i / each != 1) assert_true(isnan(y[3][i]));
     release(x, 6);
     release(y, 4);

@@ -45,9 +45,10 @@ static void test_long(void **state)
         struct ir_dim N = dim_sym(SYM_N, 1), B = dim_sym(SYM_B, 1);
         ir_id q = input(g, "q", IR_f32, N, H * (NOPE + ROPE));
         ir_id w = input(g, "w", IR_f32, dim_const(H * (NOPE + V)), L);
-        ir_id cache = input(g, "cache", IR_f32, dim_const(7 * CONTEXT), L + ROPE);
-        ir_id slots = input(g, "slots", IR_i32, B, 0), past = input(g, "past7", IR_i32, B, 0);
-        ir_id n = ir_add(g, OP_mla_cached, SRCS(q, w, cache, slots, past),
+        ir_id cache = input(g, "cache", IR_f32, dim_const(11 * 64 + 64), L + ROPE);
+        ir_id pages = input(g, "pages.7.5.12", IR_i32, dim_scale(B, CONTEXT / 64), 0);
+        ir_id past = input(g, "past7", IR_i32, B, 0);
+        ir_id n = ir_add(g, OP_mla_cached, SRCS(q, w, cache, pages, past),
                          ATTRS(A_INT(heads, H), A_INT(head_dim, NOPE), A_INT(v_dim, V),
                                A_NUM(scale, 1 / sqrt(192.0 * L)), A_INT(context, CONTEXT)),
                          NULL);

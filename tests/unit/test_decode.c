@@ -1,9 +1,9 @@
 /* The decode program against the forward program: sequences cut at random places, several at a time
- * in slots that held something else before. In float64 (where both are the definition) and
- * compiled, where attention gives the same bits; absorbed MLA, which sums in another order than the
- * forward program, the same bits for every cut; KDA, whose chunks begin with the call, neither. */
+ * in pages and states that held something else before. In float64 (where both are the definition)
+ * and compiled, where attention gives the same bits; absorbed MLA, which sums in another order than
+ * the forward program, the same bits for every cut; KDA, whose chunks begin with the call, neither.
+ */
 #include "compiled.h"
-#include "compiler/decode.h"
 #include "eval.h"
 #include "runtime/mem.h"
 #include <math.h>
@@ -13,15 +13,22 @@
 #include <stdlib.h>
 #include <cmocka.h>
 
-enum { SLOTS = 5, CHUNK = 150, MAX_B = 4 };
+enum { STATES = 5, CHUNK = 150, MAX_B = 4, MAX_PAGES = 16 };
+
+/* Inputs of the decode program for B sequences of T new tokens. */
+struct call {
+    int64_t B, T;
+    const int32_t *tokens, *past, *pages, *states;
+};
 
 /* What is decoded, and how: `call` gives the logits of all tokens as doubles. */
 struct job {
     struct arena *a;
     struct fixture *f;
-    int64_t context;
+    int64_t pages;                       /* of a sequence */
+    int32_t page[MAX_B * MAX_PAGES + 3]; /* those of every sequence, and some more */
     uint64_t random;
-    const double *(*call)(struct job *j, const struct decode_call *c);
+    const double *(*call)(struct job *j, const struct call *c);
     const double *want; /* [B*T,V] */
     double tol;         /* 0: the same bits */
     double *first;      /* like want: what the first cut gave; NULL: not kept */
@@ -30,7 +37,7 @@ struct job {
     VEC(struct ir_named) in;
     /* compiled */
     struct session *session;
-    struct decoder d;
+    struct program *decode;
     bool last; /* the program gives the logits of last tokens only */
 };
 
@@ -60,22 +67,47 @@ static void compare(struct job *j, const double *got, int64_t row)
     }
 }
 
+static int64_t all_pages(const struct job *j)
+{
+    return MAX_B * j->pages + 3;
+}
+
+/* Gives the pages out anew, in any order. */
+static void shuffle(struct job *j)
+{
+    for (int64_t i = 0; i < all_pages(j); i++) {
+        int64_t k = draw(j, i + 1);
+        j->page[i] = j->page[k];
+        j->page[k] = (int32_t)i;
+    }
+}
+
+/* The table of sequence `who` for so many tokens; what lies behind them leads out of memory. */
+static void put_table(const struct job *j, int64_t who, int64_t tokens, int32_t *to)
+{
+    for (int64_t i = 0; i < j->pages; i++)
+        to[i] = i * IR_PAGE < tokens ? j->page[who * j->pages + i] : -1000000;
+}
+
 /* All sequences of the fixture, piece by piece, those that a piece fits together; `most` tokens a
- * piece. Slots are given out backwards. */
+ * piece. */
 static void decode_all(struct job *j, int64_t most)
 {
     const struct fixture *f = j->f;
-    int32_t done[MAX_B] = {0}, tokens[MAX_B * CHUNK], past[MAX_B], slots[MAX_B];
+    int32_t done[MAX_B] = {0}, tokens[MAX_B * CHUNK], past[MAX_B], states[MAX_B];
+    int32_t pages[MAX_B * MAX_PAGES];
     CHECK(f->B <= MAX_B && most <= CHUNK);
+    shuffle(j);
     for (int64_t left = f->B * f->T; left > 0;) {
         int64_t T = 1 + draw(j, most), who[MAX_B], rows = 0;
         for (int64_t b = 0; b < f->B; b++) {
             if (done[b] + T > f->T || draw(j, 4) == 0) continue;
             memcpy(tokens + rows * T, f->tokens + b * f->T + done[b], (size_t)T * 4);
-            past[rows] = done[b], slots[rows] = (int32_t)(SLOTS - 1 - b), who[rows++] = b;
+            put_table(j, b, done[b] + T, pages + rows * j->pages);
+            past[rows] = done[b], states[rows] = (int32_t)(STATES - 1 - b), who[rows++] = b;
         }
         if (!rows) continue;
-        const double *got = j->call(j, &(struct decode_call){rows, T, tokens, past, slots});
+        const double *got = j->call(j, &(struct call){rows, T, tokens, past, pages, states});
         for (int64_t i = 0; i < rows * T; i++)
             compare(j, got + i * f->model->vocab_size, who[i / T] * f->T + past[i / T] + i % T);
         for (int64_t i = 0; i < rows; i++) done[who[i]] += (int32_t)T;
@@ -83,12 +115,14 @@ static void decode_all(struct job *j, int64_t most)
     }
 }
 
-static struct ir_graph *decode_graph(struct arena *a, const struct fixture *f, int64_t context,
-                                     bool all)
+static struct ir_graph *decode_graph(struct job *j)
 {
-    const struct build_options o = {
-        .slots = SLOTS, .context = context, .chunk = CHUNK, .all_logits = all};
-    struct ir_graph *g = build_model(a, f->model, f->params, BUILD_decode, &o);
+    const struct build_options o = {.pages = all_pages(j),
+                                    .states = STATES,
+                                    .context = j->pages * IR_PAGE,
+                                    .all_logits = !j->last};
+    CHECK(j->pages <= MAX_PAGES);
+    struct ir_graph *g = build_model(j->a, j->f->model, j->f->params, BUILD_decode, &o);
     const char *why = graph_verify(g, STAGE_T);
     if (why) fail_msg("%s", why);
     return g;
@@ -119,11 +153,12 @@ static void set(struct job *j, const char *name, const int32_t *x, int64_t n)
     to->v = v, to->n = n;
 }
 
-static const double *eval_call(struct job *j, const struct decode_call *c)
+static const double *eval_call(struct job *j, const struct call *c)
 {
     set(j, "tokens", c->tokens, c->B * c->T);
     set(j, "past", c->past, c->B);
-    set(j, "slots", c->slots, c->B);
+    set(j, "pages", c->pages, c->B * j->pages);
+    set(j, "states", c->states, c->B);
     struct ir_values v = ir_eval(j->a, j->g, (struct ir_bind){c->B, c->T}, j->in.p, j->in.n);
     for (size_t i = 0; i < j->g->out.n; i++) {
         const char *name = intern_text(j->g->names, j->g->out.p[i].name);
@@ -145,7 +180,7 @@ static void eval_open(struct job *j)
         for (int64_t k = 0; k < p->count; k++) v[k] = (double)f->weights[i][k];
         vec_push(j->a, &j->in, ((struct ir_named){p->name, v, p->count}));
     }
-    j->g = decode_graph(j->a, f, j->context, !j->last);
+    j->g = decode_graph(j);
     for (ir_id n = 0; n < j->g->node.n; n++) {
         const char *name = ir_word(j->g, n, AK_name, "");
         if (!str_starts(str_of(name), "cache.")) continue;
@@ -163,11 +198,11 @@ static void test_float64(void **state)
     for (const char *const *p = fixture_names(names); *p; p++) {
         struct job j = {.a = arena_open("decode"), .f = fixture_open(*p, NULL), .call = eval_call};
         size_t n;
-        j.context = j.f->T, j.tol = 1e-10, j.random = 7;
+        j.pages = build_pages(j.f->T), j.tol = 1e-10, j.random = 7;
         j.want = fixture_want(j.f, "logits", &n);
         eval_open(&j);
         decode_all(&j, 7);
-        decode_all(&j, j.f->T); /* in used slots */
+        decode_all(&j, j.f->T); /* in used pages and states */
         fixture_close(j.f);
         arena_close(j.a);
     }
@@ -176,11 +211,30 @@ static void test_float64(void **state)
 
 /* ---- compiled ---- */
 
-static const double *compiled_call(struct job *j, const struct decode_call *c)
+static void put(const struct plan *p, const char *name, const int32_t *data, int64_t n)
+{
+    const struct plan_value *v = plan_value(p, name);
+    if (!v) return;
+    assert_int_equal(v->count, n);
+    memcpy(v->p, data, v->bytes);
+}
+
+static const float *run_call(struct job *j, const struct call *c)
 {
     struct rt_error err;
-    const float *logits;
-    if (decode_run(&j->d, c, &logits, &err)) fail_msg("%s", err.text);
+    struct plan *p = program_plan(j->decode, c->B, c->T);
+    if (!plan_ready(p) && session_compile(j->session, NULL, &err)) fail_msg("%s", err.text);
+    put(p, "tokens", c->tokens, c->B * c->T);
+    put(p, "past", c->past, c->B);
+    put(p, "pages", c->pages, c->B * j->pages);
+    put(p, "states", c->states, c->B);
+    plan_run(p);
+    return plan_value(p, "logits")->p;
+}
+
+static const double *compiled_call(struct job *j, const struct call *c)
+{
+    const float *logits = run_call(j, c);
     int64_t n = c->B * c->T * j->f->model->vocab_size;
     double *v = NEW(j->a, double, n);
     for (int64_t i = 0; i < n; i++) v[i] = (double)logits[i];
@@ -197,11 +251,9 @@ static void compiled_job(struct job *j, unsigned threads)
     if (session_open(&so, &j->session, &err)) fail_msg("%s", err.text);
     struct ir_graph *g = build_model(j->a, f->model, f->params, BUILD_forward, &plain);
     struct program *forward = program_open(j->session, g, "forward", (struct ir_bind){f->B, f->T});
-    struct program *decode = program_open(j->session, decode_graph(j->a, f, j->context, !j->last),
-                                          "decode", (struct ir_bind){1, 1});
-    assert_true(forward && decode);
-    j->d = (struct decoder){j->session, decode, SLOTS, j->context, CHUNK};
-    struct plan *p = program_plan(forward, f->B, f->T), *one = program_plan(decode, 1, 1);
+    j->decode = program_open(j->session, decode_graph(j), "decode", (struct ir_bind){1, 1});
+    assert_true(forward && j->decode);
+    struct plan *p = program_plan(forward, f->B, f->T), *one = program_plan(j->decode, 1, 1);
     if (session_compile(j->session, NULL, &err)) fail_msg("%s", err.text);
     struct compiled c = {.session = j->session, .f = j->f};
     compiled_bind(&c, p);
@@ -227,7 +279,7 @@ static void compiled_job(struct job *j, unsigned threads)
 static void run_compiled(struct fixture *f, int64_t most)
 {
     struct job j = {.a = arena_open("decode"), .f = f, .call = compiled_call, .random = most};
-    j.context = f->T;
+    j.pages = build_pages(f->T);
     compiled_job(&j, 1);
     decode_all(&j, most);
     decode_all(&j, 1);
@@ -269,7 +321,6 @@ static void test_bf16(void **state)
     "    moe: {type: moe, num_experts: 6, experts_per_token: 2, num_shared_experts: 1,\n" \
     "          intermediate_size: 24}\n"
 
-/* Windows are rings in their slots: 150 tokens a call and 30 before them fit in 192 positions. */
 static const char windows[] = HEAD
     "  mixers:\n"
     "    all: {type: attention, num_heads: 6, num_kv_heads: 2, head_dim: 12, rope: {theta: 100}}\n"
@@ -284,20 +335,22 @@ static const char linear[] =
          "  layers: [{mixer: kda, ffn: mlp}, {mixer: kda, ffn: moe}, {mixer: kda, ffn: moe},\n"
          "           {mixer: mla, ffn: moe}]\n";
 
-/* Prompts in pieces of `cut`, the last `ones` tokens one by one; sequences together, slots changing
- * with every cut. */
+/* Prompts in pieces of `cut`, the last `ones` tokens one by one; sequences together, pages and
+ * states changing with every cut. */
 static void decode_cut(struct job *j, int64_t cut, int64_t ones)
 {
     const struct fixture *f = j->f;
-    int32_t tokens[MAX_B * CHUNK], past[MAX_B], slots[MAX_B];
+    int32_t tokens[MAX_B * CHUNK], past[MAX_B], states[MAX_B], pages[MAX_B * MAX_PAGES];
+    shuffle(j);
     for (int64_t at = 0, T; at < f->T; at += T) {
         T = at < f->T - ones ? f->T - ones - at : 1;
         if (T > cut) T = cut;
         for (int64_t b = 0; b < f->B; b++) {
             memcpy(tokens + b * T, f->tokens + b * f->T + at, (size_t)T * 4);
-            past[b] = (int32_t)at, slots[b] = (int32_t)((b + cut) % SLOTS);
+            put_table(j, b, at + T, pages + b * j->pages);
+            past[b] = (int32_t)at, states[b] = (int32_t)((b + cut) % STATES);
         }
-        const double *got = j->call(j, &(struct decode_call){f->B, T, tokens, past, slots});
+        const double *got = j->call(j, &(struct call){f->B, T, tokens, past, pages, states});
         for (int64_t i = 0; i < f->B * T; i++)
             compare(j, got + i * f->model->vocab_size, i / T * f->T + at + i % T);
     }
@@ -308,7 +361,8 @@ static void test_cuts(void **state)
     (void)state;
     static const int64_t cuts[] = {63, 64, 65, 127, 128, 129, 150, 1};
     for (int k = 0; k < 2; k++) {
-        struct job j = {.a = arena_open("decode"), .call = compiled_call, .context = 420};
+        struct job j = {
+            .a = arena_open("decode"), .call = compiled_call, .pages = build_pages(420)};
         j.f = fixture_fresh("cut", str_of(k ? linear : windows), 2, 420, true);
         compiled_job(&j, 1);
         for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) decode_cut(&j, cuts[i], 45);
@@ -334,15 +388,14 @@ static double *greedy(struct job *j, int64_t count)
     struct fixture *f = j->f;
     int64_t V = f->model->vocab_size;
     double *kept = NEW(j->a, double, COUNT *V);
-    const int32_t slot = 3;
-    int32_t past = 0;
+    const int32_t state = 3;
+    int32_t past = 0, pages[MAX_PAGES];
     uint64_t allocated = 0;
     for (int64_t i = 0; i < count; i++) {
-        const struct decode_call c = {1, i ? 1 : PROMPT, f->tokens + past, &past, &slot};
-        struct rt_error err;
-        const float *logits;
+        const struct call c = {1, i ? 1 : PROMPT, f->tokens + past, &past, pages, &state};
+        put_table(j, 1, past + c.T, pages);
         if (i > 1) allocated = mem_allocations();
-        if (decode_run(&j->d, &c, &logits, &err)) fail_msg("%s", err.text);
+        const float *logits = run_call(j, &c);
         if (i > 1) assert_int_equal(mem_allocations(), allocated);
         for (int64_t k = 0; k < V; k++) kept[i * V + k] = (double)logits[k];
         past += (int32_t)c.T;
@@ -359,7 +412,9 @@ static void test_greedy(void **state)
     struct arena *a = arena_open("greedy");
     double *first = NULL;
     for (unsigned threads = 1; threads <= 3; threads++) {
-        struct job j = {.a = arena_open("decode"), .context = PROMPT + COUNT, .last = true};
+        struct job j = {.a = arena_open("decode"), .last = true};
+        j.pages = build_pages(PROMPT + COUNT);
+        shuffle(&j);
         j.f = fixture_fresh("cut", str_of(linear), 1, PROMPT + COUNT + 1, true);
         int64_t V = j.f->model->vocab_size, count = threads == 1 ? COUNT : 30;
         compiled_job(&j, threads);

@@ -222,9 +222,9 @@ static void rows_see_nothing_later(void **state)
     }
 }
 
-/* ---- sequences in pieces, over the state of a slot ---- */
+/* ---- sequences in pieces, over a state ---- */
 
-enum { SLOTS = 3, SLOT = 1 };
+enum { STATES = 3, STATE = 1 };
 
 static ir_id sequences(struct one *o, size_t i)
 {
@@ -232,16 +232,16 @@ static ir_id sequences(struct one *o, size_t i)
 }
 
 /* Rows `from` to `to` of one sequence; operands 0 .. ntoken-1 have a row for every token, then come
- * those of src, with slots and past at their end. out[0] has all rows too, out[1] is the state. */
+ * those of src, with states and past at their end. out[0] has all rows too, out[1] is the state. */
 static void run_rows(const struct one *o, size_t ntoken, float *const *x, size_t nsrc,
                      float *const *rest, int64_t from, int64_t to, float *const *out)
 {
     const struct ir_bind b = {1, to - from};
-    int32_t slot = SLOT, past = (int32_t)from;
+    int32_t which = STATE, past = (int32_t)from;
     void *src[OPERANDS];
     for (size_t i = 0; i < ntoken; i++) src[i] = x[i] + from * ir_cols(o->g, o->src[i]).add;
     for (size_t i = 0; i < nsrc; i++) src[ntoken + i] = rest[i];
-    src[ntoken + nsrc] = &slot;
+    src[ntoken + nsrc] = &which;
     src[ntoken + nsrc + 1] = &past;
     const struct ir_type *t = ir_ty(o->g, o->n);
     const struct ir_type *y =
@@ -260,11 +260,11 @@ static void near(const float *got, const float *want, int64_t n, bool same, cons
                      (double)want[i]);
 }
 
-/* The state of all slots but one stays as it was: NaN. */
+/* The state of all but one stays as it was: NaN. */
 static void others_untouched(const float *state, int64_t each)
 {
-    for (int64_t i = 0; i < SLOTS * each; i++)
-        if (i / each != SLOT) assert_true(isnan(state[i]));
+    for (int64_t i = 0; i < STATES * each; i++)
+        if (i / each != STATE) assert_true(isnan(state[i]));
 }
 
 static void kda_in_pieces(int64_t k, int64_t v, int64_t T, enum gates kind)
@@ -273,12 +273,12 @@ static void kda_in_pieces(int64_t k, int64_t v, int64_t T, enum gates kind)
     const int64_t width = HEADS * v, each = HEADS * k * v;
     struct one whole = open_kda(k, v), o = open_kda(k, v);
     close_op(&whole, OP_kda, 5);
-    operand(&o, 5, ir_type2(o.g, IR_f32, dim_const(SLOTS * HEADS * k), dim_const(v)));
+    operand(&o, 5, ir_type2(o.g, IR_f32, dim_const(STATES * HEADS * k), dim_const(v)));
     sequences(&o, 6);
     sequences(&o, 7);
     close_op(&o, OP_kda_cached, 8);
-    float *x[OPERANDS], *want = room(T * width), *state = room(SLOTS * each);
-    float *got = room(T * width), *after = room(SLOTS * each);
+    float *x[OPERANDS], *want = room(T * width), *state = room(STATES * each);
+    float *got = room(T * width), *after = room(STATES * each);
     fill(&o, 5, k, b, kind, x);
     launch(&whole, b, (void **)x, (void *[]){want});
     run_rows(&o, 5, x, 1, &state, 0, T, (float *[]){got, state});
@@ -287,17 +287,17 @@ static void kda_in_pieces(int64_t k, int64_t v, int64_t T, enum gates kind)
          cut++) { /* from whole chunks on, also for one token: same bits */
         const char *what =
             str_fmt(arena, "kda K %d V %d gates %d cut at %d", (int)k, (int)v, (int)kind, (int)cut);
-        for (int64_t i = 0; i < SLOTS * each; i++) after[i] = nanf("");
+        for (int64_t i = 0; i < STATES * each; i++) after[i] = nanf("");
         run_rows(&o, 5, x, 1, &after, 0, cut, (float *[]){got, after});
         run_rows(&o, 5, x, 1, &after, cut, T, (float *[]){got, after});
         near(got, want, T * width, cut % 16 == 0, what);
-        near(after + SLOT * each, state + SLOT * each, each, cut % 16 == 0, what);
+        near(after + STATE * each, state + STATE * each, each, cut % 16 == 0, what);
         others_untouched(after, each);
     }
     for (int64_t t = 0; t < T; t++)
         run_rows(&o, 5, x, 1, &after, t, t + 1, (float *[]){got, after});
     near(got, want, T * width, false, "kda token by token");
-    near(after + SLOT * each, state + SLOT * each, each, false, "kda token by token");
+    near(after + STATE * each, state + STATE * each, each, false, "kda token by token");
 }
 
 static void kda_over_a_state(void **state)
@@ -322,7 +322,7 @@ static void conv_over_a_state(void **state)
         operand(g, 1, ir_type2(g->g, IR_f32, dim_const(C), dim_const(J)));
     }
     whole.n = ir_add(whole.g, OP_short_conv, whole.src, 2, NO_ATTRS, NULL);
-    operand(&o, 2, ir_type2(o.g, IR_f32, dim_const(SLOTS * (J - 1)), dim_const(C)));
+    operand(&o, 2, ir_type2(o.g, IR_f32, dim_const(STATES * (J - 1)), dim_const(C)));
     sequences(&o, 3);
     sequences(&o, 4);
     o.n = ir_add(o.g, OP_conv_cached, o.src, 5, NO_ATTRS, NULL);
@@ -331,11 +331,11 @@ static void conv_over_a_state(void **state)
     for (int64_t i = 0; i < C * J; i++) w[i] = (float)uniform();
     launch(&whole, (struct ir_bind){1, T}, (void *[]){x, w}, (void *[]){want});
     for (int64_t cut = 0; cut < T; cut++) {
-        float *kept = room(SLOTS * EACH), *rest[] = {w, kept}, *out[] = {got, kept};
+        float *kept = room(STATES * EACH), *rest[] = {w, kept}, *out[] = {got, kept};
         if (cut) run_rows(&o, 1, &x, 2, rest, 0, cut, out);
         run_rows(&o, 1, &x, 2, rest, cut, T, out);
         assert_memory_equal(got, want, T * C * sizeof *got);
-        assert_memory_equal(kept + SLOT * EACH, x + (T - J + 1) * C, EACH * sizeof *got);
+        assert_memory_equal(kept + STATE * EACH, x + (T - J + 1) * C, EACH * sizeof *got);
         others_untouched(kept, EACH);
     }
 }

@@ -16,7 +16,7 @@ static size_t plans_of(struct arena *a, const struct fixture *f, const char *gpu
     static const int64_t size[][2] = {{1, 1}, {4, 1}, {1, 16}, {1, 256}};
     enum { N = sizeof size / sizeof *size };
     struct rt_error err;
-    const struct build_options b = {.slots = 4, .context = 512, .chunk = 256};
+    const struct build_options b = {.pages = 32, .states = 4, .context = 512};
     CHECK(!session_open(&(struct session_options){.gpu = gpu, .no_library = true}, s, &err));
     struct program *p = program_open(*s, build_model(a, f->model, f->params, BUILD_decode, &b),
                                      "decode", (struct ir_bind){1, 1});
