@@ -1,0 +1,34 @@
+/* Whether a text is the beginning of a JSON object (RFC 8259), byte by byte: a state that can be
+ * copied, so that continuations are tried. What it accepts can always be completed. Not accepted,
+ * so that every completed text can be read by every parser and comes to an end: nesting deeper than
+ * JSON_DEPTH, more than JSON_SPACE bytes of white space between two tokens, numbers of more than
+ * JSON_NUMBER bytes or three digits of exponent, \u0000, surrogates without their other half, and
+ * strings that are not UTF-8. */
+#ifndef STRATA_RUNTIME_JSON_GUIDE_H
+#define STRATA_RUNTIME_JSON_GUIDE_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { JSON_DEPTH = 64, JSON_SPACE = 160, JSON_NUMBER = 100 };
+
+struct json_guide {
+    uint64_t objects; /* bit d: level d is an object, not an array */
+    uint16_t code;    /* of a \u escape so far */
+    uint8_t state, depth, space;
+    uint8_t digits;  /* bytes of a number so far */
+    uint8_t left;    /* bytes that a literal, an escape or a character still has */
+    uint8_t lo, hi;  /* range of the next byte of a character */
+    uint8_t literal; /* which of true, false, null */
+    bool key;        /* the string is one */
+    bool low;        /* an escape must be the second half of a pair */
+};
+/* Before the first byte. */
+void json_guide_start(struct json_guide *g);
+/* Goes on by n bytes; false where they cannot follow, and g is of no more use. */
+bool json_guide_take(struct json_guide *g, const char *p, size_t n);
+/* Whether they can follow; g stays. */
+bool json_guide_accepts(const struct json_guide *g, const char *p, size_t n);
+/* Whether the object is closed: only white space can follow. */
+bool json_guide_complete(const struct json_guide *g);
+#endif
