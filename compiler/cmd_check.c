@@ -134,13 +134,18 @@ static void print_caches(const struct check *k)
     const struct survey *v = k->v;
     struct arena *a = k->c->arena;
     printf("cache            a sequence of %s tokens (serve.max_context)\n",
-           cli_count(a, v->context));
+           cli_count(a, v->served.context));
     for (int i = 0; i < CACHES; i++) {
         int64_t n = (int64_t)v->cache[i];
-        bool grows = (i == CACHE_keys || i == CACHE_latent);
-        print_bytes(k, survey_cache_name((enum survey_cache)i), v->cache[i],
-                    grows ? str_fmt(a, "%s bytes a token", cli_count(a, n / v->context)) : "");
+        print_bytes(k, cache_kind_name((enum cache_kind)i), v->cache[i],
+                    cache_paged((enum cache_kind)i)
+                        ? str_fmt(a, "%s bytes a token", cli_count(a, n / v->served.context))
+                        : "");
     }
+    const struct caches *s = &v->served;
+    print_bytes(k, "served", s->bytes,
+                str_fmt(a, "%s tokens in pages%s", cli_count(a, s->pages * IR_PAGE),
+                        s->states > 1 ? str_fmt(a, ", %s states", cli_count(a, s->states)) : ""));
 }
 
 static void print_costs(const struct check *k)
@@ -187,13 +192,17 @@ static json_t *json_bytes(const struct survey *v)
 static json_t *json_cache(const struct survey *v)
 {
     uint64_t total = 0;
-    json_t *all = json_pack("{s:I}", "context", (json_int_t)v->context);
+    json_t *all = json_pack("{s:I}", "context", (json_int_t)v->served.context);
     for (int i = 0; i < CACHES; i++) {
         total += v->cache[i];
-        json_object_set_new(all, survey_cache_name((enum survey_cache)i),
+        json_object_set_new(all, cache_kind_name((enum cache_kind)i),
                             json_integer((json_int_t)v->cache[i]));
     }
     json_object_set_new(all, "total", json_integer((json_int_t)total));
+    json_object_set_new(
+        all, "served",
+        json_pack("{s:I, s:I, s:I}", "tokens", (json_int_t)(v->served.pages * IR_PAGE), "states",
+                  (json_int_t)v->served.states, "bytes", (json_int_t)v->served.bytes));
     return all;
 }
 

@@ -1,3 +1,4 @@
+#include "compiler/caches.h"
 #include "compiler/compile_cuda.h"
 #include "compiler/run.h"
 #include "runtime/cc.h"
@@ -67,9 +68,8 @@ static void open_program(struct compile *k)
 {
     static const char *const name[] = {"forward", "loss", "train", "decode"};
     struct run *r = &k->r;
-    int64_t most = k->model->serve_max_sequences, each = build_pages(k->model->serve_max_context);
-    const struct build_options o = {
-        .pages = most * each, .states = most, .context = each * IR_PAGE};
+    const struct caches x = caches_served(k->model, r->params);
+    const struct build_options o = {.pages = x.pages, .states = x.states, .context = x.context};
     const char *program = strcmp(k->program, "prefill") ? k->program : "decode";
     for (int i = 0; i < 4; i++)
         if (!strcmp(program, name[i])) k->p = run_program(r, (enum build_program)i, &o, k->B, k->T);

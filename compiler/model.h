@@ -125,7 +125,7 @@ struct model {
     size_t num_layers; /* 2 * num_layers sublayers */
     struct tokenizer_spec tokenizer;
     struct train_spec train;
-    int64_t serve_max_sequences, serve_max_context;
+    int64_t serve_max_sequences, serve_max_context, serve_cache_tokens, serve_snapshots;
 };
 
 /* One --set KEY=VALUE (dotted path, YAML value), applied in order after extends. */

@@ -20,41 +20,6 @@ static enum survey_part part_of(const struct param *p)
     return PART_norm;
 }
 
-const char *survey_cache_name(enum survey_cache c)
-{
-    static const char *const name[] = {"keys_values", "latent", "convolutions", "states"};
-    return name[c];
-}
-
-/* ---- caches ---- */
-
-static enum survey_cache cache_of(const char *name)
-{
-    struct str s = str_of(name);
-    if (str_ends(s, ".k") || str_ends(s, ".v")) return CACHE_keys;
-    if (str_ends(s, ".latent")) return CACHE_latent;
-    if (str_ends(s, "_conv")) return CACHE_conv;
-    if (!str_ends(s, ".S")) BUG("what is %s for?", name);
-    return CACHE_state;
-}
-
-/* Of one sequence, from the program that decodes. */
-static void measure_caches(struct survey *v, const struct model *m, const struct params *ps)
-{
-    struct arena *a = arena_open("caches");
-    int64_t pages = build_pages(m->serve_max_context);
-    const struct build_options o = {.pages = pages, .states = 1, .context = pages * IR_PAGE};
-    const struct ir_graph *g = build_model(a, m, ps, BUILD_decode, &o);
-    v->context = o.context;
-    for (ir_id n = 0; n < g->node.n; n++) {
-        const char *name = ir_word(g, n, AK_name, "");
-        if (ir_at(g, n)->op != OP_input || strncmp(name, "cache.", 6)) continue;
-        int64_t count = type_count(g->types, ir_at(g, n)->type, (struct ir_bind){1, 1});
-        v->cache[cache_of(name)] += 4 * (uint64_t)count;
-    }
-    arena_close(a);
-}
-
 /* ---- operations ---- */
 
 /* Of what the outputs need: autodiff leaves nodes behind that nothing reads. */
@@ -167,7 +132,10 @@ struct survey survey_model(struct cli *c, const struct model *m, int64_t threads
     const struct session_options o = {.diag = c->diag, .gpu = gpu};
     cli_check(c, session_open(&o, &x.s, &c->err));
     plan_memory(&x);
-    measure_caches(&v, m, x.ps);
+    v.served = caches_served(m, x.ps);
+    cache_bytes(m, x.ps, v.cache);
+    for (int i = 0; i < CACHES; i++)
+        if (cache_paged((enum cache_kind)i)) v.cache[i] *= (uint64_t)(v.served.context / IR_PAGE);
     unsigned n = (unsigned)threads;
     if (!n) cli_check(c, pool_wanted(&n, &c->err));
     v.memory.num_threads = n;

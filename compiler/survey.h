@@ -2,6 +2,7 @@
  * from the same plans that training runs. Needs no compiler and starts no threads. */
 #ifndef STRATA_COMPILER_SURVEY_H
 #define STRATA_COMPILER_SURVEY_H
+#include "compiler/caches.h"
 #include "compiler/cli.h"
 
 /* Parameters by part; e_score_correction_bias counts as ffn. */
@@ -16,24 +17,14 @@ enum survey_part {
 };
 const char *survey_part_name(enum survey_part p);
 
-/* What an incremental program keeps of a sequence, by what it is for. */
-enum survey_cache {
-    CACHE_keys,   /* attention: keys and values of all positions, or of the window */
-    CACHE_latent, /* mla: latents and shared keys */
-    CACHE_conv,   /* kda: the last inputs of the short convolutions */
-    CACHE_state,  /* kda: the recurrent state */
-    CACHES
-};
-const char *survey_cache_name(enum survey_cache c);
-
 struct survey {
     int64_t total, active, part[PARTS];
     int64_t B, T; /* sizes of the programs planned: sequences of a micro-batch, positions */
     bool train;   /* false: no train section, memory is that of the forward program */
     double forward_flops;
-    double train_flops;     /* with gradients, without the update; both per token */
-    int64_t context;        /* tokens that `cache` is for: serve.max_context, in whole pages */
-    uint64_t cache[CACHES]; /* bytes */
+    double train_flops; /* with gradients, without the update; both per token */
+    struct caches served;
+    uint64_t cache[CACHES]; /* bytes, of a sequence of served.context tokens */
     double graph_bytes;     /* graphs and plans, in this process as in a run */
     struct {                /* bytes */
         uint64_t weights, gradients, optimizer, inputs, activations, micro_sums, threads;

@@ -179,6 +179,8 @@ static void same_model(const struct model *x, const struct model *y)
     assert_int_equal(x->tokenizer.type, y->tokenizer.type);
     assert_int_equal(x->tokenizer.eos, y->tokenizer.eos);
     assert_int_equal(x->serve_max_context, y->serve_max_context);
+    assert_int_equal(x->serve_cache_tokens, y->serve_cache_tokens);
+    assert_int_equal(x->serve_snapshots, y->serve_snapshots);
     assert_string_equal(x->canonical, y->canonical);
 }
 
