@@ -29,7 +29,8 @@ bool api_fail(struct api_error *e, enum api_problem p, const char *fmt, ...)
 {
     va_list ap;
     const struct problem *row = &problems[p];
-    *e = (struct api_error){.status = row->status,
+    *e = (struct api_error){.problem = p,
+                            .status = row->status,
                             .retry_after = row->retry_after,
                             .type = row->type,
                             .code = row->code};

@@ -47,6 +47,7 @@ enum api_problem {
     API_PROBLEMS,
 };
 struct api_error {
+    enum api_problem problem;
     int status;
     int retry_after;         /* seconds for a Retry-After header, 0 for none */
     const char *type, *code; /* code may be NULL */
