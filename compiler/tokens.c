@@ -1,5 +1,6 @@
 #include "compiler/tokens.h"
 #include "base/io.h"
+#include "base/vec.h"
 #include <sys/stat.h>
 
 static bool is_folder(const char *path)
@@ -51,17 +52,18 @@ static enum rt_status file(const struct model *m, const char *source, struct tok
     return st;
 }
 
-bool tokens_stop(const struct model *m, const struct tokenizer *t, int64_t id)
+const int32_t *tokens_stops(const struct model *m, const struct tokenizer *t, struct arena *a,
+                            size_t *n)
 {
     const struct tokenizer_spec *s = &m->tokenizer;
-    if (s->type == TOK_none) return false;
-    if (s->eos >= 0 && s->eos == id) return true;
-    for (size_t i = 0; i < s->num_stop; i++)
-        if (s->stop[i] == id) return true;
-    if (s->eos >= 0 || s->num_stop || !t) return false;
-    for (int i = 0; i < t->num_stop; i++)
-        if (t->stop[i] == id) return true;
-    return false;
+    VEC(int32_t) stop = {0};
+    if (s->type != TOK_none && s->eos >= 0) vec_push(a, &stop, (int32_t)s->eos);
+    for (size_t i = 0; s->type != TOK_none && i < s->num_stop; i++)
+        if (s->stop[i] != s->eos) vec_push(a, &stop, (int32_t)s->stop[i]);
+    for (int i = 0; t && s->eos < 0 && !s->num_stop && i < t->num_stop; i++)
+        vec_push(a, &stop, t->stop[i]);
+    *n = stop.n;
+    return stop.p;
 }
 
 enum rt_status tokens_open(const struct model *m, const char *source, struct tokenizer **out,

@@ -11,7 +11,8 @@ enum rt_status tokens_open(const struct model *m, const char *source, struct tok
                            struct rt_error *err);
 /* What the spec says of a tokenizer's file: its pattern and special tokens. In the arena. */
 struct tok_options tokens_options(const struct model *m, struct arena *a);
-/* Whether a text ends at this id: eos and stop of the spec or, where it has neither, of the file.
- */
-bool tokens_stop(const struct model *m, const struct tokenizer *t, int64_t id);
+/* Ids that end a text, in the arena: eos and stop of the spec or, where it has neither, of the
+ * file. */
+const int32_t *tokens_stops(const struct model *m, const struct tokenizer *t, struct arena *a,
+                            size_t *n);
 #endif
