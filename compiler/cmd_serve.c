@@ -69,11 +69,8 @@ static void open_texts(struct server *s, const char *weights)
     if (!s->tok)
         cli_fail(RT_user, "the spec names no tokenizer, which a server needs\n"
                           "hint: add tokenizer: {path: FILE} to it");
-    int32_t *stop = NEW(c->arena, int32_t, m->vocab_size);
-    for (int32_t id = 0; id < m->vocab_size; id++)
-        if (tokens_stop(m, s->tok, id)) stop[s->m.num_stop++] = id;
     const char *chat = m->tokenizer.chat_template;
-    s->m.stop = stop;
+    s->m.stop = tokens_stops(m, s->tok, c->arena, &s->m.num_stop);
     s->m.tok = s->tok;
     s->m.bos = m->tokenizer.bos;
     s->m.chat = chat ? chat_template_find(chat) : NULL;
