@@ -157,7 +157,7 @@ void http_leave(struct conn *c)
 /* The client has closed, or will not send any more: it does not wait for an answer. */
 static void gone(struct conn *c)
 {
-    c->gone = true;
+    c->gone = mem_seconds();
     if (c->state != CONN_work || !c->x) return;
     enum exchange_state st = exchange_state(c->x);
     if (st != EXCHANGE_wait && st != EXCHANGE_stream) return;
@@ -169,6 +169,12 @@ static void check_deadline(struct conn *c, double now)
 {
     const struct serve_options *o = c->h->o;
     double spent = now - c->since;
+    /* a request that was complete is being answered by now; libmicrohttpd waits for the rest of
+     * some others */
+    if (c->gone > 0 && now > c->gone + 0.5 && (c->state == CONN_head || c->state == CONN_idle)) {
+        end(c);
+        return;
+    }
     switch (c->state) {
     case CONN_head:
         if (spent > o->header_seconds)

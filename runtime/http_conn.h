@@ -22,10 +22,12 @@ struct conn {
     enum conn_state state;
     double since; /* when the state began, of mem_seconds */
     size_t line_bytes;
+    bool nul;         /* its target has a %00, at which the path would end */
     int64_t received; /* bytes of the body */
     struct exchange *x;
-    bool suspended, gone; /* gone: the client has closed its side */
-    bool linger;          /* something unread is left: a plain close would destroy the answer */
+    bool suspended;
+    double gone; /* when the client closed its side; 0: it has not */
+    bool linger; /* something unread is left: a plain close would destroy the answer */
 };
 
 enum { LINGERING = 64 };

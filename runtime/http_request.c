@@ -10,7 +10,7 @@
 #include <sys/socket.h>
 
 /* A body of at most this is read to its end after a refusal, so that the connection can be kept. */
-enum { DRAIN_BYTES = 65536 };
+enum { DRAIN_BYTES = 16384 };
 
 static struct conn *conn_of(struct MHD_Connection *mhd)
 {
@@ -203,7 +203,7 @@ static enum MHD_Result collect(void *arg, enum MHD_ValueKind kind, const char *n
 static enum MHD_Result head(struct conn *c, const char *path, const char *method,
                             const char *version)
 {
-    struct collected got = {.head = {.method = method, .path = path}};
+    struct collected got = {.head = {.method = method, .path = path, .nul = c->nul}};
     MHD_get_connection_values(c->mhd, MHD_HEADER_KIND, collect, &got);
     got.head.line_bytes = c->line_bytes + strlen(method) + strlen(version) + 4;
     c->x = service_begin(c->h->s, &got.head);
@@ -241,7 +241,7 @@ static enum MHD_Result complete(struct conn *c)
         st = exchange_state(c->x);
     }
     if (st != EXCHANGE_wait) return respond(c);
-    if (c->gone) return MHD_NO;
+    if (c->gone > 0) return MHD_NO;
     suspend(c);
     return MHD_YES;
 }
@@ -278,6 +278,7 @@ static void *first_line(void *arg, const char *uri, struct MHD_Connection *mhd)
     (void)arg;
     if (!c) return NULL;
     c->line_bytes = strlen(uri);
+    c->nul = strstr(uri, "%00");
     if (c->state == CONN_idle) enter(c, CONN_head);
     return NULL;
 }

@@ -12,6 +12,7 @@ struct http_head {
     const char *method, *path; /* path: without query, unescaped */
     const char *authorization, *api_key, *content_type, *content_encoding;
     const char *content_length, *transfer_encoding;
+    bool nul;      /* the target has a NUL, which ends `path` early */
     bool repeated; /* Content-Length or Transfer-Encoding occurs more than once */
     size_t line_bytes, header_bytes, headers;
 };

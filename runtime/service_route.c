@@ -156,6 +156,7 @@ static bool check_framing(const struct service *s, const struct http_head *h, st
     if ((int64_t)h->header_bytes > s->o.header_bytes)
         return api_fail(err, API_large_head, "The request's headers have more than %lld bytes.",
                         (long long)s->o.header_bytes);
+    if (h->nul) return api_fail(err, API_invalid, "The request's target has a NUL.");
     if (h->repeated || (h->content_length && h->transfer_encoding))
         return api_fail(err, API_invalid,
                         "The request states its length more than once (Content-Length, "

@@ -1,0 +1,734 @@
+/* The server and clients that are slow, large, many, rude or gone. */
+#include "serve_fake.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+#include "runtime/mem.h"
+
+static struct fake_server s;
+
+static void nap(double seconds)
+{
+    const struct timespec t = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
+    nanosleep(&t, NULL);
+}
+
+static void send_text(int fd, const char *text)
+{
+    client_send(fd, text, strlen(text));
+}
+
+/* The status of one request's bytes, sent at once on a connection of its own. */
+static int status_of(const char *text)
+{
+    int fd = client_open(s.port);
+    send_text(fd, text);
+    struct client_answer a = client_answer(fd);
+    int status = a.status;
+    if (status >= 400) assert_non_null(strstr(a.body.p, "\"error\":{\"message\":"));
+    client_free(&a);
+    close(fd);
+    return status;
+}
+
+/* The same of what libmicrohttpd answers, in its own words. */
+static int plain_status_of(const char *text)
+{
+    int fd = client_open(s.port);
+    send_text(fd, text);
+    struct client_answer a = client_answer(fd);
+    int status = a.status;
+    client_free(&a);
+    close(fd);
+    return status;
+}
+
+/* Waits for a value of /metrics, for five seconds. */
+static void wait_metric(const char *name, double want)
+{
+    double v = -1;
+    for (int i = 0; i < 500; i++) {
+        if ((v = client_metric(s.port, name)) == want) return;
+        nap(0.01);
+    }
+    fail_msg("%s is %g, not %g", name, v, want);
+}
+
+static void text_of_post(struct sb *out, const char *path, const char *body, const char *headers)
+{
+    sb_printf(out,
+              "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+              "Content-Length: %zu\r\n%s\r\n%s",
+              path, strlen(body), headers, body);
+}
+
+/* Sends a request and does not wait for its answer. */
+static int start(const char *path, const char *body)
+{
+    struct sb t = {0};
+    int fd = client_open(s.port);
+    text_of_post(&t, path, body, "");
+    client_send(fd, t.p, t.n);
+    sb_free(&t);
+    return fd;
+}
+
+#define MODEL "\"model\":\"fake\","
+#define ENDLESS "{" MODEL "\"prompt\":\"a\",\"max_tokens\":4000,\"ignore_eos\":true}"
+#define ENDLESS_STREAM \
+    "{" MODEL "\"prompt\":\"a\",\"max_tokens\":4000,\"ignore_eos\":true,\"stream\":true}"
+#define SHORT "{" MODEL "\"prompt\":\"a\",\"max_tokens\":3}"
+
+static void test_key(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.api_key = "secret";
+    fake_server_open(&s);
+    struct client_answer a = client_ask(s.port, "/v1/models", NULL);
+    assert_int_equal(a.status, 401);
+    assert_string_equal(client_header(&a, "WWW-Authenticate"), "Bearer");
+    assert_non_null(strstr(a.body.p, "invalid_api_key"));
+    client_free(&a);
+#define GET(path, header) status_of("GET " path " HTTP/1.1\r\nHost: x\r\n" header "\r\n")
+    assert_int_equal(GET("/v1/models", "Authorization: Bearer secret\r\n"), 200);
+    assert_int_equal(GET("/v1/models", "X-Api-Key: secret\r\n"), 200);
+    assert_int_equal(GET("/v1/models", "Authorization: Bearer secre\r\n"), 401);
+    assert_int_equal(GET("/v1/models", "Authorization: Bearer secrets\r\n"), 401);
+    assert_int_equal(GET("/v1/models", "Authorization: Basic secret\r\n"), 401);
+    assert_int_equal(GET("/v1/models", "X-Api-Key: \r\n"), 401);
+    assert_int_equal(GET("/health", ""), 200);
+    assert_int_equal(GET("/", ""), 200);
+    static const char *const closed[] = {
+        "/metrics",        "/version",  "/strata/depth/sites", "/nowhere",
+        "/v1/models/fake", "/tokenize", "/v1/completions",     "//"};
+    for (size_t i = 0; i < sizeof closed / sizeof *closed; i++) {
+        a = client_ask(s.port, closed[i], i % 2 ? "{}" : NULL);
+        assert_int_equal(a.status, 401);
+        client_free(&a);
+    }
+    assert_int_equal(status_of("OPTIONS /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"), 401);
+    fake_server_close(&s);
+}
+
+static void test_cors(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.cors = "https://example.org";
+    s.o.api_key = "k";
+    fake_server_open(&s);
+    int fd = client_open(s.port);
+    send_text(fd, "OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: x\r\nOrigin: "
+                  "https://example.org\r\nAccess-Control-Request-Method: POST\r\n\r\n");
+    struct client_answer a = client_answer(fd);
+    assert_int_equal(a.status, 204);
+    assert_string_equal(client_header(&a, "Access-Control-Allow-Origin"), "https://example.org");
+    assert_non_null(strstr(client_header(&a, "Access-Control-Allow-Headers"), "Authorization"));
+    client_free(&a);
+    close(fd);
+    a = client_ask(s.port, "/v1/models", NULL);
+    assert_int_equal(a.status, 401);
+    assert_string_equal(client_header(&a, "Access-Control-Allow-Origin"), "https://example.org");
+    client_free(&a);
+    fake_server_close(&s);
+}
+
+static int open_small(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.line_bytes = 200;
+    s.o.headers = 10;
+    s.o.header_bytes = 2000;
+    s.o.body_bytes = 100000;
+    fake_server_open(&s);
+    return 0;
+}
+static int close_small(void **state)
+{
+    (void)state;
+    fake_server_close(&s);
+    return 0;
+}
+
+static void put_filler(struct sb *t, size_t n)
+{
+    for (size_t i = 0; i < n; i++) sb_char(t, 'x');
+}
+
+static void test_large_heads(void **state)
+{
+    (void)state;
+    for (size_t n = 150; n < 300; n += 100) {
+        struct sb t = {0};
+        sb_str(&t, "GET /health?");
+        put_filler(&t, n);
+        sb_str(&t, " HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_int_equal(status_of(t.p), n < 200 ? 200 : 414);
+        sb_free(&t);
+    }
+    for (int n = 9; n < 12; n++) {
+        struct sb t = {0};
+        sb_str(&t, "GET /health HTTP/1.1\r\nHost: x\r\n");
+        for (int i = 1; i < n; i++) sb_printf(&t, "X-%d: y\r\n", i);
+        sb_str(&t, "\r\n");
+        assert_int_equal(status_of(t.p), n > 10 ? 431 : 200);
+        sb_free(&t);
+    }
+    for (size_t n = 1000; n < 100000; n *= 9) {
+        struct sb t = {0};
+        sb_str(&t, "GET /health HTTP/1.1\r\nHost: x\r\nX: ");
+        put_filler(&t, n);
+        sb_str(&t, "\r\n\r\n");
+        int fd = client_open(s.port);
+        client_send(fd, t.p, t.n);
+        struct client_answer a =
+            client_answer(fd); /* what fits nowhere is libmicrohttpd's to say */
+        if (n < 2000)
+            assert_int_equal(a.status, 200);
+        else
+            assert_true(a.status == 431 || (n > 50000 && !a.status));
+        client_free(&a);
+        close(fd);
+        sb_free(&t);
+    }
+}
+
+#define POST "POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+#define JSON "Content-Type: application/json\r\n"
+static void test_framing(void **state)
+{
+    (void)state;
+    assert_int_equal(status_of(POST JSON "Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}"), 400);
+    assert_int_equal(
+        status_of(POST JSON
+                  "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"),
+        400);
+    assert_int_equal(status_of(POST JSON "Transfer-Encoding: gzip\r\n\r\n{}"), 400);
+    assert_int_equal(status_of(POST "Content-Length: 2\r\n\r\n{}"), 415);
+    assert_int_equal(status_of(POST "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}"),
+                     415);
+    assert_int_equal(status_of(POST JSON "Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"),
+                     415);
+    assert_int_equal(
+        status_of(POST
+                  "Content-Type: application/json; charset=latin1\r\nContent-Length: 2\r\n\r\n{}"),
+        415);
+    assert_int_equal(
+        status_of(POST
+                  "Content-Type: application/JSON; charset=UTF-8\r\nContent-Length: 2\r\n\r\n{}"),
+        400);
+    assert_int_equal(status_of(POST JSON "\r\n"), 400);
+    assert_int_equal(status_of("BREW /v1/completions HTTP/1.1\r\nHost: x\r\n\r\n"), 405);
+    assert_int_equal(status_of("OPTIONS /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"), 405);
+    /* said before the body: a client that asks gets no 100, nobody has to send what is refused */
+    assert_int_equal(status_of(POST JSON "Content-Length: 100001\r\n\r\n"), 413);
+    assert_int_equal(plain_status_of(POST JSON "Content-Length: 99999999999999999999\r\n\r\n"),
+                     413);
+    assert_int_equal(status_of(POST JSON "Content-Length: 100001\r\nExpect: 100-continue\r\n\r\n"),
+                     413);
+    int fd = client_open(s.port);
+    send_text(fd, POST JSON "Content-Length: 46\r\nExpect: 100-continue\r\n\r\n");
+    struct client_answer a = client_head_answer(fd);
+    assert_int_equal(a.status, 100);
+    client_free(&a);
+    send_text(fd, "{" MODEL "\"prompt\":\"a\",\"max_tokens\":3}   ");
+    a = client_answer(fd);
+    assert_int_equal(a.status, 200);
+    client_free(&a);
+    close(fd);
+}
+
+/* A body in chunks of `each` bytes that never ends; what the server says of it. */
+static int endless_chunks(size_t each)
+{
+    int fd = client_open(s.port);
+    struct sb chunk = {0};
+    send_text(fd, POST JSON "Transfer-Encoding: chunked\r\n\r\n");
+    sb_printf(&chunk, "%zx\r\n", each);
+    put_filler(&chunk, each);
+    sb_str(&chunk, "\r\n");
+    struct pollfd p = {fd, POLLIN, 0};
+    size_t sent = 0;
+    while (poll(&p, 1, 0) == 0 && sent < 50000000) {
+        client_send(fd, chunk.p, chunk.n);
+        sent += each;
+    }
+    struct client_answer a = client_answer(fd);
+    int status = a.status;
+    client_free(&a);
+    sb_free(&chunk);
+    close(fd);
+    assert_true(sent < 20000000);
+    return status;
+}
+
+static void test_chunks(void **state)
+{
+    (void)state;
+    /* cut within a character and within a chunk's size */
+    static const char body[] = "{" MODEL "\"prompt\":\"\xc3\xa9\",\"max_tokens\":1,\"echo\":true}";
+    struct sb t = {0};
+    sb_str(&t, POST JSON "Transfer-Encoding: chunked\r\n\r\n");
+    for (size_t i = 0; i < sizeof body - 1; i++) sb_printf(&t, "1\r\n%c\r\n", body[i]);
+    sb_str(&t, "0\r\n\r\n");
+    int fd = client_open(s.port);
+    for (size_t i = 0; i < t.n; i++) client_send(fd, t.p + i, 1);
+    struct client_answer a = client_answer(fd);
+    assert_int_equal(a.status, 200);
+    assert_non_null(strstr(a.body.p, "\"text\":\"\xc3\xa9\xef\xbf\xbd\""));
+    client_free(&a);
+    close(fd);
+    sb_free(&t);
+    assert_int_equal(endless_chunks(1000), 413);
+    assert_int_equal(endless_chunks(200000), 413);
+    assert_int_equal(status_of(POST JSON "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), 400);
+}
+
+static void test_pipelining(void **state)
+{
+    (void)state;
+    struct sb t = {0};
+    text_of_post(&t, "/v1/completions", SHORT, "");
+    sb_str(&t, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    text_of_post(&t, "/nowhere", SHORT, "");
+    text_of_post(&t, "/v1/completions",
+                 "{" MODEL "\"prompt\":\"b\",\"stream\":true,\"max_tokens\":2}", "");
+    sb_str(&t, "GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    int fd = client_open(s.port);
+    client_send(fd, t.p, t.n);
+    static const char *const has[] = {"\"text\":\"bcd\"", "\"ok\"", "not_found", "[DONE]",
+                                      "\"fake\""};
+    for (int i = 0; i < 5; i++) {
+        struct client_answer a = client_answer(fd);
+        if (!strstr(a.body.p, has[i])) fail_msg("answer %d: %s", i, a.body.p);
+        assert_int_equal(a.closes, i == 4);
+        client_free(&a);
+    }
+    struct sb rest = client_rest(fd);
+    assert_int_equal(rest.n, 0);
+    sb_free(&rest);
+    close(fd);
+    sb_free(&t);
+}
+
+static void test_http_1_0(void **state)
+{
+    (void)state;
+    struct sb t = {0};
+    static const char body[] = "{" MODEL "\"prompt\":\"b\",\"stream\":true,\"max_tokens\":2}";
+    sb_printf(&t, "POST /v1/completions HTTP/1.0\r\n" JSON "Content-Length: %zu\r\n\r\n%s",
+              sizeof body - 1, body);
+    int fd = client_open(s.port);
+    client_send(fd, t.p, t.n);
+    struct client_answer a = client_answer(fd);
+    assert_int_equal(a.status, 200);
+    assert_null(client_header(&a, "Transfer-Encoding"));
+    assert_non_null(strstr(a.body.p, "\"c\""));
+    assert_string_equal(a.body.p + a.body.n - 14, "data: [DONE]\n\n");
+    client_free(&a);
+    close(fd);
+    sb_free(&t);
+}
+
+static void test_nonsense(void **state)
+{
+    (void)state;
+    static const char *const text[] = {"\r\n\r\n\r\n",
+                                       "GET\r\n\r\n",
+                                       "GET / HTTP/9.9\r\n\r\n",
+                                       "\x16\x03\x01\x02",
+                                       "GET / HTTP/1.1\r\n: x\r\n\r\n",
+                                       "GET / HTTP/1.1\r\n\r\n", /* no Host */
+                                       POST JSON "Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+                                       POST JSON "Content-Length: -1\r\n\r\n",
+                                       "GET /%00%ff/..//%2e HTTP/1.1\r\nHost: x\r\n\r\n"};
+    for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
+        int fd = client_open(s.port);
+        send_text(fd, text[i]);
+        shutdown(fd, SHUT_WR);
+        struct sb got = client_rest(fd);
+        if (got.n && strstr(got.p, "HTTP/1.1 2")) fail_msg("%s got %s", text[i], got.p);
+        sb_free(&got);
+        close(fd);
+    }
+    struct client_answer a = client_ask(s.port, "/health", NULL);
+    assert_int_equal(a.status, 200);
+    client_free(&a);
+}
+
+/* Sends a byte every 20 ms until the server answers or closes; seconds that took. */
+static double drip(int fd, const char *text, int *status)
+{
+    double begin = mem_seconds();
+    struct pollfd p = {fd, POLLIN, 0};
+    while (poll(&p, 1, 20) == 0 && mem_seconds() < begin + 8) {
+        client_send(fd, text, 1);
+        if (text[1]) text++; /* its last byte for ever */
+    }
+    struct client_answer a = client_answer(fd);
+    *status = a.status;
+    client_free(&a);
+    return mem_seconds() - begin;
+}
+
+static void test_slow(void **state)
+{
+    (void)state;
+    int status;
+    fake_server_options(&s);
+    s.o.header_seconds = 0.4;
+    s.o.idle_seconds = 1;
+    s.o.body_rate = 1000;
+    fake_server_open(&s);
+    int fd = client_open(s.port);
+    double t = drip(fd, "GET /health HTTP/1.1\r\nHost: xxxxxxx", &status);
+    assert_int_equal(status, 408);
+    assert_true(t > 0.35 && t < 2);
+    close(fd);
+    /* also on a connection that has been of use */
+    fd = client_open(s.port);
+    send_text(fd, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct client_answer a = client_answer(fd);
+    assert_int_equal(a.status, 200);
+    client_free(&a);
+    send_text(fd, "GET /health HTTP/1.1\r\nHost: ");
+    t = drip(fd, "x", &status);
+    assert_int_equal(status, 408);
+    assert_true(t > 0.3 && t < 2);
+    close(fd);
+    /* 50 bytes a second */
+    fd = client_open(s.port);
+    send_text(fd, POST JSON "Content-Length: 10000\r\n\r\n");
+    t = drip(fd, " ", &status);
+    assert_int_equal(status, 408);
+    assert_true(t > 0.35 && t < 2);
+    close(fd);
+    /* nothing at all: closed without a word, after an answer */
+    fd = client_open(s.port);
+    send_text(fd, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    a = client_answer(fd);
+    client_free(&a);
+    double begin = mem_seconds();
+    struct sb rest = client_rest(fd);
+    t = mem_seconds() - begin;
+    assert_int_equal(rest.n, 0);
+    assert_true(t > 0.8 && t < 3);
+    sb_free(&rest);
+    close(fd);
+    assert_true(client_metric(s.port, "strata_requests_rejected_total{reason=\"timeout\"}") == 3);
+    fake_server_close(&s);
+}
+
+static void test_connections(void **state)
+{
+    (void)state;
+    int fd[24];
+    fake_server_options(&s);
+    s.o.connections = 8;
+    fake_server_open(&s);
+    for (int i = 0; i < 24; i++) {
+        fd[i] = client_open(s.port);
+        send_text(fd[i], "GET /heal");
+        nap(0.005);
+    }
+    struct client_answer a = client_ask(s.port, "/health", NULL);
+    assert_int_equal(a.status, 200);
+    client_free(&a);
+    struct sb rest = client_rest(fd[0]); /* the oldest gave way */
+    sb_free(&rest);
+    send_text(fd[23], "th HTTP/1.1\r\nHost: x\r\n\r\n");
+    a = client_answer(fd[23]);
+    assert_int_equal(a.status, 200);
+    client_free(&a);
+    assert_true(client_metric(s.port, "strata_http_connections") <= 9);
+    for (int i = 0; i < 24; i++) close(fd[i]);
+    fake_server_close(&s);
+}
+
+static void test_overload(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.engine.max_sequences = 1;
+    s.o.engine.max_waiting = 2;
+    s.lm.sleep = 2000;
+    fake_server_open(&s);
+    int busy = start("/v1/completions", ENDLESS);
+    wait_metric("strata_num_requests_running", 1);
+    int wait1 = start("/v1/completions", ENDLESS), wait2 = start("/v1/completions", ENDLESS);
+    wait_metric("strata_num_requests_waiting", 2);
+    struct client_answer a = client_ask(s.port, "/v1/completions", SHORT);
+    assert_int_equal(a.status, 503);
+    assert_non_null(client_header(&a, "Retry-After"));
+    assert_non_null(strstr(a.body.p, "\"overloaded\""));
+    assert_false(a.closes);
+    client_free(&a);
+    /* before any of the body has come */
+    assert_int_equal(status_of(POST JSON "Content-Length: 99999\r\n\r\n"), 503);
+    assert_int_equal(status_of(POST JSON "Transfer-Encoding: chunked\r\n\r\n"), 503);
+    /* what needs no place in the queue goes on */
+    a = client_ask(s.port, "/tokenize", "{\"prompt\":\"ab\"}");
+    assert_int_equal(a.status, 200);
+    client_free(&a);
+    assert_true(client_metric(s.port, "strata_requests_rejected_total{reason=\"overloaded\"}") ==
+                3);
+    close(wait1);
+    wait_metric("strata_num_requests_waiting", 1);
+    a = client_ask(s.port, "/v1/completions", "{" MODEL "\"prompt\":\"a\",\"n\":3}");
+    assert_int_equal(a.status, 503); /* one place is not enough for three answers */
+    client_free(&a);
+    wait_metric("strata_num_requests_waiting", 1);
+    close(wait2);
+    close(busy);
+    wait_metric("strata_num_requests_running", 0);
+    fake_server_close(&s);
+}
+
+static void test_bodies(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.bodies_bytes = 10000;
+    s.o.reading = 3;
+    fake_server_open(&s);
+    int a = client_open(s.port), b = client_open(s.port), c = client_open(s.port);
+    send_text(a, POST JSON "Content-Length: 9000\r\n\r\n");
+    wait_metric("strata_requests_reading", 1);
+    assert_int_equal(status_of(POST JSON "Content-Length: 9000\r\nExpect: 100-continue\r\n\r\n"),
+                     503);
+    send_text(b, POST JSON "Content-Length: 10\r\n\r\n");
+    send_text(c, POST JSON "Content-Length: 10\r\n\r\n");
+    wait_metric("strata_requests_reading", 3);
+    assert_int_equal(status_of(POST JSON "Content-Length: 10\r\n\r\n{        }"), 503);
+    close(a);
+    close(b);
+    close(c);
+    wait_metric("strata_requests_reading", 0);
+    wait_metric("strata_num_requests_waiting", 0);
+    struct client_answer ok = client_ask(s.port, "/v1/completions", SHORT);
+    assert_int_equal(ok.status, 200);
+    client_free(&ok);
+    fake_server_close(&s);
+}
+
+static void test_disconnects(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.lm.sleep = 1000;
+    fake_server_open(&s);
+    for (int i = 0; i < 2; i++) {
+        int fd = start("/v1/completions", i ? ENDLESS_STREAM : ENDLESS);
+        wait_metric("strata_num_requests_running", 1);
+        if (i) {
+            struct client_answer a = client_head_answer(fd);
+            assert_int_equal(a.status, 200);
+            client_free(&a);
+        }
+        int64_t calls = s.lm.calls;
+        close(fd);
+        wait_metric("strata_num_requests_running", 0);
+        assert_true(s.lm.calls < calls + 200); /* of the 4000 */
+    }
+    wait_metric("strata_requests_active", 0);
+    wait_metric("strata_kv_cache_usage_perc", 0);
+    fake_server_close(&s);
+}
+
+static void test_never_reading(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.backlog_bytes = 65536;
+    s.lm.sleep = 50;
+    fake_server_open(&s);
+    const int small = 4096;
+    int fd = client_open(s.port);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    struct sb t = {0};
+    text_of_post(&t, "/v1/completions",
+                 "{" MODEL "\"prompt\":\"a\",\"max_tokens\":4000,\"n\":16,\"stream\":true}", "");
+    client_send(fd, t.p, t.n);
+    wait_metric("strata_num_requests_running", 16);
+    wait_metric("strata_num_requests_running", 0);
+    assert_true(client_metric(s.port, "strata_generation_tokens_total") < 60000);
+    wait_metric("strata_http_connections", 1);
+    sb_free(&t);
+    close(fd);
+    fake_server_close(&s);
+}
+
+static void test_answer_bytes(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.answer_bytes = 1024;
+    fake_server_open(&s);
+    struct client_answer a = client_ask(s.port, "/v1/completions", ENDLESS);
+    assert_int_equal(a.status, 400);
+    assert_non_null(strstr(a.body.p, "larger than 1024 bytes"));
+    client_free(&a);
+    wait_metric("strata_num_requests_running", 0);
+    fake_server_close(&s);
+}
+
+static void test_ping(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.ping_seconds = 0.1;
+    s.lm.sleep = 400000;
+    fake_server_open(&s);
+    struct client_answer a = client_ask(
+        s.port, "/v1/completions", "{" MODEL "\"prompt\":\"a\",\"max_tokens\":2,\"stream\":true}");
+    assert_int_equal(a.status, 200);
+    assert_memory_equal(a.body.p, ": ping\n\n", 8);
+    assert_non_null(strstr(a.body.p, "[DONE]"));
+    client_free(&a);
+    fake_server_close(&s);
+}
+
+static void test_drain(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.lm.sleep = 3000;
+    fake_server_open(&s);
+    int stream = start("/v1/completions", ENDLESS_STREAM),
+        whole = start("/v1/completions", ENDLESS);
+    int brief = start("/v1/completions", "{" MODEL "\"prompt\":\"b\",\"max_tokens\":50}");
+    wait_metric("strata_num_requests_running", 3);
+    serve_drain(s.serve);
+    struct client_answer a = client_ask(s.port, "/health", NULL);
+    assert_int_equal(a.status, 503);
+    assert_non_null(strstr(a.body.p, "draining"));
+    assert_true(a.closes);
+    client_free(&a);
+    a = client_ask(s.port, "/v1/completions", SHORT);
+    assert_int_equal(a.status, 503);
+    assert_non_null(client_header(&a, "Retry-After"));
+    assert_non_null(strstr(a.body.p, "\"draining\""));
+    client_free(&a);
+    a = client_answer(brief); /* what runs goes on */
+    assert_int_equal(a.status, 200);
+    client_free(&a);
+    for (int i = 0; i < 100 && serve_active(s.serve) > 2; i++) nap(0.01);
+    assert_int_equal(serve_active(s.serve), 2);
+    serve_cut(s.serve);
+    a = client_answer(whole);
+    assert_int_equal(a.status, 503);
+    client_free(&a);
+    a = client_answer(stream);
+    assert_int_equal(a.status, 200);
+    assert_non_null(strstr(a.body.p, "data: {\"error\":{"));
+    assert_null(strstr(a.body.p, "[DONE]"));
+    client_free(&a);
+    for (int i = 0; i < 100 && serve_active(s.serve); i++) nap(0.02);
+    assert_int_equal(serve_active(s.serve), 0);
+    close(stream);
+    close(whole);
+    close(brief);
+    fake_server_close(&s);
+}
+
+/* The server closes while everything is going on. */
+static void test_close(void **state)
+{
+    (void)state;
+    int fd[8];
+    for (int round = 0; round < 5; round++) {
+        fake_server_options(&s);
+        s.lm.sleep = 500;
+        fake_server_open(&s);
+        for (int i = 0; i < 8; i++)
+            fd[i] = start("/v1/completions", i % 2 ? ENDLESS_STREAM : ENDLESS);
+        nap(0.002 * round);
+        fake_server_close(&s);
+        for (int i = 0; i < 8; i++) close(fd[i]);
+    }
+}
+
+static void test_port_in_use(void **state)
+{
+    (void)state;
+    struct rt_error err;
+    struct serve *second;
+    fake_server_options(&s);
+    fake_server_open(&s);
+    struct serve_options o = s.o;
+    o.port = s.port;
+    const struct serve_model m = {.lm = &s.lm.lm, .tok = s.tok, .name = "m", .bos = -1};
+    assert_int_equal(serve_open(&m, &o, &second, &err), RT_user);
+    assert_non_null(strstr(err.text, "is in use"));
+    assert_non_null(strstr(err.text, "--port"));
+    o.port = 0;
+    o.host = "not an address";
+    assert_int_equal(serve_open(&m, &o, &second, &err), RT_user);
+    o.host = "127.0.0.1";
+    o.connections = 0;
+    assert_int_equal(serve_open(&m, &o, &second, &err), RT_user);
+    assert_non_null(strstr(err.text, "--max-connections"));
+    fake_server_close(&s);
+}
+
+/* Memory does not grow with requests, among them those of clients that leave. */
+static void test_memory(void **state)
+{
+    (void)state;
+    double before = 0;
+    fake_server_options(&s);
+    fake_server_open(&s);
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < 500; i++) {
+            int fd = start("/v1/completions", i % 3 == 0   ? ENDLESS_STREAM
+                                              : i % 3 == 1 ? ENDLESS
+                                                           : SHORT);
+            if (i % 3 == 2) {
+                struct client_answer a = client_answer(fd);
+                client_free(&a);
+            }
+            close(fd);
+        }
+        wait_metric("strata_requests_active", 0);
+        if (round == 0) before = client_metric(s.port, "process_resident_memory_bytes");
+    }
+    double after = client_metric(s.port, "process_resident_memory_bytes");
+#ifndef STRATA_SANITIZED
+    if (after > before + 4e6) fail_msg("%.1f MB after %.1f MB", after / 1e6, before / 1e6);
+#endif
+    fake_server_close(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_key),
+        cmocka_unit_test(test_cors),
+        cmocka_unit_test_setup_teardown(test_large_heads, open_small, close_small),
+        cmocka_unit_test_setup_teardown(test_framing, open_small, close_small),
+        cmocka_unit_test_setup_teardown(test_chunks, open_small, close_small),
+        cmocka_unit_test_setup_teardown(test_pipelining, open_small, close_small),
+        cmocka_unit_test_setup_teardown(test_http_1_0, open_small, close_small),
+        cmocka_unit_test_setup_teardown(test_nonsense, open_small, close_small),
+        cmocka_unit_test(test_slow),
+        cmocka_unit_test(test_connections),
+        cmocka_unit_test(test_overload),
+        cmocka_unit_test(test_bodies),
+        cmocka_unit_test(test_disconnects),
+        cmocka_unit_test(test_never_reading),
+        cmocka_unit_test(test_answer_bytes),
+        cmocka_unit_test(test_ping),
+        cmocka_unit_test(test_drain),
+        cmocka_unit_test(test_close),
+        cmocka_unit_test(test_port_in_use),
+        cmocka_unit_test(test_memory)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
