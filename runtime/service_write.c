@@ -45,7 +45,7 @@ static void log_add(struct token_log *l, const struct tokenizer *tok, const stru
         l->begin = grown(l->begin, l->cap, sizeof *l->begin);
         l->top = grown(l->top, l->cap * l->width, sizeof *l->top);
     }
-    struct api_top *top = l->top + l->n * l->width;
+    struct api_top *top = l->width ? l->top + l->n * l->width : NULL;
     size_t num = (size_t)t->num_top < l->width ? (size_t)t->num_top : l->width;
     for (size_t i = 0; i < num; i++)
         top[i] = (struct api_top){service_piece(tok, t->top[i].id), (double)t->top[i].logprob};
@@ -65,12 +65,13 @@ static size_t log_ready(const struct token_log *l, size_t end, bool all)
 static struct api_logprobs log_take(struct choice *c, size_t n)
 {
     struct token_log *l = &c->log;
-    for (size_t i = 0; i < n; i++) l->token[i].top = l->top + i * l->width;
+    for (size_t i = 0; i < n; i++) l->token[i].top = l->width ? l->top + i * l->width : NULL;
     return (struct api_logprobs){l->token, n, c->chars};
 }
 
 static void log_forget(struct token_log *l, size_t n)
 {
+    if (!n) return;
     l->n -= n;
     memmove(l->token, l->token + n, l->n * sizeof *l->token);
     memmove(l->begin, l->begin + n, l->n * sizeof *l->begin);
