@@ -235,7 +235,7 @@ check-valgrind: all
 
 # The server beside real clients.
 check-clients: all
-	@for t in page; do echo "== tests/slow/$$t.sh"; BUILD=$(BUILD) bash tests/slow/$$t.sh || exit 1; done
+	@for t in openai page hostile overload; do echo "== tests/slow/$$t.sh"; BUILD=$(BUILD) bash tests/slow/$$t.sh || exit 1; done
 
 # Speed of CPU kernels, for people to read: bench-kernels (products and attention, as a share of the
 # machine's measured multiply-add peak), bench-depth (beside the speed of memcpy).

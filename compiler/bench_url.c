@@ -13,7 +13,7 @@ struct spread { /* of sorted times, in milliseconds */
 struct report {
     int64_t outcome[LOAD_OUTCOMES];
     int64_t status[600]; /* by HTTP status */
-    int64_t prompt, completion, good;
+    int64_t prompt, completion, good, without_retry_after;
     double seconds;
     struct spread ttft, tpot, itl, latency, refusal;
 };
@@ -60,7 +60,10 @@ static void summarise(struct arena *a, const struct load_result *l,
         const struct load_request *r = &l->request.p[i];
         out->outcome[r->outcome]++;
         if (r->status > 0 && r->status < 600) out->status[r->status]++;
-        if (r->outcome == LOAD_refused) x[3][m[3]++] = r->end - r->due;
+        if (r->outcome == LOAD_refused) {
+            x[3][m[3]++] = r->end - r->due;
+            out->without_retry_after += r->retry_after < 0;
+        }
         if (r->outcome != LOAD_ok) continue;
         out->prompt += r->prompt;
         out->completion += r->completion;
@@ -152,13 +155,14 @@ static void print_json(const struct load_options *l, const struct load_result *r
         if (r->status[i]) json_object_set_new(status, key, json_integer(r->status[i]));
     }
     json_t *top = json_pack(
-        "{s:s, s:s, s:I, s:f, s:I, s:f, s:o, s:o, s:o, s:f, s:f, s:f, s:I, s:I, s:f}", "url",
+        "{s:s, s:s, s:I, s:f, s:I, s:f, s:o, s:o, s:o, s:f, s:f, s:f, s:I, s:I, s:f, s:I}", "url",
         o->url, "model", l->model, "clients", (json_int_t)l->clients, "rate", l->rate, "seed",
         (json_int_t)o->seed, "seconds", r->seconds, "requests", outcome, "status", status,
         "messages", said, "requests_per_second", per_second(r, r->outcome[LOAD_ok]),
         "output_tokens_per_second", per_second(r, r->completion), "input_tokens_per_second",
         per_second(r, r->prompt), "output_tokens", (json_int_t)r->completion, "input_tokens",
-        (json_int_t)r->prompt, "goodput", per_second(r, r->good));
+        (json_int_t)r->prompt, "goodput", per_second(r, r->good), "without_retry_after",
+        (json_int_t)r->without_retry_after);
     CHECK(top);
     add_spread(top, "first_token_ms", &r->ttft);
     add_spread(top, "per_token_ms", &r->tpot);

@@ -19,7 +19,8 @@ struct service {
     size_t num_stop, num_chat_stop;
     _Atomic bool draining, warned;
     _Atomic int64_t active, reading, bodies, connections;
-    _Atomic uint64_t refused[API_PROBLEMS];
+    _Atomic uint64_t refused[API_PROBLEMS], tokenized; /* tokenized: requests for answers */
+    _Atomic uint64_t longest_write; /* nanoseconds of a call on the engine's thread for a token */
     /* exchanges whose body is complete, first come first served */
     pthread_mutex_t lock;
     pthread_cond_t wake;

@@ -74,7 +74,7 @@ static void note(struct load *l, enum load_outcome why, struct str text)
 {
     char *said = l->out->said[why];
     if (said[0]) return;
-    json_t *j = json_loadb(text.p ? text.p : "", text.n, JSON_DECODE_ANY, NULL);
+    json_t *j = json_loadb(text.p ? text.p : "", text.n, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
     const json_t *e = json_object_get(j, "error");
     const char *message = json_string_value(json_object_get(e, "message"));
     size_t n = message ? strlen(message) : text.n, room = sizeof l->out->said[0] - 1;
@@ -150,7 +150,7 @@ static bool on_event(void *arg, struct str data)
         c->done = true;
         return true;
     }
-    json_t *j = json_loadb(data.p ? data.p : "", data.n, 0, NULL);
+    json_t *j = json_loadb(data.p ? data.p : "", data.n, JSON_ALLOW_NUL, NULL);
     c->bad = true;
     c->why = LOAD_malformed;
     if (json_is_object(json_object_get(j, "error"))) {

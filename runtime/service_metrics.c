@@ -163,6 +163,10 @@ static void put_own(struct writer *w, struct service *s, const struct engine_sta
         snprintf(label, sizeof label, "reason=\"%s\"", reason[i]);
         put_value(w, full, label, (double)s->refused[i]);
     }
+    put_one(w, "tokenized_requests_total", "counter", (double)s->tokenized,
+            "Requests for answers whose prompts were tokenised; those refused before are not.");
+    put_one(w, "token_write_seconds_max", "gauge", 1e-9 * (double)s->longest_write,
+            "Longest time that a step of the engine spent on giving a token to its answer.");
     put_one(w, "http_connections", "gauge", (double)s->connections, "Open connections.");
     put_one(w, "requests_active", "gauge", (double)s->active, "Requests being answered.");
     put_one(w, "requests_reading", "gauge", (double)s->reading,

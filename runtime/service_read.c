@@ -275,6 +275,7 @@ static bool generate(struct exchange *x, struct api_error *err)
     size_t prompts = x->r->num_prompts ? x->r->num_prompts : 1;
     if (!check_supported(x, err) || !reserve(x, prompts * (size_t)x->r->best_of, err)) return false;
     open_choices(x);
+    atomic_fetch_add(&x->s->tokenized, 1);
     struct engine_request q = engine_request(x);
     for (size_t i = 0; i < prompts && !exchange_ended(x); i++)
         if (!submit_prompt(x, i, &q, err)) return false;

@@ -155,9 +155,8 @@ static bool collect(struct choice *c, size_t more)
     return false;
 }
 
-bool choice_token(void *choice, const struct engine_token *t)
+static bool write_token(struct choice *c, const struct engine_token *t)
 {
-    struct choice *c = choice;
     struct exchange *x = c->x;
     const struct tokenizer *tok = x->s->model.tok;
     if (exchange_ended(x)) return true;
@@ -169,6 +168,16 @@ bool choice_token(void *choice, const struct engine_token *t)
     if (found) c->ended = true;
     if (!x->streams) return !collect(c, c->shown.n - before) || found;
     if (!found || t->depth) stream(c, t->depth, false);
+    return found;
+}
+
+bool choice_token(void *choice, const struct engine_token *t)
+{
+    struct choice *c = choice;
+    double begin = mem_seconds();
+    bool found = write_token(c, t);
+    uint64_t ns = (uint64_t)(1e9 * (mem_seconds() - begin));
+    if (ns > c->x->s->longest_write) c->x->s->longest_write = ns; /* no other thread writes it */
     return found;
 }
 

@@ -334,7 +334,7 @@ static void test_run(void **state)
     } row[] = {
         {STREAM TEXT("a") TEXT("b") TEXT("") TEXT("c") USAGE DONE, LOAD_ok, 200, ""},
         {OK "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-            "2c\r\n" TEXT("x") "\r\n10\r\ndata: [DONE]\n\n: \r\n0\r\n\r\n",
+            "31\r\n" TEXT("\\u0000") "\r\n10\r\ndata: [DONE]\n\n: \r\n0\r\n\r\n",
          LOAD_ok, 200, ""},
         {"HTTP/1.1 503 No\r\nRetry-After: 7\r\nContent-Length: 29\r\n\r\n"
          "{\"error\":{\"message\":\"full\033\"}}",
