@@ -26,6 +26,15 @@ static void cache_write(const struct cg_emit *e)
     cg_items(s, e->b.B * e->b.T, 8 * c);
 }
 
+/* The heads of a group that one token's attention takes at once: a divisor of all that leaves
+ * registers for the rest. */
+static int64_t heads_at_once(int64_t heads)
+{
+    int64_t n = heads < 8 && heads != 6 ? heads : 4;
+    while (heads % n) n--;
+    return n;
+}
+
 static void attention_cached(const struct cg_emit *e)
 {
     int64_t h = ir_int(e->g, e->n, AK_heads, 0), kv = ir_int(e->g, e->n, AK_kv_heads, 0);
@@ -36,10 +45,15 @@ static void attention_cached(const struct cg_emit *e)
                                {"HD", cg_number(e, hd)},
                                {"WINDOW", cg_number(e, ir_int(e->g, e->n, AK_window, 0))},
                                {"QB", cg_number(e, cg_attn_query_rows(h, kv))},
+                               {"N", cg_number(e, heads_at_once(h / kv))},
                                {"SCALE", str_fmt(e->a, "%.9e", scale)}};
     cg_need_dense(e->g, e->n, 1);
     cg_need_dense(e->g, e->n, 2);
-    struct cg_step *s = cg_add_section(e->a, e->g, e->n, e->out, text, "attention_cached", v, 6);
+    struct str one = cg_section(e->a, text, "attend_one", NULL, 0);
+    struct str body = cg_section(e->a, text, "attention_cached", v, 7);
+    struct cg_step *s =
+        cg_add(e->a, e->out, "attention_cached", str_of(str_fmt(e->a, "%s%s", one.p, body.p)),
+               str_fmt(e->a, "attention_cached %s", ir_name(e->g, e->n)));
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(3), S_(4), R_(0)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, cg_pages(e->g, e->n), cg_src_ld(e->g, e->n, 0), h * hd));
     s->items = cg_attn_fwd_items(e->b.B, e->b.T, h, kv);

@@ -28,10 +28,10 @@ static void keys(const struct cg_emit *e, const char *name, int64_t r)
 }
 
 /* Tokens and heads of an item: rows enough to use what they read, items enough for threads. */
-static int64_t item_heads(int64_t T, int64_t heads)
+static int64_t item_heads(struct ir_bind b, int64_t heads)
 {
-    int64_t want = T <= 3 ? 4 : T <= 8 ? 2 : 1;
-    return want < (heads + 1) / 2 ? want : (heads + 1) / 2;
+    int64_t want = b.T <= 3 ? 4 : b.T <= 8 ? 2 : 1, most = b.B >= 4 ? heads : (heads + 1) / 2;
+    return want < most ? want : most;
 }
 
 static void cached(const struct cg_emit *e)
@@ -51,7 +51,7 @@ static void cached(const struct cg_emit *e)
     struct cg_step *s =
         cg_add(e->a, e->out, "mla_cached", str_of(str_fmt(e->a, "%s%s", parts.p, body.p)),
                str_fmt(e->a, "mla_cached %s", ir_name(g, e->n)));
-    int64_t tokens = T < TOKENS ? T : TOKENS, heads = item_heads(T, h), rows = tokens * heads;
+    int64_t tokens = T < TOKENS ? T : TOKENS, heads = item_heads(e->b, h), rows = tokens * heads;
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(3), S_(4), R_(0)));
     cg_nums(e->a, s,
             CG_NUMS(T, cg_pages(g, e->n), cg_src_ld(g, e->n, 0), cg_src_ld(g, e->n, 1), h * v,

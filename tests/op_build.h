@@ -41,7 +41,8 @@ static inline ir_id scalar(struct k *k, const char *name)
 
 enum { CONTEXT = 256, PAGES = 29, STATES = 7 }; /* of caches */
 
-/* Tokens before those of a call: past of the sequences (0 of the first) times `times`. */
+/* Tokens before those of a call: past of the sequences (0 of the first) times `times`, or as many
+ * more as it is below 0. */
 static inline ir_id past(struct k *k, int times)
 {
     return input(k, str_fmt(k->g->arena, "past%d", times),

@@ -263,17 +263,17 @@ BUILD(cache_write)
 
 BUILD(attention_cached)
 {
-    static const int64_t heads[5] = {1, 4, 4, 3, 7}, kv[5] = {1, 2, 4, 1, 1},
-                         window[5] = {0, 0, 3, 1, 0};
+    static const int64_t heads[7] = {1, 4, 4, 3, 7, 10, 8}, kv[7] = {1, 2, 4, 1, 1, 2, 1},
+                         window[7] = {0, 0, 3, 1, 0, 0, 70};
+    static const int times[7] = {1, 1, 2, 2, 1, -110, -80};
     struct k k = start(a, variant, STAGE_T);
     int64_t o = k.option, hd = k.C < 24 ? k.C : 24;
-    int times = window[o] ? 2 : 1;
     ir_id cache[2];
     for (int i = 0; i < 2; i++)
         cache[i] = mat(&k, i ? "v" : "k", dim_const(PAGES * IR_PAGE), kv[o] * hd);
     return finish(&k, ir_add(k.g, OP_attention_cached,
                              SRCS(mat(&k, "q", k.N, heads[o] * hd), cache[0], cache[1],
-                                  pages(&k, times), past(&k, times)),
+                                  pages(&k, times[o]), past(&k, times[o])),
                              ATTRS(A_INT(heads, heads[o]), A_INT(kv_heads, kv[o]),
                                    A_INT(head_dim, hd), A_INT(window, window[o]),
                                    A_NUM(scale, o == 3 ? 0.3 : 1 / sqrt((double)hd)),
@@ -288,7 +288,7 @@ BUILD(mla_cached)
     struct k k = start(a, variant, STAGE_T);
     int64_t o = k.option, h = heads[o], r = rope[o], l = wide[o];
     int64_t n = k.C < 24 ? k.C : 24, v = k.C2 < 20 ? k.C2 : 20;
-    int times = o == 3 ? 1 : (int)o;
+    int times = o == 3 ? -120 : (int)o;
     ir_id q = mat(&k, "q", k.N, h * (n + r)), w = mat(&k, "w", dim_const(h * (n + v)), l);
     ir_id cache = mat(&k, "cache", dim_const(PAGES * IR_PAGE), l + r);
     return finish(&k,

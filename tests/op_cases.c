@@ -70,7 +70,7 @@ const struct op_case op_cases[] = {
     CASE(mla_keys_grad, 3),
     CASE(last_rows, 1),
     CASE(cache_write, 2),
-    CASE(attention_cached, 5),
+    CASE(attention_cached, 7),
     CASE(mla_cached, 4),
     CASE(conv_cached, 2),
     CASE(kda_cached, 5),
@@ -136,9 +136,10 @@ static bool begins(const char *name, const char *with)
     return !strncmp(name, with, strlen(with));
 }
 
-static int64_t tokens_before(int64_t sequence)
+static int64_t tokens_before(int64_t sequence, int64_t times)
 {
-    return 23 * sequence + 17 * (sequence % 2);
+    int64_t n = 23 * sequence + 17 * (sequence % 2);
+    return times < 0 ? n - times : n * times;
 }
 
 /* Entry i of "pages.TIMES.P.TOTAL", tables of P pages for past TIMES; 11 and TOTAL have no common
@@ -147,7 +148,7 @@ static double page(const char *name, int64_t i, int64_t T)
 {
     char *at;
     int64_t times = strtoll(name + 6, &at, 10), P = strtoll(at + 1, &at, 10);
-    int64_t total = strtoll(at + 1, &at, 10), b = i / P, past = tokens_before(b) * times;
+    int64_t total = strtoll(at + 1, &at, 10), b = i / P, past = tokens_before(b, times);
     if (i % P * IR_PAGE >= past + T) return -1e6;
     if (b > 1 && (i % P + 1) * IR_PAGE <= past) b = 5; /* as if of one more sequence */
     return (double)((11 * (b * P + i % P) + 5) % total);
@@ -159,7 +160,7 @@ static double element(const char *name, int64_t i, uint64_t *state)
     double x = uniform(state);
     if (begins(name, "ids.")) return floor(x * (atof(name + 4) + 1)) - 1;
     if (begins(name, "states")) return (double)((3 * i + 2) % 7); /* of 7, at most 5 sequences */
-    if (begins(name, "past")) return (double)(tokens_before(i) * atoi(name + 4));
+    if (begins(name, "past")) return (double)tokens_before(i, atoi(name + 4));
     if (begins(name, "pos")) return 0.1 + 1.9 * x;
     if (begins(name, "frac")) return x;
     if (begins(name, "unit.")) return (3 * x - 1.5) / (1.5 * sqrt(atof(name + 5)));

@@ -18,6 +18,68 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
                          (const float *)p[1] + t * n[3], (uint64_t)n[2] * sizeof(float));
     }
 }
+//== attend_one
+/* What attention_cached does for one token, without panels: scores of the G rows of q (HD apart) with
+ * `keys` rows of k, and acc [G][VP] += probabilities times rows of v. Every sum has the order of tile.c.
+ * The rows of the next tile are fetched meanwhile. */
+INLINE void @FN@_scores(float *s, const float *q, const float *k, const float *next, int64_t ld, int64_t keys,
+                        const int HD, const int N) {
+    for (int64_t j = 0; j < keys; j += 16) {
+        v16 r[16], sum[N];
+        const int64_t rows = min64(16, keys - j);
+#pragma clang loop unroll(full)
+        for (int g = 0; g < N; g++) sum[g] = splat16(0.0f);
+        for (int64_t d = 0; d < HD; d += 16) {
+            const float *from = k + j * ld + d, *soon = next + j * ld + d;
+            const int64_t w = min64(16, HD - d);
+            if (w == 16 && rows == 16) {
+#pragma clang loop unroll(full)
+                for (int c = 0; c < 16; c++) {
+                    r[c] = ld16(from + c * ld);
+                    __builtin_prefetch(soon + c * ld, 0, 2);
+                }
+            } else {
+#pragma clang loop unroll(full)
+                for (int c = 0; c < 16; c++) r[c] = c < rows ? ld16k(from + c * ld, w) : splat16(0.0f);
+            }
+            transpose16(r);
+#pragma clang loop unroll(full)
+            for (int c = 0; c < 16; c++)
+                if (c < w)
+#pragma clang loop unroll(full)
+                    for (int g = 0; g < N; g++) sum[g] = fma16(splat16(q[g * HD + d + c]), r[c], sum[g]);
+        }
+#pragma clang loop unroll(full)
+        for (int g = 0; g < N; g++) st16(s + g * 64 + j, sum[g]);
+    }
+}
+INLINE void @FN@_sums(float *acc, const float *p, const float *v, const float *next, int64_t ld, int64_t keys,
+                      const int HD, const int VP, const int N) {
+    for (int64_t d = 0; d < HD; d += 64) {
+        const int64_t nv = div_up(min64(64, HD - d), 16), tail = HD - d - 16 * (nv - 1);
+        v16 sum[N][4];
+#pragma clang loop unroll(full)
+        for (int g = 0; g < N; g++)
+#pragma clang loop unroll(full)
+            for (int i = 0; i < 4; i++) sum[g][i] = i < nv ? ld16(acc + g * VP + d + 16 * i) : splat16(0.0f);
+        for (int64_t k = 0; k < keys; k++) {
+            const float *from = v + k * ld + d, *soon = next + k * ld + d;
+#pragma clang loop unroll(full)
+            for (int i = 0; i < 4; i++) {
+                if (i >= nv) continue;
+                const v16 x = i < nv - 1 || tail >= 16 ? ld16(from + 16 * i) : ld16k(from + 16 * i, tail);
+                __builtin_prefetch(soon + 16 * i, 0, 2);
+#pragma clang loop unroll(full)
+                for (int g = 0; g < N; g++) sum[g][i] = fma16(splat16(p[g * 64 + k]), x, sum[g][i]);
+            }
+        }
+#pragma clang loop unroll(full)
+        for (int g = 0; g < N; g++)
+#pragma clang loop unroll(full)
+            for (int i = 0; i < 4; i++)
+                if (i < nv) st16(acc + g * VP + d + 16 * i, sum[g][i]);
+    }
+}
 //== attention_cached
 /* The arithmetic of attention.c, key tile by key tile on absolute positions, a tile a page: the same bits
  * for a token wherever its sequence is cut. ${H} query heads over ${KV} key heads of ${HD}, window ${WINDOW} (0: none).
@@ -25,7 +87,7 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
  * heads of its first token, then of the next. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     enum { KV = ${KV}, G = ${H} / KV, HD = ${HD}, W = ${WINDOW}, QB = ${QB}, KB = 64, LD = KV * HD };
-    enum { VP = (HD + 15) / 16 * 16 };
+    enum { VP = (HD + 15) / 16 * 16, N = ${N} };
     const float scale = ${SCALE}f, lowest = -1e38f;
     const int64_t T = n[0], P = n[1], ldq = n[2], ldo = n[3], tiles = div_up(T, QB);
     const int32_t *pages = p[3], *past = p[4];
@@ -49,6 +111,19 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
             const int64_t keys = min64(KB, end - k0), row = (int64_t)pages[b * P + k0 / KB] * KB;
             const float *k = (const float *)p[1] + row * LD + kv * HD;
             const float *v = (const float *)p[2] + row * LD + kv * HD;
+            if (T == 1) { /* scores lie where the panels do */
+                const int32_t *page = pages + b * P + k0 / KB;
+                const int64_t more = k0 + KB < end ? (page[1] - page[0]) * (int64_t)(KB * LD) : 0;
+                int64_t diag[N];
+                for (int64_t m = 0; m < N; m++) diag[m] = q0 - k0;
+                for (int64_t r = 0; r < G; r += N) {
+                    @FN@_scores(kt, q + r * HD, k, k + more, LD, keys, HD, N);
+                    attn_softmax_at(kt, top + r, sum + r * 16, acc + r * VP, VP, scale, N, div_up(keys, 16), diag,
+                                    W);
+                    @FN@_sums(acc + r * VP, kt, v, v + more, LD, keys, HD, VP, N);
+                }
+                continue;
+            }
             for (int64_t j = 0; j < keys; j += 16)
                 panel_from_rows(kt + j * HD, k + j * LD, LD, min64(16, keys - j), HD);
             panels_from_cols(vp, KB * 16, v, LD, HD, keys);

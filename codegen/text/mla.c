@@ -77,12 +77,13 @@ INLINE void @FN@_dots_tile(float *c, int64_t ldc, const float *a, int64_t lda, c
     for (int m = 0; m < MR; m++)
         for (int64_t j = 0; j < min64(NJ, cols); j++) c[m * ldc + j] = sums[m * NJ + j];
 }
-/* The same for any number of rows. */
+/* The same for any number of rows. `more`: floats from b to what will be read next. */
 static void @FN@_dots(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb,
-                      int64_t kn, int64_t rows, int64_t cols) {
+                      int64_t kn, int64_t rows, int64_t cols, int64_t more) {
     for (int64_t j = 0; j < cols; j += 8) {
         const float *bj = b + j * ldb;
         int64_t m = 0;
+        for (int64_t i = 0; more && i < 8 * ldb; i += 16) __builtin_prefetch(bj + more + i, 0, 2);
         for (; m + 4 <= rows; m += 4)
             for (int64_t i = 0; i < min64(8, cols - j); i += 4)
                 @FN@_dots_tile(c + m * ldc + j + i, ldc, a + m * lda, lda, bj + i * ldb, ldb, kn,
@@ -180,8 +181,10 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
         }
         for (int64_t k0 = 0; k0 < end; k0 += KB) {
             const int64_t keys = min64(KB, end - k0);
-            const float *cache = (const float *)p[2] + (int64_t)pages[b * n[1] + k0 / KB] * KB * LR;
-            @FN@_dots(s, KB, qc, QP, cache, LR, LR, rows, keys);
+            const int32_t *page = pages + b * n[1] + k0 / KB;
+            const float *cache = (const float *)p[2] + (int64_t)page[0] * KB * LR;
+            const int64_t more = k0 + KB < end ? (page[1] - page[0]) * (int64_t)(KB * LR) : 0;
+            @FN@_dots(s, KB, qc, QP, cache, LR, LR, rows, keys, more);
             for (int64_t r = 0; r < rows; r += TILE_MR) {
                 const int64_t mr = min64(TILE_MR, rows - r);
                 int64_t diag[TILE_MR];
@@ -198,6 +201,6 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
         }
         for (int64_t h = 0; h < heads; h++)
             @FN@_dots(o + h * V, ldo, acc + h * tokens * LP, LP, w + (h * (N + V) + N) * ldw, ldw, L,
-                      tokens, V);
+                      tokens, V, 0);
     }
 }
