@@ -86,6 +86,7 @@ struct exchange {
     bool submitted;       /* the body is complete */
     bool started;         /* the first event is written */
     bool begun;           /* the stream was given out */
+    bool told;            /* its error is among the events */
     bool finished, active;
     bool gone, cut, overflowed, failed;
     struct api_error error; /* where failed */

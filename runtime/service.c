@@ -192,23 +192,23 @@ int64_t exchange_read(struct exchange *x, char *to, size_t max)
     int64_t got = 0;
     lock(x);
     x->begun = true;
-    size_t left = x->out.n - x->taken;
+    if (x->finished && x->failed && !x->told) {
+        api_put_error_event(&x->out, &x->error);
+        x->told = true;
+    }
+    size_t left = x->out.n - x->taken, n = left < max ? left : max;
     if (x->gone || x->overflowed) {
         got = -2;
     } else if (left) {
-        size_t n = left < max ? left : max;
         memcpy(to, x->out.p + x->taken, n);
         x->taken += n;
         got = (int64_t)n;
-        if (x->taken == x->out.n) x->taken = x->out.n = 0;
-    } else if (x->finished && x->failed) {
-        api_put_error_event(&x->out, &x->error);
-        x->failed = false; /* once */
+        if (n == left) x->taken = x->out.n = 0;
     } else if (x->finished) {
         got = -1;
     }
     unlock(x);
-    return got || !x->out.n ? got : exchange_read(x, to, max);
+    return got;
 }
 
 bool exchange_overflowed(struct exchange *x)
