@@ -228,7 +228,9 @@ check-tsan: export TSAN_OPTIONS = halt_on_error=1
 check-tsan:
 	@test -n '$(SANCC)' || { echo 'no clang with sanitizers: apt-get install libclang-common-14-dev clang-14'; exit 1; }
 	@$(SAN_MAKE) BUILD=build-tsan SAN=thread KERNEL_SAN=thread all build-tsan/test/test_thread build-tsan/test/test_serve build-tsan/test/test_serve_limits
-	@build-tsan/test/test_thread build-tsan/test/test_serve build-tsan/test/test_serve_limits
+	@build-tsan/test/test_thread
+	@build-tsan/test/test_serve
+	@build-tsan/test/test_serve_limits
 	@BUILD=build-tsan bash tests/slow/train.sh
 check-valgrind: all
 	@BUILD=$(BUILD) bash tests/slow/valgrind.sh
