@@ -100,6 +100,11 @@ struct exchange {
 /* Of service_route.c: all that is known from the head. False with *err: refused. Without
  * wants_body the answer is there. Order: framing, key, route, method, type, length, room. */
 bool exchange_check(struct exchange *x, const struct http_head *h, struct api_error *err);
+/* The body is complete: counts it among those being read and takes a place in the engine's queue.
+ * False with *err: there is none. */
+bool exchange_take_room(struct exchange *x, struct api_error *err);
+/* The error of a queue that is full or draining. Always false. */
+bool exchange_no_place(struct exchange *x, struct api_error *err);
 
 /* Of service.c. */
 uint64_t service_random(void);

@@ -108,13 +108,13 @@ static void linger_tick(struct http *h, double now)
 
 /* ---- connections */
 
-/* Of those that have not asked anything, the oldest gives way: a client that does its part asks at
+/* Of those whose request is not complete the oldest gives way: a client that does its part asks at
  * once. */
 static void make_room(struct http *h)
 {
     struct conn *oldest = NULL;
     for (struct conn *c = h->first; c; c = c->next)
-        if ((c->state == CONN_head || c->state == CONN_idle) &&
+        if (c->state != CONN_work && c->state != CONN_ended &&
             (!oldest || c->since < oldest->since))
             oldest = c;
     if (!oldest) return;

@@ -146,14 +146,10 @@ bool exchange_add(struct exchange *x, const char *p, size_t n)
         refuse(x, &err);
         return false;
     }
-    int64_t more = (int64_t)(x->body.n + n) - x->charged;
-    if (more > 0) {
-        x->charged += more;
-        if (atomic_fetch_add(&s->bodies, more) + more > s->o.bodies_bytes) {
-            exchange_refuse(x, API_overloaded,
-                            "Too many requests are being read; try again later.");
-            return false;
-        }
+    x->charged += (int64_t)n;
+    if (atomic_fetch_add(&s->bodies, (int64_t)n) + (int64_t)n > s->o.bodies_bytes) {
+        exchange_refuse(x, API_overloaded, "Too many requests are being read; try again later.");
+        return false;
     }
     sb_add(&x->body, p, n);
     return true;
@@ -336,6 +332,11 @@ static void *read_bodies(void *arg)
 void exchange_submit(struct exchange *x)
 {
     struct service *s = x->s;
+    struct api_error err;
+    if (!exchange_take_room(x, &err)) {
+        refuse(x, &err);
+        return;
+    }
     lock(x);
     x->submitted = true;
     x->pending = 1; /* the thread that reads it */

@@ -74,7 +74,7 @@ bool exchange_has_body(const struct exchange *x);
 bool exchange_add(struct exchange *x, const char *p, size_t n);
 /* Makes a refusal of an exchange whose body is not complete. */
 void exchange_refuse(struct exchange *x, enum api_problem p, const char *message);
-/* The body is complete. */
+/* The body is complete. Refuses the exchange where there is no room for it any more. */
 void exchange_submit(struct exchange *x);
 /* In state `answer`, once. */
 void exchange_answer(struct exchange *x, struct http_answer *out);

@@ -170,7 +170,7 @@ static void put_own(struct writer *w, struct service *s, const struct engine_sta
     put_one(w, "http_connections", "gauge", (double)s->connections, "Open connections.");
     put_one(w, "requests_active", "gauge", (double)s->active, "Requests being answered.");
     put_one(w, "requests_reading", "gauge", (double)s->reading,
-            "Requests whose bodies are being read.");
+            "Requests whose bodies are complete and not read yet.");
     put_one(w, "uptime_seconds", "gauge", mem_seconds() - s->begun, "Since the server started.");
     sb_printf(w->out,
               "# HELP process_resident_memory_bytes Memory in use.\n"

@@ -120,14 +120,11 @@ static bool check_supported(struct exchange *x, struct api_error *err)
     return true;
 }
 
-/* Places in the queue for all answers; the first was reserved before the body was read. */
+/* Places in the queue for all answers; the first was taken before the body was read. */
 static bool reserve(struct exchange *x, size_t n, struct api_error *err)
 {
     while ((size_t)x->places < n) {
-        if (!engine_reserve(x->s->engine, x->guess))
-            return x->s->draining
-                       ? api_fail(err, API_draining, "The server is shutting down.")
-                       : api_fail(err, API_overloaded, "The queue is full; try again later.");
+        if (!engine_reserve(x->s->engine, x->guess)) return exchange_no_place(x, err);
         x->places++;
     }
     return true;

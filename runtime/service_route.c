@@ -229,24 +229,37 @@ static bool too_large(const struct service *s, struct api_error *err)
                     (long long)s->o.body_bytes);
 }
 
-/* Room for a body and for what follows from it: the request counts before any work is done. */
+/* Whether there would be room for the request if its body were here. Nothing is kept for it yet: a
+ * client that sends its body slowly must not hold a place in the queue meanwhile. */
 static bool check_room(struct exchange *x, int64_t length, struct api_error *err)
 {
     struct service *s = x->s;
     if (s->draining) return api_fail(err, API_draining, "The server is shutting down.");
     if (length > s->o.body_bytes) return too_large(s, err);
+    if (!(x->route->flags & M)) return true;
+    int64_t guess = length < 0 ? 256 : length / 4 + 1;
+    if (!engine_reserve(s->engine, guess)) return exchange_no_place(x, err);
+    engine_release(s->engine, guess);
+    return true;
+}
+
+bool exchange_take_room(struct exchange *x, struct api_error *err)
+{
+    struct service *s = x->s;
     x->reading = true;
     if (atomic_fetch_add(&s->reading, 1) >= s->o.reading)
         return api_fail(err, API_overloaded, "Too many requests are being read; try again later.");
-    if (length > 0) x->charged = length;
-    if (atomic_fetch_add(&s->bodies, x->charged) + x->charged > s->o.bodies_bytes)
-        return api_fail(err, API_overloaded, "Too many requests are being read; try again later.");
     if (!(x->route->flags & M)) return true;
-    x->guess = length < 0 ? 256 : length / 4 + 1;
-    if (!engine_reserve(s->engine, x->guess))
-        return api_fail(err, API_overloaded, "The queue is full; try again later.");
+    x->guess = (int64_t)x->body.n / 4 + 1;
+    if (!engine_reserve(s->engine, x->guess)) return exchange_no_place(x, err);
     x->places = 1;
     return true;
+}
+
+bool exchange_no_place(struct exchange *x, struct api_error *err)
+{
+    if (x->s->draining) return api_fail(err, API_draining, "The server is shutting down.");
+    return api_fail(err, API_overloaded, "The queue is full; try again later.");
 }
 
 /* A browser asks whether a page of another origin may: with that option it may. It sends no key. */
