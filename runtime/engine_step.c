@@ -63,11 +63,11 @@ static void collect(struct engine *e)
 
 /* ---- admission ---- */
 
-/* Leading pages that two prompts share: keys are chained, so one place tells of all before it. */
+/* Leading pages that two prompts share: keys are chained, and begin with the salt, so that one
+ * place tells of all before it. */
 static int64_t shared_pages(const struct job *a, const struct job *b)
 {
     int64_t lo = 0, hi = a->num_keys < b->num_keys ? a->num_keys : b->num_keys;
-    if (a->r.salt != b->r.salt) return 0;
     while (lo < hi) {
         int64_t mid = (lo + hi + 1) / 2;
         const struct page_key *x = &a->key[mid - 1], *y = &b->key[mid - 1];

@@ -101,49 +101,49 @@ static enum rt_status largest(const float *logits, size_t vocab, uint64_t positi
 
 /* ---- probabilities ---- */
 
-/* exp((logit - top) * scale), and the least logit that counts. */
+/* exp((logit - top) * scale) of the tokens that are kept: those above `least`, and of those that
+ * equal it the ids up to `last`. */
 struct curve {
     float top, scale, least;
+    int32_t last;
 };
 
-static v4 weights4(const struct curve *c, v4 x)
+/* Of four logits at x, whose first has index i. */
+static v4 weights4(const struct curve *c, v4 x, size_t i)
 {
-    v4i in = x >= c->least;
+    const v4i id = (v4i){0, 1, 2, 3} + (int32_t)i;
+    v4i in = (x > c->least) | ((x == c->least) & (id <= c->last));
     return (v4)((v4i)exp4((x - c->top) * c->scale) & in);
 }
 
-/* Their sum over n <= BLOCK logits, always in the same order. */
-static double block_sum(const struct curve *c, const float *x, size_t n)
+static v4 at4(const float *logits, size_t vocab, size_t i)
+{
+    return vocab - i < 4 ? load_tail(logits + i, vocab - i) : load4(logits + i);
+}
+
+/* Their sum over the BLOCK from logit i on, always in the same order. */
+static double block_sum(const struct curve *c, const float *logits, size_t vocab, size_t i)
 {
     v4 sum = {0};
-    for (size_t i = 0; i < n; i += 4)
-        sum += weights4(c, n - i < 4 ? load_tail(x + i, n - i) : load4(x + i));
+    size_t end = vocab - i < BLOCK ? vocab : i + BLOCK;
+    for (; i < end; i += 4) sum += weights4(c, at4(logits, vocab, i), i);
     return ((double)sum[0] + (double)sum[1]) + ((double)sum[2] + (double)sum[3]);
 }
 
-static double weight(const struct curve *c, float x)
+static double weight(const struct curve *c, float x, size_t i)
 {
-    return (double)weights4(c, (v4){x, x, x, x})[0];
+    return (double)weights4(c, (v4){x, x, x, x}, i)[0];
 }
 
-static double total_of(const struct curve *c, const float *logits, size_t vocab)
-{
-    double total = 0;
-    for (size_t i = 0; i < vocab; i += BLOCK)
-        total += block_sum(c, logits + i, vocab - i < BLOCK ? vocab - i : BLOCK);
-    return total;
-}
-
-/* The token that u of the whole falls on when all tokens lie in order of their ids. slot[i].logit
- * becomes the sum of the i-th BLOCK. */
-static int32_t pick_any(const struct curve *c, const float *logits, size_t vocab, double u,
-                        struct sample_slot *slot)
+/* The token that u of the whole falls on when the kept ones lie in order of their ids.
+ * slot[i].logit becomes the sum of the i-th BLOCK. */
+static int32_t pick(const struct curve *c, const float *logits, size_t vocab, double u,
+                    struct sample_slot *slot)
 {
     double total = 0, sum = 0;
     size_t n = (vocab + BLOCK - 1) / BLOCK, at = 0;
     for (size_t i = 0; i < n; i++) {
-        size_t left = vocab - i * BLOCK;
-        slot[i].logit = (float)block_sum(c, logits + i * BLOCK, left < BLOCK ? left : BLOCK);
+        slot[i].logit = (float)block_sum(c, logits, vocab, i * BLOCK);
         total += (double)slot[i].logit;
     }
     for (size_t i = 0; i < n; i++) {
@@ -154,7 +154,7 @@ static int32_t pick_any(const struct curve *c, const float *logits, size_t vocab
     }
     int32_t last = 0;
     for (size_t i = at * BLOCK; i < vocab && i < (at + 1) * BLOCK; i++) {
-        double p = weight(c, logits[i]);
+        double p = weight(c, logits[i], i);
         if (p == 0) continue;
         last = (int32_t)i;
         sum += p;
@@ -165,6 +165,14 @@ static int32_t pick_any(const struct curve *c, const float *logits, size_t vocab
 
 /* ---- cuts ---- */
 
+/* Logits by how far they are below the top, so that only those around a cut are sorted. */
+enum { STEPS = 1024, STEPS_PER_UNIT = 32 };
+static int step_of(const struct curve *c, float x)
+{
+    float below = (c->top - x) * STEPS_PER_UNIT;
+    return below < STEPS - 1 ? (int)below : STEPS - 1;
+}
+
 static int likely_first(const void *pa, const void *pb)
 {
     const struct sample_slot *a = pa, *b = pb;
@@ -172,78 +180,53 @@ static int likely_first(const void *pa, const void *pb)
     return a->id < b->id ? -1 : 1;
 }
 
-/* A logit that at least k (> 0) are not below: a histogram of steps below the top tells (speed
- * only: what is not below it is sorted). */
-static float around_kth(const float *logits, size_t vocab, float top, size_t k)
-{
-    enum { STEPS = 1024 };
-    static const float per_step = 1.0f / 32;
-    uint32_t count[STEPS] = {0};
-    for (size_t i = 0; i < vocab; i++) {
-        float below = (top - logits[i]) * (1 / per_step);
-        if (below < STEPS) count[(int)below]++;
-    }
-    size_t sum = 0;
-    for (int i = 0; i < STEPS - 1; i++) {
-        sum += count[i];
-        if (sum < k) continue;
-        /* a step more, since the border is rounded */
-        return top - (float)(i + 2) * per_step;
-    }
-    return -INFINITY;
-}
-
-/* The logits of at least `least`, likeliest first; how many. */
-static size_t sorted(const float *logits, size_t vocab, float least, struct sample_slot *slot)
+/* The kept tokens of a step, likeliest first; how many. */
+static size_t sorted(const struct curve *c, const float *logits, size_t vocab, int step,
+                     struct sample_slot *slot)
 {
     size_t m = 0;
     for (size_t i = 0; i < vocab; i++)
-        if (logits[i] >= least && logits[i] != -INFINITY)
+        if (step_of(c, logits[i]) == step && weight(c, logits[i], i) > 0)
             slot[m++] = (struct sample_slot){logits[i], (int32_t)i};
     qsort(slot, m, sizeof *slot, likely_first);
     return m;
 }
 
-/* Draws from the first tokens of slot[m] that together reach top_p of `total`. */
-static int32_t pick_likely(const struct curve *c, const struct sample_slot *slot, size_t m,
-                           double top_p, double total, double u)
+/* Keeps what is as likely as s or comes before it. */
+static void cut_behind(struct curve *c, const struct sample_slot *s)
 {
-    double kept = 0, sum = 0;
-    size_t n = 0;
-    while (n < m && (n == 0 || kept < top_p * total)) kept += weight(c, slot[n++].logit);
-    int32_t last = slot[0].id;
-    for (size_t i = 0; i < n; i++) {
-        double p = weight(c, slot[i].logit);
-        if (p == 0) continue;
-        last = slot[i].id;
-        sum += p;
-        if (u * kept < sum) break;
+    c->least = s->logit;
+    c->last = s->id;
+}
+
+/* Keeps the k likeliest. */
+static void cut_top_k(struct curve *c, const float *logits, size_t vocab, size_t k,
+                      struct sample_slot *slot)
+{
+    uint32_t count[STEPS] = {0};
+    for (size_t i = 0; i < vocab; i++) count[step_of(c, logits[i])]++;
+    int step = 0;
+    for (; step < STEPS && count[step] < k; step++) k -= count[step];
+    size_t m = sorted(c, logits, vocab, step, slot);
+    if (m >= k) cut_behind(c, &slot[k - 1]); /* else fewer than k can be taken at all */
+}
+
+/* Keeps the smallest set of likeliest tokens that reach the share p of what is kept now. */
+static void cut_top_p(struct curve *c, const float *logits, size_t vocab, double p,
+                      struct sample_slot *slot)
+{
+    double mass[STEPS] = {0}, total = 0, sum = 0;
+    for (size_t i = 0; i < vocab; i += 4) {
+        v4 x = at4(logits, vocab, i), w = weights4(c, x, i);
+        for (int k = 0; k < 4; k++) mass[step_of(c, x[k])] += (double)w[k];
     }
-    return last;
-}
-
-static int32_t pick_top_k(const struct sampler *s, const struct curve *c, const float *logits,
-                          size_t vocab, double u, struct sample_slot *slot)
-{
-    float least = around_kth(logits, vocab, c->top, (size_t)s->top_k);
-    size_t m = sorted(logits, vocab, least > c->least ? least : c->least, slot);
-    if (m > (size_t)s->top_k) m = (size_t)s->top_k;
-    double total = 0;
-    for (size_t i = 0; i < m; i++) total += weight(c, slot[i].logit);
-    return pick_likely(c, slot, m, s->top_p >= 1 ? 2 : s->top_p, total, u);
-}
-
-static int32_t pick_top_p(const struct sampler *s, const struct curve *c, const float *logits,
-                          size_t vocab, double u, struct sample_slot *slot)
-{
-    double total = total_of(c, logits, vocab);
-    /* Less likely tokens than this cannot matter: all of them together miss 1 - top_p (speed only,
-     * with room for rounding). */
-    double p = vocab > 1 ? 0.99 * (1 - s->top_p) * total / (double)(vocab - 1) : 0;
-    float least = p > 0 ? (float)((double)c->top + log(p) / (double)c->scale) : -INFINITY;
-    least = nextafterf(least, -INFINITY);
-    size_t m = sorted(logits, vocab, least > c->least ? least : c->least, slot);
-    return pick_likely(c, slot, m, s->top_p, total, u);
+    for (int i = 0; i < STEPS; i++) total += mass[i];
+    int step = 0;
+    for (; step < STEPS - 1 && sum + mass[step] < p * total; step++) sum += mass[step];
+    size_t m = sorted(c, logits, vocab, step, slot), n = 0;
+    while (n < m && (n == 0 || sum < p * total))
+        sum += weight(c, slot[n].logit, (size_t)slot[n].id), n++;
+    if (n) cut_behind(c, &slot[n - 1]);
 }
 
 enum rt_status sample_token(const struct sampler *s, const float *logits, size_t vocab,
@@ -254,17 +237,15 @@ enum rt_status sample_token(const struct sampler *s, const float *logits, size_t
     size_t best = 0;
     RT_TRY(largest(logits, vocab, position, &best, err));
     *out = (int32_t)best;
-    struct curve c = {logits[best], (float)(1 / s->temperature), -INFINITY};
+    struct curve c = {logits[best], (float)(1 / s->temperature), -INFINITY, INT32_MAX};
     if (s->temperature == 0 || isinf(c.scale)) return RT_ok;
     if (s->min_p > 0) c.least = (float)((double)c.top + log(s->min_p) * s->temperature);
     if (c.least > c.top) c.least = c.top;
-    double u = rng_uniform(s->seed, rng_stream("sample"), position);
     if (s->top_k > 0 && (uint64_t)s->top_k < vocab)
-        *out = pick_top_k(s, &c, logits, vocab, u, scratch);
-    else if (s->top_p < 1)
-        *out = pick_top_p(s, &c, logits, vocab, u, scratch);
-    else
-        *out = pick_any(&c, logits, vocab, u, scratch);
+        cut_top_k(&c, logits, vocab, (size_t)s->top_k, scratch);
+    if (s->top_p < 1) cut_top_p(&c, logits, vocab, s->top_p, scratch);
+    double u = rng_uniform(s->seed, rng_stream("sample"), position);
+    *out = pick(&c, logits, vocab, u, scratch);
     return RT_ok;
 }
 
@@ -356,8 +337,10 @@ int sample_logprobs(const float *logits, size_t vocab, int32_t id, float *logpro
         float m = block_max(logits + i, vocab - i < BLOCK ? vocab - i : BLOCK);
         high = m > high ? m : high;
     }
-    const struct curve c = {high, 1, -INFINITY};
-    double norm = (double)high + log(total_of(&c, logits, vocab));
+    const struct curve c = {high, 1, -INFINITY, INT32_MAX};
+    double total = 0;
+    for (size_t i = 0; i < vocab; i += BLOCK) total += block_sum(&c, logits, vocab, i);
+    double norm = (double)high + log(total);
     *logprob = (float)fmin((double)logits[id] - norm, 0);
     for (int i = 0; i < n; i++) best[i].logit = (float)fmin((double)best[i].logit - norm, 0);
     return n;

@@ -31,7 +31,8 @@ struct sample_slot {
 /* The token chosen from logits [vocab] for the text position `position`. Greedy takes the largest
  * logit, ties to the lower index. Otherwise softmax(logits / temperature), of which are kept: the
  * tokens at least min_p times as likely as the likeliest, of those the top_k likeliest, of those
- * the smallest set of likeliest ones whose probabilities reach top_p (ties to the lower index).
+ * the smallest set of likeliest ones whose probabilities reach top_p (ties to the lower index); a
+ * uniform number falls on one of them as they lie in the order of their ids.
  * `scratch` is [vocab], used unless greedy. RT_machine when a logit is not a number or none is
  * finite: the model's numbers are broken. A logit of -infinity is a token that is never taken.
  * Penalties of s are not applied here. */

@@ -113,7 +113,7 @@ static const float *depth(const struct lm *m, size_t i)
     return depth_of((const struct fakelm *)m, (int)i);
 }
 
-static enum rt_status copied(struct fakelm *f, struct rt_error *err)
+static enum rt_status copying(struct fakelm *f, struct rt_error *err)
 {
     if ((int64_t)++f->copies == f->o.fail_copy_at)
         return rt_fail(err, RT_machine, "the device does not copy");
@@ -124,32 +124,36 @@ static enum rt_status copy_state(struct lm *m, int32_t from, int32_t to, struct 
 {
     struct fakelm *f = (struct fakelm *)m;
     CHECK(from >= 0 && from < f->o.states && to >= 0 && to < f->o.states && from != to);
+    RT_TRY(copying(f, err));
     f->state[to] = f->state[from];
-    return copied(f, err);
+    return RT_ok;
 }
 
 static enum rt_status save_page(struct lm *m, int32_t page, void *to, struct rt_error *err)
 {
     struct fakelm *f = (struct fakelm *)m;
     CHECK(page >= 0 && page < f->o.pages);
+    RT_TRY(copying(f, err));
     memcpy(to, f->slot + page * LM_PAGE, LM_PAGE * sizeof *f->slot);
-    return copied(f, err);
+    return RT_ok;
 }
 
 static enum rt_status load_page(struct lm *m, int32_t page, const void *from, struct rt_error *err)
 {
     struct fakelm *f = (struct fakelm *)m;
     CHECK(page >= 0 && page < f->o.pages);
+    RT_TRY(copying(f, err));
     memcpy(f->slot + page * LM_PAGE, from, LM_PAGE * sizeof *f->slot);
-    return copied(f, err);
+    return RT_ok;
 }
 
 static enum rt_status save_state(struct lm *m, int32_t state, void *to, struct rt_error *err)
 {
     struct fakelm *f = (struct fakelm *)m;
     CHECK(state >= 0 && state < f->o.states);
+    RT_TRY(copying(f, err));
     memcpy(to, f->state + state, sizeof *f->state);
-    return copied(f, err);
+    return RT_ok;
 }
 
 static enum rt_status load_state(struct lm *m, int32_t state, const void *from,
@@ -157,8 +161,9 @@ static enum rt_status load_state(struct lm *m, int32_t state, const void *from,
 {
     struct fakelm *f = (struct fakelm *)m;
     CHECK(state >= 0 && state < f->o.states);
+    RT_TRY(copying(f, err));
     memcpy(f->state + state, from, sizeof *f->state);
-    return copied(f, err);
+    return RT_ok;
 }
 
 static void close_lm(struct lm *m)
@@ -188,7 +193,8 @@ struct fakelm *fakelm_open(const struct fakelm_options *o)
     for (int64_t i = 0; i < o->states; i++) f->state[i].count = -1;
     f->logits = get((size_t)(o->batch * o->vocab), sizeof *f->logits);
     f->depth = get((size_t)f->rows * 8 * 4, sizeof *f->depth);
-    for (int i = 0; i < o->sites; i++) f->site[i] = (struct lm_site){.name = "site", .sources = i + 2};
+    for (int i = 0; i < o->sites; i++)
+        f->site[i] = (struct lm_site){.name = "site", .sources = i + 2};
     f->lm.ops = &ops;
     f->lm.about = (struct lm_about){.vocab = o->vocab,
                                     .context = o->context,

@@ -395,6 +395,49 @@ static void branches(void **state)
     fakelm_close(f);
 }
 
+/* All of a prompt can be there: its last token is computed all the same. And a prompt that ends in
+ * its first chunk leaves a snapshot at its last page. */
+static void whole_pages(void **state)
+{
+    (void)state;
+    static const int64_t length[] = {64, 65, 128, 200, 256, 320, 321};
+    for (int recurrent = 0; recurrent < 2; recurrent++)
+        for (size_t k = 0; k < sizeof length / sizeof *length; k++) {
+            struct fakelm *f = fake(100, recurrent ? 12 : 0, 4);
+            struct engine *e =
+                open_engine(f, (struct engine_options){.snapshots = recurrent ? 8 : 0});
+            struct ask a, want;
+            for (int i = 0; i < 3; i++) {
+                plain(&a, 1, length[k], 40);
+                submit(e, &a);
+                run_all(e);
+                alone(&a, recurrent, &want);
+                check_same(&a, &want);
+                assert_int_equal(a.done.cached, i ? (length[k] - 1) / LM_PAGE * LM_PAGE : 0);
+            }
+            engine_close(e);
+            fakelm_close(f);
+        }
+}
+
+/* The snapshot that was of use last stays. */
+static void used_snapshots(void **state)
+{
+    (void)state;
+    struct fakelm *f = fake(100, 6, 4);
+    struct engine *e = open_engine(f, (struct engine_options){.snapshots = 2});
+    static const int text[] = {1, 2, 1, 3, 1, 2}, found[] = {0, 0, 64, 0, 64, 0};
+    for (int i = 0; i < 6; i++) {
+        struct ask a;
+        plain(&a, (uint64_t)text[i], 100, 2);
+        submit(e, &a);
+        run_all(e);
+        assert_int_equal(a.done.cached, found[i]);
+    }
+    engine_close(e);
+    fakelm_close(f);
+}
+
 static void priorities(void **state)
 {
     (void)state;
@@ -511,6 +554,13 @@ static void ends(void **state)
     run_all(e);
     assert_int_equal(a.done.why, ENGINE_text);
     assert_int_equal(a.n, 4);
+    plain(&a, 1, 50, 60); /* a penalty that lets no token come twice */
+    a.r.sampler.presence = 100;
+    submit(e, &a);
+    run_all(e);
+    assert_int_equal(a.n, 60);
+    for (int i = 0; i < 60; i++)
+        for (int k = 0; k < i; k++) assert_int_not_equal(a.token[i], a.token[k]);
     plain(&a, 1, CONTEXT - 1, 1); /* all of the context */
     submit(e, &a);
     run_all(e);
@@ -742,6 +792,7 @@ static void json_answers(void **state)
         plain(&a[i], (uint64_t)i, 20, 300);
         a[i].r.json = true;
         a[i].r.sampler.temperature = i < 10 ? 0 : 1;
+        a[i].stop[0] = 17 + i % 4; /* one that has a text */
         a[i].r.num_stop = 1;
         submit(e, &a[i]);
     }
@@ -844,6 +895,8 @@ int main(void)
         cmocka_unit_test(random_workloads),
         cmocka_unit_test(prefixes),
         cmocka_unit_test(branches),
+        cmocka_unit_test(whole_pages),
+        cmocka_unit_test(used_snapshots),
         cmocka_unit_test(priorities),
         cmocka_unit_test(preemption),
         cmocka_unit_test(cancelling),
