@@ -1,52 +1,62 @@
 #include "runtime/sample.h"
 #include "base/arena.h"
 #include "runtime/philox.h"
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Four lanes, which every x86-64 has: the bits are the same on all. */
-typedef float v4 __attribute__((vector_size(16)));
-typedef int32_t v4i __attribute__((vector_size(16)));
-enum { BLOCK = 256 }; /* logits that are summed in float before they go to a double */
+/* Eight lanes: one register with AVX2, else two, and the same bits. What is SHARED is compiled into
+ * functions for both. */
+#pragma GCC diagnostic ignored "-Wpsabi" /* no call passes one: all are inlined */
+typedef float v8 __attribute__((vector_size(32)));
+typedef int32_t v8i __attribute__((vector_size(32)));
+#define SHARED static inline __attribute__((always_inline))
+#define WIDE __attribute__((target("avx2")))
+enum { LANES = 8, BLOCK = 256 }; /* BLOCK: logits that are summed in float, then go to a double */
 
-static v4 load4(const float *p)
+static bool has_avx2(void)
 {
-    v4 v;
-    memcpy(&v, p, sizeof v);
+    return __builtin_cpu_supports("avx2");
+}
+
+SHARED v8 all(float x)
+{
+    return (v8){x, x, x, x, x, x, x, x};
+}
+
+SHARED v8 select8(v8i mask, v8 a, v8 b)
+{
+    return (v8)((mask & (v8i)a) | (~mask & (v8i)b));
+}
+
+/* Logits i to i + 7, and -infinity behind the last. */
+SHARED v8 at8(const float *logits, size_t vocab, size_t i)
+{
+    v8 v = all(-INFINITY);
+    if (vocab - i < LANES)
+        memcpy(&v, logits + i, (vocab - i) * sizeof *logits);
+    else
+        memcpy(&v, logits + i, sizeof v);
     return v;
 }
 
-/* The n < 4 floats at p, then -infinity. */
-static v4 load_tail(const float *p, size_t n)
-{
-    float v[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-    memcpy(v, p, n * sizeof *v);
-    return load4(v);
-}
-
-static v4 select4(v4i mask, v4 a, v4 b)
-{
-    return (v4)((mask & (v4i)a) | (~mask & (v4i)b));
-}
-
 /* exp of x <= 0 to about 2 ulp, 0 below -87 (Cephes expf: 2^n times a polynomial). */
-static v4 exp4(v4 x)
+SHARED v8 exp8(v8 x)
 {
-    const v4 low = {-87, -87, -87, -87}, magic = {12582912, 12582912, 12582912, 12582912};
-    v4i in = x >= low;
-    x = select4(in, x, low);
-    v4 n = (x * 1.44269504088896341f + magic) - magic;
-    v4 r = x - n * 0.693359375f;
+    v8i in = x >= all(-87);
+    x = select8(in, x, all(-87));
+    v8 n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* to the nearest */
+    v8 r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
-    v4 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    v8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    v4i k = (__builtin_convertvector(n, v4i) + 127) << 23;
-    return (v4)((v4i)(p * (v4)k) & in);
+    v8i k = (__builtin_convertvector(n, v8i) + 127) << 23;
+    return (v8)((v8i)(p * (v8)k) & in);
 }
 
 /* ---- the largest ---- */
@@ -64,19 +74,34 @@ static enum rt_status broken(const float *logits, size_t vocab, uint64_t positio
                    (unsigned long long)position);
 }
 
-/* The largest of n <= BLOCK floats; not a number where one of them is not. */
-static float block_max(const float *x, size_t n)
+/* The largest of the BLOCK from logit i on; not a number where one of them is not. */
+SHARED float max_of_block(const float *logits, size_t vocab, size_t i)
 {
-    v4 best = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-    v4i bad = {0};
-    for (size_t i = 0; i < n; i += 4) {
-        v4 v = n - i < 4 ? load_tail(x + i, n - i) : load4(x + i);
+    v8 best = all(-INFINITY);
+    v8i bad = {0};
+    size_t end = vocab - i < BLOCK ? vocab : i + BLOCK;
+    for (; i < end; i += LANES) {
+        v8 v = at8(logits, vocab, i);
         bad |= v != v;
-        best = select4(v > best, v, best);
+        best = select8(v > best, v, best);
     }
     float m = best[0];
-    for (int i = 1; i < 4; i++) m = best[i] > m ? best[i] : m;
-    return bad[0] | bad[1] | bad[2] | bad[3] ? NAN : m;
+    int32_t nan = bad[0];
+    for (int k = 1; k < LANES; k++) {
+        m = best[k] > m ? best[k] : m;
+        nan |= bad[k];
+    }
+    return nan ? NAN : m;
+}
+
+WIDE static float block_max_wide(const float *logits, size_t vocab, size_t i)
+{
+    return max_of_block(logits, vocab, i);
+}
+
+static float block_max(const float *logits, size_t vocab, size_t i)
+{
+    return has_avx2() ? block_max_wide(logits, vocab, i) : max_of_block(logits, vocab, i);
 }
 
 /* Index of the largest logit (the first of equal ones), or an error. */
@@ -86,7 +111,7 @@ static enum rt_status largest(const float *logits, size_t vocab, uint64_t positi
     float best = -INFINITY;
     size_t from = 0;
     for (size_t i = 0; i < vocab; i += BLOCK) {
-        float m = block_max(logits + i, vocab - i < BLOCK ? vocab - i : BLOCK);
+        float m = block_max(logits, vocab, i);
         if (isnan(m) || m == INFINITY) return broken(logits, vocab, position, err);
         if (m > best) {
             best = m;
@@ -108,31 +133,70 @@ struct curve {
     int32_t last;
 };
 
-/* Of four logits at x, whose first has index i. */
-static v4 weights4(const struct curve *c, v4 x, size_t i)
+SHARED v8i kept8(const struct curve *c, v8 x, size_t i)
 {
-    const v4i id = (v4i){0, 1, 2, 3} + (int32_t)i;
-    v4i in = (x > c->least) | ((x == c->least) & (id <= c->last));
-    return (v4)((v4i)exp4((x - c->top) * c->scale) & in);
+    const v8i id = (v8i){0, 1, 2, 3, 4, 5, 6, 7} + (int32_t)i;
+    return (x > c->least) | ((x == c->least) & (id <= c->last));
 }
 
-static v4 at4(const float *logits, size_t vocab, size_t i)
+/* Of eight logits x, whose first has index i. */
+SHARED v8 weights8(const struct curve *c, v8 x, size_t i)
 {
-    return vocab - i < 4 ? load_tail(logits + i, vocab - i) : load4(logits + i);
+    return (v8)((v8i)exp8((x - c->top) * c->scale) & kept8(c, x, i));
 }
 
-/* Their sum over the BLOCK from logit i on, always in the same order. */
+/* Their sum, or with `count` how many are kept, over the BLOCK from logit i on, always in the same
+ * order. */
+SHARED double sum_of_block(const struct curve *c, const float *logits, size_t vocab, size_t i,
+                           bool count)
+{
+    v8 sum = {0};
+    size_t end = vocab - i < BLOCK ? vocab : i + BLOCK;
+    for (; i < end; i += LANES) {
+        v8 x = at8(logits, vocab, i);
+        sum += count ? (v8)((v8i)all(1) & kept8(c, x, i)) : weights8(c, x, i);
+    }
+    double out = 0;
+    for (int k = 0; k < LANES; k++) out += (double)sum[k];
+    return out;
+}
+
+WIDE static double block_sum_wide(const struct curve *c, const float *logits, size_t vocab,
+                                  size_t i)
+{
+    return sum_of_block(c, logits, vocab, i, false);
+}
+
+WIDE static double block_count_wide(const struct curve *c, const float *logits, size_t vocab,
+                                    size_t i)
+{
+    return sum_of_block(c, logits, vocab, i, true);
+}
+
 static double block_sum(const struct curve *c, const float *logits, size_t vocab, size_t i)
 {
-    v4 sum = {0};
-    size_t end = vocab - i < BLOCK ? vocab : i + BLOCK;
-    for (; i < end; i += 4) sum += weights4(c, at4(logits, vocab, i), i);
-    return ((double)sum[0] + (double)sum[1]) + ((double)sum[2] + (double)sum[3]);
+    if (has_avx2()) return block_sum_wide(c, logits, vocab, i);
+    return sum_of_block(c, logits, vocab, i, false);
+}
+
+static double block_count(const struct curve *c, const float *logits, size_t vocab, size_t i)
+{
+    if (has_avx2()) return block_count_wide(c, logits, vocab, i);
+    return sum_of_block(c, logits, vocab, i, true);
+}
+
+/* Over all blocks. */
+static double total_of(const struct curve *c, const float *logits, size_t vocab, bool count)
+{
+    double total = 0;
+    for (size_t i = 0; i < vocab; i += BLOCK)
+        total += count ? block_count(c, logits, vocab, i) : block_sum(c, logits, vocab, i);
+    return total;
 }
 
 static double weight(const struct curve *c, float x, size_t i)
 {
-    return (double)weights4(c, (v4){x, x, x, x}, i)[0];
+    return (double)weights8(c, all(x), i)[0];
 }
 
 /* The token that u of the whole falls on when the kept ones lie in order of their ids.
@@ -166,11 +230,12 @@ static int32_t pick(const struct curve *c, const float *logits, size_t vocab, do
 /* ---- cuts ---- */
 
 /* Logits by how far they are below the top, so that only those around a cut are sorted. */
-enum { STEPS = 1024, STEPS_PER_UNIT = 32 };
+enum { STEPS = 1024 };
+static const float per_unit = 32;
 static int step_of(const struct curve *c, float x)
 {
-    float below = (c->top - x) * STEPS_PER_UNIT;
-    return below < STEPS - 1 ? (int)below : STEPS - 1;
+    float below = (c->top - x) * per_unit;
+    return below < (float)(STEPS - 1) ? (int)below : STEPS - 1;
 }
 
 static int likely_first(const void *pa, const void *pb)
@@ -184,49 +249,72 @@ static int likely_first(const void *pa, const void *pb)
 static size_t sorted(const struct curve *c, const float *logits, size_t vocab, int step,
                      struct sample_slot *slot)
 {
+    /* speed only: a step is as wide as this, with room for rounding at its ends */
+    float high = c->top - (float)(step - 1) / per_unit;
+    float low = step < STEPS - 1 ? c->top - (float)(step + 2) / per_unit : -FLT_MAX;
     size_t m = 0;
-    for (size_t i = 0; i < vocab; i++)
-        if (step_of(c, logits[i]) == step && weight(c, logits[i], i) > 0)
-            slot[m++] = (struct sample_slot){logits[i], (int32_t)i};
+    for (size_t i = 0; i < vocab; i++) {
+        float x = logits[i];
+        if (x <= high && x >= low && step_of(c, x) == step &&
+            (x > c->least || (x == c->least && (int32_t)i <= c->last)))
+            slot[m++] = (struct sample_slot){x, (int32_t)i};
+    }
     qsort(slot, m, sizeof *slot, likely_first);
     return m;
 }
 
-/* Keeps what is as likely as s or comes before it. */
-static void cut_behind(struct curve *c, const struct sample_slot *s)
+/* The BLOCK from logit i on is added to what its steps weigh, or with `count` to how many they are.
+ */
+SHARED void add_steps(const struct curve *c, const float *logits, size_t vocab, size_t i,
+                      bool count, double mass[STEPS])
 {
-    c->least = s->logit;
-    c->last = s->id;
-}
-
-/* Keeps the k likeliest. */
-static void cut_top_k(struct curve *c, const float *logits, size_t vocab, size_t k,
-                      struct sample_slot *slot)
-{
-    uint32_t count[STEPS] = {0};
-    for (size_t i = 0; i < vocab; i++) count[step_of(c, logits[i])]++;
-    int step = 0;
-    for (; step < STEPS && count[step] < k; step++) k -= count[step];
-    size_t m = sorted(c, logits, vocab, step, slot);
-    if (m >= k) cut_behind(c, &slot[k - 1]); /* else fewer than k can be taken at all */
-}
-
-/* Keeps the smallest set of likeliest tokens that reach the share p of what is kept now. */
-static void cut_top_p(struct curve *c, const float *logits, size_t vocab, double p,
-                      struct sample_slot *slot)
-{
-    double mass[STEPS] = {0}, total = 0, sum = 0;
-    for (size_t i = 0; i < vocab; i += 4) {
-        v4 x = at4(logits, vocab, i), w = weights4(c, x, i);
-        for (int k = 0; k < 4; k++) mass[step_of(c, x[k])] += (double)w[k];
+    size_t end = vocab - i < BLOCK ? vocab : i + BLOCK;
+    for (; i < end; i += LANES) {
+        v8 x = at8(logits, vocab, i);
+        v8 w = count ? (v8)((v8i)all(1) & kept8(c, x, i)) : weights8(c, x, i);
+        float one[LANES];
+        memcpy(one, &w, sizeof one);
+        for (size_t k = 0; k < LANES; k++)
+            if (one[k] > 0) mass[step_of(c, logits[i + k])] += (double)one[k];
     }
-    for (int i = 0; i < STEPS; i++) total += mass[i];
+}
+
+WIDE static void add_steps_wide(const struct curve *c, const float *logits, size_t vocab, size_t i,
+                                bool count, double mass[STEPS])
+{
+    add_steps(c, logits, vocab, i, count, mass);
+}
+
+/* Keeps the fewest likeliest tokens that reach `want`: in number with `count`, else in weight. */
+static void cut(struct curve *c, const float *logits, size_t vocab, bool count, double want,
+                struct sample_slot *slot)
+{
+    /* speed only: what is below `far` is not among them */
+    struct curve far = *c;
+    for (float reach = 4; reach < 64 && c->top - reach > c->least; reach *= 2) {
+        far.least = c->top - reach;
+        far.last = INT32_MAX;
+        if (total_of(&far, logits, vocab, count) >= want) break;
+        far = *c;
+    }
+    double mass[STEPS] = {0}, sum = 0;
+    for (size_t i = 0; i < vocab; i += BLOCK) {
+        if (block_max(logits, vocab, i) < far.least) continue;
+        if (has_avx2())
+            add_steps_wide(&far, logits, vocab, i, count, mass);
+        else
+            add_steps(&far, logits, vocab, i, count, mass);
+    }
     int step = 0;
-    for (; step < STEPS - 1 && sum + mass[step] < p * total; step++) sum += mass[step];
+    for (; step < STEPS - 1 && sum + mass[step] < want; step++) sum += mass[step];
     size_t m = sorted(c, logits, vocab, step, slot), n = 0;
-    while (n < m && (n == 0 || sum < p * total))
-        sum += weight(c, slot[n].logit, (size_t)slot[n].id), n++;
-    if (n) cut_behind(c, &slot[n - 1]);
+    while (n < m && (n == 0 || sum < want)) {
+        sum += count ? 1 : weight(c, slot[n].logit, (size_t)slot[n].id);
+        n++;
+    }
+    if (!n) return; /* all of them together do not reach it */
+    c->least = slot[n - 1].logit;
+    c->last = slot[n - 1].id;
 }
 
 enum rt_status sample_token(const struct sampler *s, const float *logits, size_t vocab,
@@ -242,8 +330,9 @@ enum rt_status sample_token(const struct sampler *s, const float *logits, size_t
     if (s->min_p > 0) c.least = (float)((double)c.top + log(s->min_p) * s->temperature);
     if (c.least > c.top) c.least = c.top;
     if (s->top_k > 0 && (uint64_t)s->top_k < vocab)
-        cut_top_k(&c, logits, vocab, (size_t)s->top_k, scratch);
-    if (s->top_p < 1) cut_top_p(&c, logits, vocab, s->top_p, scratch);
+        cut(&c, logits, vocab, true, (double)s->top_k, scratch);
+    if (s->top_p < 1)
+        cut(&c, logits, vocab, false, s->top_p * total_of(&c, logits, vocab, false), scratch);
     double u = rng_uniform(s->seed, rng_stream("sample"), position);
     *out = pick(&c, logits, vocab, u, scratch);
     return RT_ok;
@@ -334,13 +423,11 @@ int sample_logprobs(const float *logits, size_t vocab, int32_t id, float *logpro
         least = best[n - 1].logit;
     }
     for (size_t i = 0; i < vocab; i += BLOCK) {
-        float m = block_max(logits + i, vocab - i < BLOCK ? vocab - i : BLOCK);
+        float m = block_max(logits, vocab, i);
         high = m > high ? m : high;
     }
     const struct curve c = {high, 1, -INFINITY, INT32_MAX};
-    double total = 0;
-    for (size_t i = 0; i < vocab; i += BLOCK) total += block_sum(&c, logits, vocab, i);
-    double norm = (double)high + log(total);
+    double norm = (double)high + log(total_of(&c, logits, vocab, false));
     *logprob = (float)fmin((double)logits[id] - norm, 0);
     for (int i = 0; i < n; i++) best[i].logit = (float)fmin((double)best[i].logit - norm, 0);
     return n;
