@@ -102,6 +102,12 @@ const char *chat_template_name(const struct chat_template *t)
     return t->name;
 }
 
+bool chat_answer_space(const struct chat_template *t)
+{
+    const struct bit *turn = t->turn[CHAT_assistant];
+    return turn->kind == BIT_text && str_ends(str_of(turn->text), " ");
+}
+
 const char *chat_stop_token(const struct chat_template *t, int i)
 {
     return i >= 0 && i < STOPS ? t->stop_token[i] : NULL;

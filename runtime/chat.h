@@ -35,6 +35,9 @@ struct chat_template;
 const struct chat_template *chat_template_find(const char *name);
 const char *chat_names(void);
 const char *chat_template_name(const struct chat_template *t);
+/* Whether a space before an answer belongs to the template (plain: "Assistant: TEXT"), so that it is
+ * not shown; with it the conversation goes on as the same tokens. */
+bool chat_answer_space(const struct chat_template *t);
 /* Names of special tokens that end an answer, and texts that do where the template has no such
  * tokens: the i-th, or NULL. */
 const char *chat_stop_token(const struct chat_template *t, int i);

@@ -50,9 +50,10 @@ struct choice {
     struct sb shown;     /* text to write: of a stream the next event's, else all */
     size_t bytes, chars; /* text so far, written or not; characters before the next event */
     struct token_log log;
-    bool depth_named,
-        ended;  /* sites were told; a stop text was found or the answer is not wanted */
-    double sum; /* of logarithms of probabilities, for best_of */
+    bool depth_named; /* sites were told */
+    bool ended;       /* a stop text was found */
+    bool space;       /* a space that comes first is the template's */
+    double sum;       /* of logarithms of probabilities, for best_of */
     enum api_finish finish;
     struct engine_done done;
 };

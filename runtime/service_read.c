@@ -156,6 +156,7 @@ static void open_choices(struct exchange *x)
         c->prompt = i / each;
         c->text.stops = open_stops(x);
         c->text.utf8.begun = x->kind == API_completions; /* it goes on with the prompt's text */
+        c->space = x->kind == API_chat && chat_answer_space(x->s->model.chat);
         c->log.width = (size_t)r->top_logprobs;
     }
     uint64_t high = service_random(), low = service_random();

@@ -155,6 +155,17 @@ static bool collect(struct choice *c, size_t more)
     return false;
 }
 
+/* Text has been added behind `before`: takes the template's space off, counts. */
+static void added(struct choice *c, size_t before)
+{
+    struct sb *s = &c->shown;
+    if (c->space && s->n > before) {
+        if (s->p[before] == ' ') memmove(s->p + before, s->p + before + 1, --s->n - before);
+        c->space = false;
+    }
+    c->bytes += s->n - before;
+}
+
 static bool write_token(struct choice *c, const struct engine_token *t)
 {
     struct exchange *x = c->x;
@@ -164,7 +175,7 @@ static bool write_token(struct choice *c, const struct engine_token *t)
     c->sum += (double)t->logprob;
     if (x->r->logprobs) log_add(&c->log, tok, t, begin);
     bool found = answer_text_add(&c->text, tok, t->id, &c->shown);
-    c->bytes += c->shown.n - before;
+    added(c, before);
     if (found) c->ended = true;
     if (!x->streams) return !collect(c, c->shown.n - before) || found;
     if (!found || t->depth) stream(c, t->depth, false);
@@ -203,7 +214,7 @@ void choice_done(void *choice, const struct engine_done *d)
     } else if (!exchange_ended(x)) {
         size_t before = c->shown.n;
         if (!c->ended && answer_text_end(&c->text, &c->shown)) c->ended = true;
-        c->bytes += c->shown.n - before;
+        added(c, before);
         c->finish = finish_of(c, d);
         if (x->streams) stream(c, NULL, true);
     }

@@ -72,6 +72,8 @@ static void test_golden(void **state)
     (void)state;
     const struct chat_message talk[] = {SYSTEM("Be brief."), USER(" Hi\n"), ANSWER("Hello."),
                                         USER("2+2?")};
+    assert_true(chat_answer_space(chat_template_find("plain")));
+    assert_false(chat_answer_space(chat_template_find("chatml")));
     expect("kimi", talk, 4, true,
            "<|im_system|>«system»<|im_middle|>«Be brief.»<|im_end|>"
            "<|im_user|>«user»<|im_middle|>« Hi\n»<|im_end|>"

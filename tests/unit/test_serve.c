@@ -148,6 +148,11 @@ static void test_chat(void **state)
     EXPECT(j, "choices.0.finish_reason", "stop");
     EXPECT(j, "usage.completion_tokens", "6");
     json_decref(j);
+    /* plain's "Assistant: ": its space is not the answer's */
+    j = ask("/chat/completions", "{" CHAT("hi") ",\"logit_bias\":{\"32\":100},\"max_tokens\":3}",
+            200);
+    EXPECT(j, "choices.0.message.content", "  ");
+    json_decref(j);
     j = ask("/chat/completions", "{" CHAT("hi") ",\"n\":3,\"max_completion_tokens\":2}", 200);
     assert_int_equal(json_array_size(json_object_get(j, "choices")), 3);
     EXPECT(j, "choices.2.index", "2");
