@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
+#include <math.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,11 +21,11 @@ static enum rt_status run(struct lm *lm, const struct lm_call *c, struct rt_erro
     int64_t us = m->sleep;
     const struct timespec t = {us / 1000000, us % 1000000 * 1000};
     if (us) nanosleep(&t, NULL);
-    atomic_fetch_add(&m->calls, 1);
+    int64_t call = atomic_fetch_add(&m->calls, 1), breaks = m->breaks;
     for (int64_t b = 0; b < c->B; b++) {
         float *row = m->logits + b * FAKE_VOCAB;
         for (int i = 0; i < FAKE_VOCAB; i++) row[i] = 0;
-        row[m->next[c->tokens[(b + 1) * c->T - 1]]] = 30;
+        row[m->next[c->tokens[(b + 1) * c->T - 1]]] = breaks && call >= breaks ? NAN : 30;
     }
     return RT_ok;
 }

@@ -10,8 +10,9 @@ enum { FAKE_VOCAB = 260, FAKE_EOS = 256, FAKE_CONTEXT = 4096, FAKE_SITES = 2 };
 struct fake_lm {
     struct lm lm;
     int32_t next[FAKE_VOCAB];
-    _Atomic int64_t sleep; /* microseconds of a call */
-    _Atomic int64_t calls; /* of run so far */
+    _Atomic int64_t sleep;  /* microseconds of a call */
+    _Atomic int64_t calls;  /* of run so far */
+    _Atomic int64_t breaks; /* calls from this one on give no numbers; 0: none does */
     float logits[16 * FAKE_VOCAB], depth[256 * 3];
     struct lm_site site[FAKE_SITES];
 };

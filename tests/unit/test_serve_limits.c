@@ -599,6 +599,38 @@ static void test_answer_bytes(void **state)
     fake_server_close(&s);
 }
 
+/* The model's numbers are broken: 500 without what is inside, an event where a stream has begun. */
+static void test_failure(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.vllm_metrics = true;
+    fake_server_open(&s);
+    s.lm.breaks = 5;
+    s.lm.sleep = 50000; /* the stream begins before that */
+    struct client_answer a = client_ask(s.port, "/v1/completions", ENDLESS_STREAM);
+    assert_int_equal(a.status, 200);
+    assert_non_null(strstr(a.body.p, "data: {\"error\":{\"message\":\"The model failed"));
+    assert_null(strstr(a.body.p, "[DONE]"));
+    client_free(&a);
+    s.lm.sleep = 0;
+    for (int i = 0; i < 2; i++) {
+        a = client_ask(s.port, "/v1/completions", i ? ENDLESS_STREAM : ENDLESS);
+        assert_int_equal(a.status, 500);
+        assert_non_null(strstr(a.body.p, "\"server_error\""));
+        client_free(&a);
+    }
+    s.lm.breaks = 0;
+    a = client_ask(s.port, "/v1/completions", SHORT); /* the others go on */
+    assert_int_equal(a.status, 200);
+    client_free(&a);
+    assert_true(client_metric(s.port, "strata_requests_failed_total") == 3);
+    assert_true(client_metric(s.port, "vllm:num_requests_running{model_name=\"fake\"}") == 0);
+    assert_true(client_metric(s.port, "vllm:request_success_total{model_name=\"fake\","
+                                      "finished_reason=\"length\"}") == 1);
+    fake_server_close(&s);
+}
+
 static void test_ping(void **state)
 {
     (void)state;
@@ -746,6 +778,7 @@ int main(void)
         cmocka_unit_test(test_disconnects),
         cmocka_unit_test(test_never_reading),
         cmocka_unit_test(test_answer_bytes),
+        cmocka_unit_test(test_failure),
         cmocka_unit_test(test_ping),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_close),
