@@ -37,6 +37,12 @@ static bool put_bos(const struct service *s, struct tok_ids *ids, struct api_err
     return tok_ids_add(ids, (int32_t)s->model.bos, NULL) == RT_ok || machine(err);
 }
 
+static bool no_chat(struct api_error *err)
+{
+    return field(err, "messages", "unsupported_parameter",
+                 "This model has no chat template; use /v1/completions.");
+}
+
 static bool encode_chat(struct exchange *x, bool generate, struct tok_ids *ids,
                         struct api_error *err)
 {
@@ -47,9 +53,7 @@ static bool encode_chat(struct exchange *x, bool generate, struct tok_ids *ids,
     size_t bad = 0;
     bool special = false;
     char param[32] = "messages";
-    if (!s->model.chat)
-        return field(err, "messages", "unsupported_parameter",
-                     "This model has no chat template; use /v1/completions.");
+    if (!s->model.chat) return no_chat(err);
     enum rt_status st = chat_render(r->arena, s->model.chat, r->messages, r->num_messages, generate,
                                     &p, &bad, &why);
     if (st != RT_ok) {
@@ -108,6 +112,7 @@ static bool check_supported(struct exchange *x, struct api_error *err)
 {
     const struct api_request *r = x->r;
     const struct lm_about *about = &x->s->model.lm->about;
+    if (r->route == API_chat && !x->s->model.chat) return no_chat(err);
     if (r->echo && r->logprobs)
         return field(err, "echo", "unsupported_value",
                      "'echo' together with 'logprobs' is not supported.");

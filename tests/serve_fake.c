@@ -111,7 +111,7 @@ void fake_server_open(struct fake_server *s)
                                   .tok = s->tok,
                                   .name = "fake",
                                   .fingerprint = "fp_fake",
-                                  .chat = chat_template_find("plain"),
+                                  .chat = s->no_chat ? NULL : chat_template_find("plain"),
                                   .bos = -1,
                                   .stop = stop,
                                   .num_stop = 1,

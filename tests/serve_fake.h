@@ -24,6 +24,7 @@ struct fake_server {
     struct fake_lm lm;
     struct tokenizer *tok;
     struct serve_options o;
+    bool no_chat; /* without a template */
     struct serve *serve;
     int port;
 };

@@ -97,6 +97,7 @@ static void open_server(void)
     CHECK(engine_open(&lm, &o.engine, &server.engine, NULL) == RT_ok);
     CHECK(service_open(&m, &o, server.engine, &hooks, &server.plain, NULL) == RT_ok);
     o.api_key = "key";
+    m.chat = NULL;
     o.cors = "*";
     o.strict = true;
     CHECK(service_open(&m, &o, server.engine, &hooks, &server.keyed, NULL) == RT_ok);

@@ -599,6 +599,23 @@ static void test_answer_bytes(void **state)
     fake_server_close(&s);
 }
 
+static void test_no_template(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.no_chat = true;
+    fake_server_open(&s);
+    static const char *const path[] = {"/v1/chat/completions", "/tokenize"};
+    for (int i = 0; i < 2; i++) {
+        struct client_answer a = client_ask(
+            s.port, path[i], "{" MODEL "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}");
+        assert_int_equal(a.status, 400);
+        assert_non_null(strstr(a.body.p, "no chat template"));
+        client_free(&a);
+    }
+    fake_server_close(&s);
+}
+
 /* The model's numbers are broken: 500 without what is inside, an event where a stream has begun. */
 static void test_failure(void **state)
 {
@@ -778,6 +795,7 @@ int main(void)
         cmocka_unit_test(test_disconnects),
         cmocka_unit_test(test_never_reading),
         cmocka_unit_test(test_answer_bytes),
+        cmocka_unit_test(test_no_template),
         cmocka_unit_test(test_failure),
         cmocka_unit_test(test_ping),
         cmocka_unit_test(test_drain),
