@@ -69,25 +69,8 @@ static void free_arrays(struct engine *e)
         mem_free(p, a[i].bytes);
     }
     mem_free(e->depth, e->num_depth * sizeof *e->depth);
-    if (e->at) {
-        mem_free(e->bytes, e->at[e->m->about.vocab]);
-        mem_free(e->at, (size_t)(e->m->about.vocab + 1) * sizeof *e->at);
-    }
+    json_words_close(e->words);
     pages_close(e->pages);
-}
-
-static bool take_texts(struct engine *e)
-{
-    int64_t vocab = e->m->about.vocab;
-    e->at = mem_alloc((size_t)(vocab + 1) * sizeof *e->at);
-    if (!e->at) return false;
-    for (int64_t i = 0; i < vocab; i++) e->at[i + 1] = e->at[i] + e->o.text(e->o.arg, (int32_t)i).n;
-    e->bytes = mem_alloc(e->at[vocab]);
-    for (int64_t i = 0; e->bytes && i < vocab; i++) {
-        struct str s = e->o.text(e->o.arg, (int32_t)i);
-        if (s.n) memcpy(e->bytes + e->at[i], s.p, s.n);
-    }
-    return e->bytes;
 }
 
 static bool make_arrays(struct engine *e)
@@ -106,7 +89,8 @@ static bool make_arrays(struct engine *e)
     e->pages = pages_open(a->pages, e->o.max_sequences, e->o.snapshots);
     if (!good || !e->depth || !e->pages) return false;
     for (int64_t i = 0; i < e->o.max_sequences; i++) e->place[i].table = e->tables + i * e->columns;
-    return !e->o.text || take_texts(e);
+    if (e->o.text) e->words = json_words_open(e->o.text, e->o.arg, a->vocab);
+    return !e->o.text || e->words;
 }
 
 enum rt_status engine_open(struct lm *m, const struct engine_options *o, struct engine **out,
@@ -245,7 +229,7 @@ static enum rt_status check_request(const struct engine *e, const struct engine_
     if (r->num_bias > MANY || r->num_stop > MANY || r->top_logprobs < 0 ||
         r->top_logprobs > ENGINE_MAX_TOP)
         return rt_fail(err, RT_user, "too many biases, stop ids or logprobs are asked for");
-    if (r->json && !e->at)
+    if (r->json && !e->words)
         return rt_fail(err, RT_user, "the model's tokens have no texts, which JSON needs");
     if (r->depth && !a->num_sites)
         return rt_fail(err, RT_user, "the model has no depth attention to show");
@@ -367,6 +351,20 @@ void job_leaves_queue(struct engine *e, struct job *j)
     engine_release(e, j->r.num_prompt);
 }
 
+void engine_publish(struct engine *e)
+{
+    struct engine_stats *s = &e->s;
+    s->running = e->running;
+    s->pages = e->m->about.pages;
+    s->pages_cached = pages_cached(e->pages);
+    s->pages_used = s->pages - pages_available(e->pages);
+    s->states = e->m->about.states;
+    s->states_used = s->states ? e->running + pages_snapshots(e->pages) : 0;
+    pthread_mutex_lock(&e->lock);
+    e->shown = *s;
+    pthread_mutex_unlock(&e->lock);
+}
+
 /* What is left of it in the engine. */
 static void leave(struct engine *e, struct job *j, bool keep)
 {
@@ -400,6 +398,7 @@ void job_finish(struct engine *e, struct job *j, enum engine_finish why, const s
     while (*at != j) at = &(*at)->same_bucket;
     *at = j->same_bucket;
     pthread_mutex_unlock(&e->lock);
+    engine_publish(e); /* whoever hears of the end finds it counted */
     j->r.done(j->r.arg, &d);
     mem_free(j->saved, j->saved_bytes);
     mem_free(j, j->bytes);

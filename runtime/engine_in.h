@@ -4,7 +4,7 @@
 #ifndef STRATA_RUNTIME_ENGINE_IN_H
 #define STRATA_RUNTIME_ENGINE_IN_H
 #include "runtime/engine.h"
-#include "runtime/json_guide.h"
+#include "runtime/json_words.h"
 #include "runtime/pages.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -66,9 +66,8 @@ struct engine {
     struct sample_slot *scratch;
     float *depth; /* weights of all sites */
     size_t num_depth;
-    char *bytes; /* texts of all ids; id's are at[id] .. at[id + 1] - 1 */
-    size_t *at;
-    struct engine_stats s; /* but for what is under the lock */
+    struct json_words *words; /* NULL without texts */
+    struct engine_stats s;    /* but for what is under the lock */
     /* Under the lock. */
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -100,6 +99,8 @@ void list_remove(struct job_list *l, struct job *j);
  * may be NULL. */
 void job_finish(struct engine *e, struct job *j, enum engine_finish why,
                 const struct rt_error *err);
+/* The numbers become what engine_stats gives. */
+void engine_publish(struct engine *e);
 /* It leaves the queue for the first time. */
 void job_leaves_queue(struct engine *e, struct job *j);
 

@@ -211,21 +211,6 @@ static void prefill(struct engine *e)
     }
 }
 
-static void publish(struct engine *e)
-{
-    struct engine_stats *s = &e->s;
-
-    s->running = e->running;
-    s->pages = e->m->about.pages;
-    s->pages_cached = pages_cached(e->pages);
-    s->pages_used = s->pages - pages_available(e->pages);
-    s->states = e->m->about.states;
-    s->states_used = s->states ? e->running + pages_snapshots(e->pages) : 0;
-    pthread_mutex_lock(&e->lock);
-    e->shown = *s;
-    pthread_mutex_unlock(&e->lock);
-}
-
 bool engine_step(struct engine *e)
 {
     collect(e);
@@ -237,6 +222,6 @@ bool engine_step(struct engine *e)
         decode(e);
         prefill(e);
     }
-    publish(e);
+    engine_publish(e);
     return any;
 }

@@ -20,28 +20,6 @@ static bool is_stop(const struct job *j, int32_t id)
     return false;
 }
 
-static bool continues(const struct engine *e, const struct job *j, int32_t id)
-{
-    size_t n = e->at[id + 1] - e->at[id];
-    return n && json_guide_accepts(&j->guide, e->bytes + e->at[id], n);
-}
-
-/* row becomes `from` (which may be row) where the token continues the JSON text, else -infinity. */
-static enum rt_status mask_json(struct engine *e, const struct job *j, const float *from,
-                                struct rt_error *err)
-{
-    bool first[256], any = false;
-    for (int c = 0; c < 256; c++) first[c] = json_guide_accepts(&j->guide, (char[]){(char)c}, 1);
-    for (int32_t id = 0; id < e->m->about.vocab; id++) {
-        bool fits = e->at[id + 1] > e->at[id] && first[(unsigned char)e->bytes[e->at[id]]] &&
-                    continues(e, j, id);
-        e->row[id] = fits ? from[id] : -INFINITY;
-        any |= e->row[id] != -INFINITY;
-    }
-    return any ? RT_ok
-               : rt_fail(err, RT_machine, "no token of the vocabulary continues the JSON text");
-}
-
 static enum rt_status choose(struct engine *e, struct job *j, const float *logits, int32_t *id,
                              struct rt_error *err)
 {
@@ -63,8 +41,9 @@ static enum rt_status choose(struct engine *e, struct job *j, const float *logit
     /* The likeliest token most often fits, and then is the likeliest of those that fit. */
     const struct sampler greedy = {.top_p = 1};
     RT_TRY(sample_token(&greedy, logits, vocab, position, e->scratch, id, err));
-    if (j->r.sampler.temperature == 0 && continues(e, j, *id)) return RT_ok;
-    RT_TRY(mask_json(e, j, logits, err));
+    if (j->r.sampler.temperature == 0 && json_words_accepts(e->words, &j->guide, *id)) return RT_ok;
+    if (!json_words_mask(e->words, &j->guide, logits, e->row))
+        return rt_fail(err, RT_machine, "no token of the vocabulary continues the JSON text");
     return sample_token(&j->r.sampler, e->row, vocab, position, e->scratch, id, err);
 }
 
@@ -126,7 +105,7 @@ void job_token(struct engine *e, struct job *j, int64_t b, int64_t T)
     j->text[j->n++] = id;
     e->s.completion_tokens++;
     if (j->seen.list) sample_seen_add(&j->seen, id, true);
-    if (j->r.json) json_guide_take(&j->guide, e->bytes + e->at[id], e->at[id + 1] - e->at[id]);
+    if (j->r.json) json_words_take(e->words, &j->guide, id);
     bool text = deliver(e, j, id, logits, b * T + T - 1);
     if (text)
         job_finish(e, j, ENGINE_text, NULL);

@@ -1,4 +1,5 @@
 #include "runtime/json_guide.h"
+#include <string.h>
 
 enum state {
     START,      /* { */
@@ -220,4 +221,21 @@ bool json_guide_accepts(const struct json_guide *g, const char *p, size_t n)
 bool json_guide_complete(const struct json_guide *g)
 {
     return g->state == COMPLETE;
+}
+
+bool json_guide_in_string(const struct json_guide *g)
+{
+    return g->state == STRING;
+}
+
+bool json_guide_between(const struct json_guide *g)
+{
+    return g->state <= COMPLETE;
+}
+
+bool json_plain(const char *p, size_t n)
+{
+    struct json_guide g = {.state = STRING};
+    return !memchr(p, '"', n) && !memchr(p, '\\', n) && json_guide_take(&g, p, n) &&
+           g.state == STRING;
 }

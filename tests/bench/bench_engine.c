@@ -46,7 +46,7 @@ static void on_done(void *arg, const struct engine_done *d)
 
 static struct str text(void *arg, int32_t id)
 {
-    static const char *const words[] = {"{",   "\"", ":",  "}", " ", "word",
+    static const char *const words[] = {"{",   "\"", ":",  "x", " ", "word",
                                         " of", ",",  "12", "[", "]"};
     (void)arg;
     return str_of(words[id % 11]);
