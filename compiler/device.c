@@ -253,6 +253,7 @@ static enum rt_status run(struct plan *p, struct rt_error *err)
     struct gpu *g = p->program->s->device.gpu;
     const struct plan_value *v = p->value;
     uint32_t n = p->l->plan.num_values;
+    RT_TRY(gpu_use(g, err)); /* a server's engine has a thread of its own */
     for (uint32_t i = 0; i < n; i++)
         if (p->move[i] & MOVE_in) RT_TRY(gpu_put(g, v[i].device, v[i].p, v[i].bytes, err));
     RT_TRY(launch_recorded(p, err));
@@ -271,6 +272,7 @@ enum rt_status device_combine(struct session *s, struct session_span to, struct 
                               struct session_span b, enum combine_op op, struct rt_error *err)
 {
     int64_t n = (int64_t)to.n, blocks = (n + 4095) / 4096;
+    RT_TRY(gpu_use(s->device.gpu, err));
     struct sa_launch l = {{(uint32_t)(blocks < 4096 ? blocks : 4096), 1, 1}, 256, 0};
     const struct {
         cu_ptr to, a, b;

@@ -324,6 +324,7 @@ enum rt_status session_push(struct session *s, const struct plan_value *v, struc
 {
     if (!s->device.gpu) return RT_ok;
     RT_TRY(session_status(s, err));
+    RT_TRY(gpu_use(s->device.gpu, err));
     RT_TRY(gpu_put(s->device.gpu, v->device, v->p, v->bytes, err));
     return gpu_wait(s->device.gpu, err); /* a device that reads all memory may take its time */
 }
@@ -332,6 +333,7 @@ enum rt_status session_pull(struct session *s, const struct plan_value *v, struc
 {
     if (!s->device.gpu) return RT_ok;
     RT_TRY(session_status(s, err));
+    RT_TRY(gpu_use(s->device.gpu, err));
     RT_TRY(gpu_get(s->device.gpu, v->p, v->device, v->bytes, err));
     return gpu_wait(s->device.gpu, err);
 }

@@ -105,6 +105,12 @@ void gpu_close(struct gpu *g)
     free(g);
 }
 
+enum rt_status gpu_use(struct gpu *g, struct rt_error *err)
+{
+    TRY(cuCtxSetCurrent(g->context));
+    return RT_ok;
+}
+
 const struct gpu_about *gpu_about(const struct gpu *g)
 {
     return &g->about;

@@ -1,7 +1,8 @@
 /* One GPU through NVIDIA's driver: memory, copies, launches, products of cuBLAS, and recordings of
  * all these that run again at one call. Everything is ordered: there is one stream. Every function
  * that returns a status gives RT_machine when the driver refuses; what a kernel does wrong is found
- * by a later call, gpu_wait at the latest. A gpu is used by one thread at a time. */
+ * by a later call, gpu_wait at the latest. A gpu is used by one thread at a time: the one that
+ * opened it, or one that called gpu_use. */
 #ifndef STRATA_RUNTIME_GPU_H
 #define STRATA_RUNTIME_GPU_H
 #include "abi.h"
@@ -27,6 +28,8 @@ enum rt_status gpu_open(int ordinal, struct gpu **out, struct rt_error *err);
 /* Frees everything that came from it. NULL is fine. */
 void gpu_close(struct gpu *g);
 const struct gpu_about *gpu_about(const struct gpu *g);
+/* From now on this thread uses it. Cheap. */
+enum rt_status gpu_use(struct gpu *g, struct rt_error *err);
 
 /* Bytes of the device that nobody has. */
 enum rt_status gpu_memory(struct gpu *g, size_t *left, struct rt_error *err);
