@@ -3,6 +3,7 @@
  * themselves (text/gemm.c, compiled once for all models). */
 #include "codegen/cpu.h"
 #include "codegen/gemm_shape.h"
+#include "panel.h"
 
 enum { TRANS_A = 1, ADD = 2, TRANS_B = 8 }; /* GEMM_* of text/gemm.c */
 
@@ -16,18 +17,21 @@ static const char loss_text[] =
 #include "text/token.c.inc"
     ;
 
-/* The products; those on bf16 stand on the float32 text, which a translation unit has once. */
-#define GEMM_ONCE      \
-    "#ifndef K_GEMM\n" \
-    "#define K_GEMM\n"
-static const char gemm_text[] = GEMM_ONCE
+/* The products; those on bf16 stand on the float32 text, those by weights in panels on both, and a
+ * translation unit has each text once. */
+#define ONCE(name) "#ifndef " name "\n#define " name "\n"
+#define END_ONCE "#endif\n"
+static const char gemm_text[] = ONCE("K_GEMM")
 #include "text/gemm.c.inc"
-    "#endif\n";
-static const char gemm_bf16_text[] = GEMM_ONCE
+    END_ONCE;
+static const char gemm_bf16_text[] = ONCE("K_GEMM")
 #include "text/gemm.c.inc"
-    "#endif\n"
+    END_ONCE ONCE("K_GEMM_BF16")
 #include "text/gemm_bf16.c.inc"
-    ;
+        END_ONCE;
+static const char kept_text[] = ONCE("K_KEPT")
+#include "text/kept.c.inc"
+    END_ONCE;
 
 /* Operands are rounded to bf16 and multiplied in pairs. Not where k is the rows of an expert, as a
  * pair may belong to two. */
@@ -109,6 +113,56 @@ static struct cg_step *own(const struct cg_emit *e, const char *symbol, const ch
     s->grain = p.grain;
     s->scratch = (size_t)cg_gemm_own_scratch(k, p.nb);
     return s;
+}
+
+/* A step of the product by the stored parameter that is operand 1: `what` is k_kept or
+ * k_kept_grouped. `refs` gets the scales where there are some. */
+static struct cg_step *kept_step(const struct cg_emit *e, const char *what, const char *label,
+                                 struct cg_ref *refs, size_t n)
+{
+    ir_id w = ir_src(e->g, e->n, 1);
+    enum ir_store store = ir_stored(e->g, w);
+    if (store == STORE_f32 && bf16(e)) BUG("float32 panels for a product of bf16 numbers");
+    const char *form = symbol_of(e, store_word(store));
+    struct cg_step *s = shared(e, str_fmt(e->a, "%s_%s", what, store_word(store)), label);
+    s->text = str_of(
+        str_fmt(e->a, "%s%sKEPT_%s\n", bf16(e) ? gemm_bf16_text : gemm_text, kept_text, form));
+    s->beside[0] = str_fmt(e->a, "k_kept_%s", form);
+    s->beside[1] = str_fmt(e->a, "k_kept_grouped_%s", form);
+    s->scratch = (size_t)cg_gemm_kept_scratch();
+    if (store == STORE_i8) {
+        refs[n] = S_(1);
+        refs[n++].offset = store_scales(store_shape(e->g, w));
+    }
+    cg_refs(e->a, s, refs, n);
+    return s;
+}
+
+static void kept(const struct cg_emit *e)
+{
+    int64_t m = dim(e, 0, 1), k = dim(e, 0, 0), n = dim(e, 1, 1);
+    struct cg_gemm_plan p = cg_gemm_plan(m, n, k);
+    struct cg_ref refs[4] = {R_(0), S_(0), S_(1)};
+    struct cg_step *s = kept_step(e, "k_kept", "gemm", refs, 3);
+    cg_nums(e->a, s,
+            CG_NUMS(m, n, k, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0), p.mb, p.nb));
+    s->items = p.items;
+}
+
+static void kept_grouped(const struct cg_emit *e)
+{
+    int64_t rows = dim(e, 0, 1), k = dim(e, 0, 0), experts = dim(e, 1, 2), n = dim(e, 1, 1);
+    struct cg_stack_plan p = cg_gemm_stack_plan(experts, (rows + experts - 1) / experts, n, k);
+    struct cg_ref refs[5] = {R_(0), S_(0), S_(1), S_(2)};
+    struct cg_step *s = kept_step(e, "k_kept_grouped", "grouped", refs, 4);
+    cg_nums(e->a, s, CG_NUMS(n, k, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0), p.nb));
+    s->items = p.items;
+    s->grain = p.grain;
+}
+
+static bool is_kept(const struct cg_emit *e)
+{
+    return ir_stored(e->g, ir_src(e->g, e->n, 1)) > STORE_rows;
 }
 
 static void matmul(const struct cg_emit *e)
@@ -251,10 +305,10 @@ void cg_cpu_gemm(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_b
                  const struct cg_target *t, struct cg_lowering *out)
 {
     const struct cg_emit e = {a, g, n, b, out};
-    if (bf16(&e) && !t->bf16_dot) BUG("a bf16 product for a CPU without them");
+    (void)t;
     switch (ir_at(g, n)->op) {
-    case OP_matmul: matmul(&e); break;
-    case OP_grouped_matmul: grouped(&e); break;
+    case OP_matmul: is_kept(&e) ? kept(&e) : matmul(&e); break;
+    case OP_grouped_matmul: is_kept(&e) ? kept_grouped(&e) : grouped(&e); break;
     case OP_grouped_matmul_dw: grouped_dw(&e); break;
     case OP_head_nll: head_nll(&e); break;
     case OP_head_loss: head_loss(&e); break;

@@ -1,6 +1,7 @@
 /* Token operations on the CPU: embedding, cross-entropy, counts, sums, and copies for concats and
  * reshapes that cannot be views. */
 #include "codegen/cpu.h"
+#include "panel.h"
 
 #pragma GCC diagnostic ignored "-Woverlength-strings"
 static const char text[] =
@@ -14,8 +15,25 @@ static struct cg_step *add(const struct cg_emit *e, const char *name, const char
     return cg_add_section(e->a, e->g, e->n, e->out, text, name, &v, var != NULL);
 }
 
+/* From a table in panels. */
+static void embed_kept(const struct cg_emit *e, enum ir_store store)
+{
+    int64_t d = cg_src_cols(e->g, e->n, 0, e->b), rows = cg_src_cols(e->g, e->n, 1, e->b);
+    struct cg_step *s = add(e, str_fmt(e->a, "embed_%s", store_word(store)), "D", d);
+    struct cg_ref refs[] = {S_(0), S_(1), R_(0), S_(0)};
+    if (store == STORE_i8) refs[3].offset = store_scales(store_shape(e->g, ir_src(e->g, e->n, 0)));
+    cg_refs(e->a, s, refs, store == STORE_i8 ? 4 : 3);
+    cg_nums(e->a, s, CG_NUMS(d));
+    cg_items(s, rows, 64 * d); /* a line of memory for every element or two */
+}
+
 static void embed(const struct cg_emit *e)
 {
+    enum ir_store store = ir_stored(e->g, ir_src(e->g, e->n, 0));
+    if (store > STORE_rows) {
+        embed_kept(e, store);
+        return;
+    }
     int64_t d = cg_src_cols(e->g, e->n, 0, e->b), rows = cg_src_cols(e->g, e->n, 1, e->b);
     struct cg_step *s = add(e, "embed", "D", d);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0)));

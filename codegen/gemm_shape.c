@@ -87,6 +87,11 @@ int64_t cg_gemm_own_scratch(int64_t k, int64_t nb)
     return cg_gemm_scratch() + nb * k * 4;
 }
 
+int64_t cg_gemm_kept_scratch(void)
+{
+    return cg_gemm_scratch() + (int64_t)NR * (KC + 2) * 4;
+}
+
 struct cg_gemm_plan cg_gemm_grouped_dw_plan(int64_t rows, int64_t m, int64_t n, int64_t experts)
 {
     struct cg_gemm_plan p = cg_gemm_plan(m, n, div_up(rows, at_least(experts, 1)));

@@ -30,6 +30,8 @@ struct cg_stack_plan {
 struct cg_stack_plan cg_gemm_stack_plan(int64_t products, int64_t m, int64_t n, int64_t k);
 /* Bytes of scratch per thread for items that pack `nb` columns themselves. */
 int64_t cg_gemm_own_scratch(int64_t k, int64_t nb);
+/* Bytes of scratch per thread for products by weights in panels (kept.c). */
+int64_t cg_gemm_kept_scratch(void);
 /* The cut of k_gemm_grouped_dw: per expert C_e[m,n]. */
 struct cg_gemm_plan cg_gemm_grouped_dw_plan(int64_t rows, int64_t m, int64_t n, int64_t experts);
 /* Bytes of scratch per thread for every other kernel of gemm.c. */

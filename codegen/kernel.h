@@ -50,7 +50,6 @@ struct cg_lowering {
 };
 
 struct cg_target {   /* what the emitter must know of the machine */
-    bool bf16_dot;   /* CPU: vdpbf16ps is there */
     unsigned sm;     /* compute capability, as 90; 0: a CPU */
     bool no_library; /* CUDA: all products by kernels of ours */
 };

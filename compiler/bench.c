@@ -82,6 +82,15 @@ static void add_work(struct bench *b, const struct plan *p, double times)
     for (ir_id i = 0; i < g->node.n; i++) b->flops += times * bench_flops(g, i, plan_bind(p));
     for (size_t i = 0; i < n; i++)
         if (!str_starts(str_of(v[i].name), "new.cache.")) b->bytes += times * (double)v[i].bytes;
+    const struct layout_stored *w = session_stored(b->t.run.session, &n);
+    for (size_t i = 0; i < n; i++) b->bytes += times * (double)w[i].bytes;
+}
+
+static double weight_bytes(const struct ir_graph *g, ir_id w, struct ir_bind bind)
+{
+    enum ir_store s = ir_stored(g, w);
+    if (s == STORE_none) return 4 * (double)type_count(g->types, ir_at(g, w)->type, bind);
+    return (double)store_total_bytes(s, store_shape(g, ir_view(g, w).root));
 }
 
 /* Bytes of pages that no window reaches. */
@@ -110,8 +119,7 @@ static double unread(const struct bench *b)
         const struct ir_bind bind = plan_bind(b->plan);
         double parts = (double)dim_value(ir_ty(g, w)->dim[0], bind);
         double used = (double)dim_value(ir_rows(g, n), bind);
-        if (used < parts)
-            bytes += (1 - used / parts) * 4 * (double)type_count(g->types, ir_at(g, w)->type, bind);
+        if (used < parts) bytes += (1 - used / parts) * weight_bytes(g, w, bind);
     }
     return bytes;
 }
@@ -131,8 +139,7 @@ void bench_open(struct bench *b, struct cli *c, const char *path, const struct b
     else
         open_decode(b, c, o, run);
     begin = mem_seconds();
-    weights_init(b->t.run.params, b->model->train.seed, b->t.run.weights);
-    run_push(&b->t.run);
+    run_init(&b->t.run, b->model->train.seed);
     b->seconds.init = mem_seconds() - begin;
     if (program == BENCH_train) {
         add_work(b, b->t.train, (double)b->t.micro);

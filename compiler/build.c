@@ -13,15 +13,42 @@ const char *b_name(struct builder *b, const char *fmt, ...)
     return sb_take(&s, b->g->arena).p;
 }
 
-ir_id b_param(struct builder *b, const char *name)
+static ir_id leaf(struct builder *b, const struct param *p, enum ir_store store, int rank,
+                  const int64_t *dim)
+{
+    struct ir_dim d[3];
+    for (int i = 0; i < rank; i++) d[i] = dim_const(dim[i]);
+    ir_type_id t = type_add(b->g->types, IR_f32, (unsigned)rank, d);
+    enum ir_op op = p->kind == PARAM_state ? OP_input : OP_param;
+    const struct ir_attr attr[] = {A_STR(name, p->name), A_STR(store, store_word(store))};
+    return ir_add_typed(b->g, op, t, NO_SRCS, attr, store ? 2 : 1, p->name);
+}
+
+static const struct param *find(struct builder *b, const char *name)
 {
     const struct param *p = params_find(b->ps, name);
     if (!p) BUG("no parameter %s", name);
-    struct ir_dim d[3];
-    for (int i = 0; i < p->rank; i++) d[i] = dim_const(p->dim[i]);
-    ir_type_id t = type_add(b->g->types, IR_f32, (unsigned)p->rank, d);
-    enum ir_op op = p->kind == PARAM_state ? OP_input : OP_param;
-    return ir_add_typed(b->g, op, t, NO_SRCS, ATTRS(A_STR(name, p->name)), p->name);
+    return p;
+}
+
+ir_id b_param(struct builder *b, const char *name)
+{
+    const struct param *p = find(b, name);
+    return leaf(b, p, b->options->store ? STORE_rows : STORE_none, p->rank, p->dim);
+}
+
+ir_id b_weight(struct builder *b, const char *name, int64_t parts)
+{
+    const struct param *p = find(b, name);
+    int64_t k = p->dim[p->rank - 1];
+    const int64_t dim[] = {parts, parts ? p->count / k / parts : 0, k};
+    return parts ? leaf(b, p, b->options->store, 3, dim)
+                 : leaf(b, p, b->options->store, p->rank, p->dim);
+}
+
+enum ir_store build_store(const struct model *m)
+{
+    return m->train.precision == PREC_bf16 ? STORE_bf16 : STORE_f32;
 }
 
 bool b_bf16(const struct builder *b)
@@ -35,6 +62,11 @@ ir_id b_round(struct builder *b, ir_id x)
 }
 
 ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name)
+{
+    return ir_matmul_as(b->g, x, b_weight(b, w, 0), false, true, b_bf16(b), name);
+}
+
+ir_id b_linear_exact(struct builder *b, ir_id x, const char *w, const char *name)
 {
     return ir_matmul_as(b->g, x, b_param(b, w), false, true, b_bf16(b), name);
 }
@@ -205,7 +237,7 @@ struct ir_graph *build_model(struct arena *a, const struct model *m, const struc
         b->pages = input(b, IR_i32, dim_sym(SYM_B, o->context / IR_PAGE), "pages");
         b->states = input(b, IR_i32, dim_sym(SYM_B, 1), "states");
     }
-    ir_id table = b_param(b, "model.embed_tokens.weight");
+    ir_id table = b_weight(b, "model.embed_tokens.weight", 0);
     ir_id emb = b_round(b, ir_add(g, OP_embed, SRCS(table, tokens), NO_ATTRS, "embed"));
     ir_id h = m->residual == RESIDUAL_attnres ? attnres(b, emb) : standard(b, emb);
     g->cur_span = (struct span){0};

@@ -3,6 +3,7 @@
 #ifndef STRATA_COMPILER_BUILD_H
 #define STRATA_COMPILER_BUILD_H
 #include "compiler/params.h"
+#include "panel.h"
 
 enum build_program {
     BUILD_forward, /* tokens i32[N] -> logits f32[N,V] */
@@ -28,7 +29,14 @@ struct build_options {
      * multiple of 64), and whether logits are those of all tokens, f32[N,V] */
     int64_t pages, states, context;
     bool all_logits;
+    /* BUILD_decode on a CPU: what matrices of products and the embedding table are stored as, which
+     * puts all parameters into SA_weights (panel.h). The router's and the decays' matrices, and
+     * everything that is no such matrix, stay float32. STORE_none: all are named values. */
+    enum ir_store store;
 };
+/* The storage that changes no bit of the model's logits: where products round to bf16, bf16, else
+ * float32. */
+enum ir_store build_store(const struct model *m);
 
 /* Pages of a sequence of so many tokens. */
 static inline int64_t build_pages(int64_t tokens)

@@ -18,6 +18,16 @@ static ir_id router_bias(struct builder *b, const struct ffn *f, const char *p)
     return ir_add_typed(b->g, OP_const, t, NO_SRCS, ATTRS(A_NUM(value, 0)), NULL);
 }
 
+/* The matrices of all experts as [E,n,k]. Panels are cut by what the node says, so there it says
+ * so; elsewhere it has its own dims in all programs. */
+static ir_id stack(struct builder *b, const char *name, int64_t e, int64_t n, int64_t k)
+{
+    if (b->options->store) return b_weight(b, name, e);
+    ir_type_id t = type_add(b->g->types, IR_f32, 3,
+                            (struct ir_dim[]){dim_const(e), dim_const(n), dim_const(k)});
+    return ir_reshape(b->g, b_param(b, name), t);
+}
+
 /* The routed experts on x [N,d] -> [N,d]: sort assignments by expert, two grouped products,
  * combine. */
 static ir_id routed(struct builder *b, const struct ffn *f, ir_id x, ir_id ids, ir_id w,
@@ -30,14 +40,12 @@ static ir_id routed(struct builder *b, const struct ffn *f, ir_id x, ir_id ids, 
         ir_add(g, OP_moe_sort, SRCS(ids), ATTRS(A_INT(experts, e)), b_name(b, "%s.sort", p));
     ir_id off = ir_get(g, sorted, 0), order = ir_get(g, sorted, 1), place = ir_get(g, sorted, 2);
     ir_id xg = ir_add(g, OP_moe_gather, SRCS(x, order, place), ATTRS(A_INT(k, k)), NULL);
-    ir_type_id up_t = type_add(g->types, IR_f32, 3,
-                               (struct ir_dim[]){dim_const(e), dim_const(2 * width), dim_const(d)});
-    ir_id w13 = ir_reshape(g, b_param(b, b_name(b, "%s.experts.w13", p)), up_t);
+    ir_id w13 = stack(b, b_name(b, "%s.experts.w13", p), e, 2 * width, d);
     ir_id h = ir_add(g, OP_grouped_matmul, SRCS(xg, w13, off),
                      ATTRS(A_INT(tb, 1), A_INT(bf16, b_bf16(b))), b_name(b, "%s.w13", p));
     ir_id y = b_activation(b, f->activation, ir_slice(g, h, 1, 0, width),
                            ir_slice(g, h, 1, width, 2 * width));
-    ir_id w2 = b_param(b, b_name(b, "%s.experts.w2", p));
+    ir_id w2 = b_weight(b, b_name(b, "%s.experts.w2", p), 0);
     y = ir_add(g, OP_grouped_matmul, SRCS(y, w2, off), ATTRS(A_INT(tb, 1), A_INT(bf16, b_bf16(b))),
                b_name(b, "%s.w2", p));
     ir_type_id load_t = ir_type1(g, IR_f32, dim_const(e));

@@ -27,12 +27,16 @@ struct builder {
 const char *b_name(struct builder *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* A parameter by its IR name. */
 ir_id b_param(struct builder *b, const char *name);
+/* The same for one that only products read as their second operand, transposed, or embeddings; as
+ * `parts` matrices where that is not 0. */
+ir_id b_weight(struct builder *b, const char *name, int64_t parts);
 /* Whether products round their operands to bf16. */
 bool b_bf16(const struct builder *b);
 /* bf16 rounding of a value where the precision asks for it. */
 ir_id b_round(struct builder *b, ir_id x);
-/* x W^T for a parameter W. */
+/* x W^T for a parameter W; b_linear_exact: for one that stays float32 in serving programs. */
 ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name);
+ir_id b_linear_exact(struct builder *b, ir_id x, const char *w, const char *name);
 /* RMSNorm over the columns with the model eps; b_norm follows model.norm.type. */
 ir_id b_rmsnorm(struct builder *b, ir_id x, const char *gain);
 ir_id b_norm(struct builder *b, ir_id x, const char *gain);

@@ -31,8 +31,8 @@ static const char help[] =
     "  --batch N          of decode: sequences (1)\n"
     "  --profile          where the time goes, by kind of kernel\n"
     "  --first            only the way to the first step: what each part of it takes\n"
-    "  --json             one JSON object on standard output instead of the text\n" RUN_DEVICE_HELP
-        RUN_HELP BENCH_URL_HELP;
+    "  --json             one JSON object on standard output instead of the text\n" RUN_DTYPE_HELP
+        RUN_DEVICE_HELP RUN_HELP BENCH_URL_HELP;
 
 enum { WARM_UP = 3, PROFILED = 5 };
 
@@ -295,8 +295,8 @@ int cmd_bench(int argc, char **argv)
                                 {"context", CLI_int, &o.bench.context},
                                 {"batch", CLI_int, &o.bench.batch},
                                 {"profile", CLI_flag, &o.profile}, {"first", CLI_flag, &o.first},
-                                {"json", CLI_flag, &o.json}, RUN_DEVICE(o.run), RUN_OPTIONS(o.run),
-                                BENCH_URL_OPTIONS(o.url)));
+                                {"json", CLI_flag, &o.json}, RUN_DEVICE(o.run), RUN_DTYPE(o.run),
+                                RUN_OPTIONS(o.run), BENCH_URL_OPTIONS(o.url)));
     if (o.url.url) {
         cli_no_set(&c);
         if (c.arg.n) cli_fail((enum rt_status)EXIT_USAGE, "--url takes no spec");

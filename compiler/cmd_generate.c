@@ -20,7 +20,7 @@ static const char help[] =
     "  strata generate examples/tiny-moe/spec.yaml --weights out/tiny-moe --prompt 'And God "
     "said'\n\n"
     "  --weights W        safetensors file, Hugging Face folder, step folder or run "
-    "folder\n" GENERATE_HELP RUN_DEVICE_HELP RUN_HELP;
+    "folder\n" GENERATE_HELP RUN_DTYPE_HELP RUN_DEVICE_HELP RUN_HELP;
 
 struct gen {
     struct run r;
@@ -73,8 +73,8 @@ int cmd_generate(int argc, char **argv)
     char found[PATH_MAX];
     const char *weights = NULL;
     cli_parse(&c, argc, argv, help, 1,
-              CLI_OPTIONS({"weights", CLI_text, &weights}, GENERATE_OPTIONS(what), RUN_DEVICE(o),
-                          RUN_OPTIONS(o)));
+              CLI_OPTIONS({"weights", CLI_text, &weights}, GENERATE_OPTIONS(what), RUN_DTYPE(o),
+                          RUN_DEVICE(o), RUN_OPTIONS(o)));
     if (!weights) cli_fail((enum rt_status)EXIT_USAGE, "generate needs --weights");
     const char *wrong = generate_wrong(&what);
     if (wrong) cli_fail((enum rt_status)EXIT_USAGE, "%s", wrong);

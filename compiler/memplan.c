@@ -143,18 +143,34 @@ static void add_named(struct planner *c, const char *name, ir_id n, struct sa_bu
     vec_push(c->a, &c->p->named, x);
 }
 
+/* The place of a parameter with the attribute `store`; its memory is no array of its type, so it is
+ * no named value. */
+static uint32_t stored_buffer(struct planner *c, const char *name, ir_id n)
+{
+    const struct layout_stored *x =
+        layout_store(c->layout, name, ir_stored(c->g, n), store_shape(c->g, n));
+    if (!x) BUG("%s: '%s' is stored otherwise in an earlier program", c->g->program, name);
+    uint32_t b = new_buffer(c, name, x->bytes);
+    c->p->buf.p[b].at = (struct sa_buf){SA_weights, x->offset};
+    return b;
+}
+
 static uint32_t leaf_buffer(struct planner *c, ir_id n)
 {
     const char *name = ir_word(c->g, n, AK_name, NULL);
     if (!name) name = ir_name(c->g, n);
     if (!*name) BUG("%s: node %u has no name", c->g->program, n);
-    uint32_t *have = map_str(&c->named, str_of(name));
+    uint32_t *have = map_str(&c->named, str_of(name)), b;
     if (*have) return *have - 1;
-    uint32_t b = new_buffer(c, name, value_bytes(c, n));
-    c->p->buf.p[b].at = named_place(c, name, ir_at(c->g, n)->type);
+    if (ir_stored(c->g, n)) {
+        b = stored_buffer(c, name, n);
+    } else {
+        b = new_buffer(c, name, value_bytes(c, n));
+        c->p->buf.p[b].at = named_place(c, name, ir_at(c->g, n)->type);
+        add_named(c, name, n, c->p->buf.p[b].at);
+    }
     c->p->buf.p[b].named = true;
-    *have = b + 1;
-    add_named(c, name, n, c->p->buf.p[b].at);
+    *map_str(&c->named, str_of(name)) = b + 1;
     return b;
 }
 
@@ -361,6 +377,7 @@ struct memplan *memplan_make(struct arena *a, const struct ir_graph *g, struct i
     find_lifetimes(&c);
     place_scratch(&c);
     c.p->bytes[SA_persistent] = l->bytes;
+    c.p->bytes[SA_weights] = l->stored_bytes;
     return c.p;
 }
 
@@ -403,6 +420,7 @@ void layout_init(struct layout *l, struct arena *a)
 {
     *l = (struct layout){.arena = a};
     map_init(&l->by_name, a);
+    map_init(&l->stored_by_name, a);
 }
 
 const struct layout_item *layout_find(const struct layout *l, const char *name)
@@ -427,6 +445,21 @@ const struct layout_item *layout_add(struct layout *l, const char *name, enum ir
     const struct layout_item *have = &l->item.p[*at - 1];
     bool same = have->dtype == dtype && have->rank == rank;
     return same && !memcmp(have->dims, x.dims, sizeof x.dims) ? have : NULL;
+}
+
+const struct layout_stored *layout_store(struct layout *l, const char *name, enum ir_store store,
+                                         struct store_shape shape)
+{
+    uint32_t *at = map_str(&l->stored_by_name, str_of(name));
+    if (!*at) {
+        struct layout_stored x = {str_dup(l->arena, str_of(name)), store, shape, l->stored_bytes,
+                                  (uint64_t)store_total_bytes(store, shape)};
+        l->stored_bytes += aligned(x.bytes);
+        vec_push(l->arena, &l->stored, x);
+        *at = (uint32_t)l->stored.n;
+    }
+    const struct layout_stored *have = &l->stored.p[*at - 1];
+    return have->store == store && !memcmp(&have->shape, &shape, sizeof shape) ? have : NULL;
 }
 
 /* ---- check ---- */
@@ -487,7 +520,7 @@ const char *memplan_check(const struct memplan *p, struct arena *a)
 
 void memplan_print(const struct memplan *p, struct sb *out)
 {
-    static const char *const arena[] = {"persistent", "slot", "scratch"};
+    static const char *const arena[] = {"persistent", "slot", "scratch", "weights"};
     for (int i = 0; i < SA_external; i++)
         sb_printf(out, "arena %d %s %llu bytes\n", i, arena[i], (unsigned long long)p->bytes[i]);
     sb_printf(out, "alive at once in scratch %llu bytes\n", (unsigned long long)p->live);

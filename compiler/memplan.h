@@ -1,5 +1,6 @@
 /* Memory planning: every value of a K graph gets a place (arena, offset) for one (B, T).
  *   SA_persistent  named values of constant size: one layout for all programs of a process
+ *   SA_weights     parameters with the attribute `store`, likewise
  *   SA_slot        named inputs and outputs whose size depends on the run
  *   SA_scratch     everything else, by lifetimes
  * A lifetime goes from the definition to the last use, in node order. Views share the memory of
@@ -9,7 +10,7 @@
 #ifndef STRATA_COMPILER_MEMPLAN_H
 #define STRATA_COMPILER_MEMPLAN_H
 #include "abi.h"
-#include "graph.h"
+#include "panel.h"
 
 /* Where named values of constant size lie. Grows; what has a place keeps it. */
 struct layout_item {
@@ -19,18 +20,30 @@ struct layout_item {
     int64_t dims[SA_RANK];
     uint64_t offset, bytes;
 };
+struct layout_stored { /* a parameter in SA_weights */
+    const char *name;
+    enum ir_store store;
+    struct store_shape shape;
+    uint64_t offset, bytes;
+};
 struct layout {
     struct arena *arena;
     struct map by_name; /* index + 1 */
     VEC(struct layout_item) item;
-    uint64_t bytes; /* of the arena */
+    uint64_t bytes; /* of SA_persistent */
+    struct map stored_by_name;
+    VEC(struct layout_stored) stored; /* offsets ascend */
+    uint64_t stored_bytes;            /* of SA_weights */
 };
 void layout_init(struct layout *l, struct arena *a);
-/* The place of a name, NULL where it has none. */
+/* The place of a name in SA_persistent, NULL where it has none. */
 const struct layout_item *layout_find(const struct layout *l, const char *name);
 /* The place of a name of this type, a new one where it has none; NULL where it has another type. */
 const struct layout_item *layout_add(struct layout *l, const char *name, enum ir_dtype dtype,
                                      uint32_t rank, const int64_t *dims);
+/* The same in SA_weights. */
+const struct layout_stored *layout_store(struct layout *l, const char *name, enum ir_store store,
+                                         struct store_shape shape);
 
 struct mem_buffer {
     const char *name; /* of the value it was made for, for people */
@@ -66,7 +79,7 @@ struct memplan {
     uint32_t *work; /* buffer of each node's workspace, UINT32_MAX = none */
     VEC(struct mem_named) named;
     VEC(struct mem_copy) copy;   /* to be done after the last node, in this order */
-    uint64_t bytes[SA_external]; /* of each arena; of SA_persistent: the whole layout's */
+    uint64_t bytes[SA_external]; /* of each arena; of persistent and weights: the whole layout's */
     uint64_t live;               /* most scratch bytes alive at once: no plan can be smaller */
 };
 

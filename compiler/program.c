@@ -21,8 +21,6 @@ enum rt_status session_open(const struct session_options *o, struct session **ou
         return st;
     }
     s->target.no_library = o->no_library;
-    enum cpu_kind kind = cpu_find(s->o.cpu);
-    s->target.bf16_dot = kind == CPU_KINDS ? cpu_runs(CPU_v4_bf16) : cpu_about(kind)->bf16_dot;
     if (s->o.gpu && (sscanf(s->o.gpu, "sm_%u", &s->target.sm) != 1 || !s->target.sm)) {
         st = rt_fail(err, RT_user, "no architecture '%s': it is sm_80, sm_90a, sm_100 ...",
                      s->o.gpu);
@@ -50,12 +48,8 @@ void session_close(struct session *s)
     jit_close(s->jit);
     reserve_close(&s->persistent);
     reserve_close(&s->scratch);
+    reserve_close(&s->weights);
     arena_close(s->a);
-}
-
-bool session_bf16(const struct session *s)
-{
-    return s->target.bf16_dot || s->target.sm;
 }
 
 const struct gpu_about *session_device(const struct session *s)
@@ -161,6 +155,7 @@ static enum rt_status get_memory(struct session *s, struct rt_error *err)
                                (unsigned long long)bytes[SA_slot]);
         }
     RT_TRY(reserve_grow(&s->persistent, s->layout.bytes, err));
+    if (s->layout.stored_bytes) RT_TRY(reserve_grow(&s->weights, s->layout.stored_bytes, err));
     return s->device.gpu ? RT_ok : reserve_grow(&s->scratch, scratch, err);
 }
 
@@ -272,6 +267,7 @@ static enum rt_status ready(struct session *s, struct plan *p, struct rt_error *
         p->l->code[j].fn = s->fn.p[*map_find(&s->loaded, str_of(p->l->code[j].symbol)) - 1];
     struct exec_options o = {.memory = {[SA_persistent] = s->persistent.base,
                                         [SA_slot] = p->slot,
+                                        [SA_weights] = s->weights.base,
                                         [SA_scratch] = s->scratch.base}};
     return exec_open(&p->l->plan, s->pool, &o, &p->exec, err);
 }
@@ -367,6 +363,22 @@ void session_combine(struct session *s, struct session_span to, struct session_s
         d->failed = device_combine(s, to, a, b, op, &d->failure);
 }
 
+const struct layout_stored *session_stored(const struct session *s, size_t *n)
+{
+    *n = s->layout.stored.n;
+    return s->layout.stored.p;
+}
+
+uint64_t session_weights_bytes(const struct session *s)
+{
+    return s->layout.stored_bytes;
+}
+
+void *session_weights(const struct session *s)
+{
+    return s->weights.base;
+}
+
 /* ---- plans ---- */
 
 const struct plan_value *plan_values(const struct plan *plan, size_t *n)
@@ -411,6 +423,7 @@ const struct sa_plan *plan_flat(const struct plan *plan, void *memory[SA_externa
     memory[SA_persistent] = s->persistent.base;
     memory[SA_slot] = plan->slot;
     memory[SA_scratch] = s->scratch.base;
+    memory[SA_weights] = s->weights.base;
     return &plan->l->plan;
 }
 
@@ -442,6 +455,7 @@ void program_memory(const struct plan *plan, uint64_t bytes[SA_external])
 {
     for (int i = 0; i < SA_external; i++) bytes[i] = plan->l->plan.arena_bytes[i];
     bytes[SA_persistent] = plan->program->s->layout.bytes;
+    bytes[SA_weights] = plan->program->s->layout.stored_bytes;
 }
 
 struct plan_size plan_size(const struct plan *plan)

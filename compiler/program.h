@@ -66,8 +66,6 @@ void program_emit_c(struct program *p, int64_t B, int64_t T, const char *title, 
 /* Makes all plans so far ready: memory, threads, and every kernel that is not loaded yet, compiled
  * together. Quick when nothing is missing. rep may be NULL. Statuses as jit_load, exec_open. */
 enum rt_status session_compile(struct session *s, struct jit_report *rep, struct rt_error *err);
-/* Whether what the session plans for has bf16 products (train.precision: bf16). */
-bool session_bf16(const struct session *s);
 /* The device; NULL on a CPU. */
 const struct gpu_about *session_device(const struct session *s);
 /* Bytes of the device that nobody has. */
@@ -91,6 +89,14 @@ struct plan_value {
 /* From the host's mirror to the device, and back; nothing on a CPU. */
 enum rt_status session_push(struct session *s, const struct plan_value *v, struct rt_error *err);
 enum rt_status session_pull(struct session *s, const struct plan_value *v, struct rt_error *err);
+
+/* Parameters of serving programs (build_options.store) lie in an arena of their own, SA_weights,
+ * which is the same bytes whatever CPU and plans: its items in the order of their offsets (valid
+ * until the next program_plan), its size, and, after session_compile, its memory.
+ * compiler/pack.h fills it. They are no plan values. */
+const struct layout_stored *session_stored(const struct session *s, size_t *n);
+uint64_t session_weights_bytes(const struct session *s);
+void *session_weights(const struct session *s);
 
 /* Memory beside the values of plans: `count` floats, zero at first, ready after the next
  * session_compile. Names differ from all others. */

@@ -9,9 +9,25 @@ struct texts { /* of passes, shown when the session is ready */
 };
 static struct texts texts;
 
+/* The storage of serving programs by --dtype. Float32 under bf16 products is bf16: the same bits.
+ */
+static enum ir_store store_of(const struct model *m, const struct run_options *o)
+{
+    enum ir_store exact = build_store(m);
+    bool device = o->gpu || (o->device && strcmp(o->device, "cpu"));
+    if (device && o->dtype)
+        cli_fail((enum rt_status)EXIT_USAGE, "--dtype is for the CPU: a GPU has float32 weights");
+    if (device) return STORE_none;
+    if (!o->dtype || !strcmp(o->dtype, "fp32")) return exact;
+    if (!strcmp(o->dtype, "bf16")) return STORE_bf16;
+    if (!strcmp(o->dtype, "int8")) return STORE_i8;
+    cli_fail((enum rt_status)EXIT_USAGE, "--dtype must be fp32, bf16 or int8, not '%s'", o->dtype);
+}
+
 void run_open(struct run *r, struct cli *c, const struct model *m, const struct run_options *o)
 {
     *r = (struct run){.cli = c, .model = m, .params = params_of(c->arena, m)};
+    r->store = store_of(m, o);
     struct session_options s = {.cpu = o->cpu,
                                 .device = o->device,
                                 .gpu = o->gpu,
@@ -26,11 +42,6 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
     if (o->report) s.pipeline.report = &texts.report;
     if (o->time_passes) s.pipeline.times = &texts.times;
     cli_check(c, session_open(&s, &r->session, &c->err));
-    if (m->train.precision == PREC_bf16 && !session_bf16(r->session))
-        cli_fail(RT_user,
-                 "train.precision is bf16, but %s has no bf16 products (AVX512-BF16)\n"
-                 "hint: --set train.precision=fp32 runs the same model in float32.",
-                 o->cpu ? o->cpu : "this CPU");
 }
 
 static struct program *open_program(struct run *r, const struct ir_graph *g, const char *name,
@@ -47,7 +58,9 @@ struct program *run_program(struct run *r, enum build_program which, const struc
 {
     static const char *const name[] = {"forward", "loss", "train", "decode"};
     double begin = mem_seconds();
-    struct ir_graph *g = build_model(r->cli->arena, r->model, r->params, which, o);
+    struct build_options options = *o;
+    if (which == BUILD_decode) options.store = r->store;
+    struct ir_graph *g = build_model(r->cli->arena, r->model, r->params, which, &options);
     if (which == BUILD_train) build_gradients(g);
     struct program *p = open_program(r, g, name[which], (struct ir_bind){B, T});
     r->seconds[RUN_graphs] += mem_seconds() - begin;
@@ -90,6 +103,12 @@ void run_texts(void)
     show(&texts.times);
 }
 
+/* Whether all parameters of a plan lie in SA_weights. */
+static bool serving_only(const struct run *r, const struct plan *plan)
+{
+    return r->store && !strcmp(program_graph(plan_program(plan))->program, "decode");
+}
+
 void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
 {
     struct jit_report own;
@@ -107,7 +126,10 @@ void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
     for (size_t i = 0; i < r->params->n; i++) {
         const struct param *p = &r->params->p[i];
         const struct plan_value *v = plan_value(plan, p->name);
-        r->weights[i] = v ? v->p : NEW(r->cli->arena, float, p->count);
+        if (v)
+            r->weights[i] = v->p;
+        else if (!serving_only(r, plan))
+            r->weights[i] = NEW(r->cli->arena, float, p->count);
     }
 }
 
@@ -150,12 +172,38 @@ void run_refused(void *cli, const char *step_dir, const char *why)
     fprintf(stderr, "strata: warning: %s is not used: %s\n", step_dir, why);
 }
 
+/* SA_weights; closes `from`. */
+static void fill_stored(struct run *r, struct pack *from)
+{
+    size_t n;
+    const struct layout_stored *items = session_stored(r->session, &n);
+    cli_check(r->cli, weights_pack(from, items, n, session_weights(r->session),
+                                   session_pool(r->session), &r->cli->err));
+    pack_close(from);
+}
+
 void run_load(struct run *r, const char *path, char found[PATH_MAX])
 {
     char own[PATH_MAX], *real = found ? found : own;
     struct cli *c = r->cli;
     cli_check(c, ckpt_weights(path, run_refused, c, real, &c->err));
-    cli_check(c, weights_load(r->params, real, r->weights, c->diag, &c->err));
-    run_push(r);
+    if (!serving_only(r, r->weights_plan)) {
+        cli_check(c, weights_load(r->params, real, r->weights, c->diag, &c->err));
+        run_push(r);
+    } else {
+        struct pack *from;
+        cli_check(c, pack_open(r->params, real, c->diag, &from, &c->err));
+        fill_stored(r, from);
+    }
     cli_diagnostics(c); /* tensors that are not used */
+}
+
+void run_init(struct run *r, uint64_t seed)
+{
+    if (serving_only(r, r->weights_plan)) {
+        fill_stored(r, pack_fresh(r->params, seed));
+        return;
+    }
+    weights_init(r->params, seed, r->weights);
+    run_push(r);
 }

@@ -4,6 +4,7 @@
 #define STRATA_COMPILER_RUN_H
 #include "compiler/build.h"
 #include "compiler/cli.h"
+#include "compiler/pack.h"
 #include "compiler/program.h"
 #include "compiler/weights.h"
 #include <limits.h>
@@ -20,7 +21,9 @@ struct run {
     const struct model *model;
     struct params *params;
     struct session *session;
-    float **weights; /* per parameter; set by run_ready. On a device mirrors: see run_push */
+    enum ir_store store; /* of serving programs, on a CPU */
+    float **weights;     /* per parameter; set by run_ready. On a device mirrors: see run_push. NULL
+                          * where the session's programs all have the parameter in SA_weights */
     const struct plan *weights_plan; /* whose values they are */
     double seconds[RUN_PHASES];
     size_t compiled, cached; /* kernels */
@@ -32,6 +35,7 @@ struct run_options {
     const char *device; /* of RUN_DEVICE */
     const char *gpu;    /* plans only, as session_options; no option of a command */
     int64_t threads;
+    const char *dtype; /* of RUN_DTYPE */
     bool report, time_passes, roundtrip;
     bool no_library; /* as session_options; no option of a command */
 };
@@ -44,6 +48,17 @@ struct run_options {
     "  --device D         cpu (default), cuda or cuda:N: the GPU to run on ('strata doctor' " \
     "tells\n"                                                                                 \
     "                     whether there is one)\n"
+/* Of commands that run serving programs. */
+#define RUN_DTYPE(o)                  \
+    {                                 \
+        "dtype", CLI_text, &(o).dtype \
+    }
+#define RUN_DTYPE_HELP                                                                         \
+    "  --dtype D          what weights are stored as: fp32, bf16 or int8 (one scale a row; "   \
+    "norms, "                                                                                  \
+    "depth\n"                                                                                  \
+    "                     queries, router and decays stay float32); default: what changes no " \
+    "result\n"
 #define RUN_OPTIONS(o)                                                                  \
     {"cpu", CLI_text, &(o).cpu}, {"threads", CLI_int, &(o).threads},                    \
         {"skip", CLI_text, &(o).skip}, {"dump-ir", CLI_text, &(o).dump_ir},             \
@@ -53,7 +68,7 @@ struct run_options {
         "roundtrip-each", CLI_flag, &(o).roundtrip                                      \
     }
 #define RUN_HELP                                                                                   \
-    "  --cpu NAME         native (default), x86-64-v3, x86-64-v4 or x86-64-v4-bf16\n"               \
+    "  --cpu NAME         native (default), x86-64-v3, x86-64-v4 or x86-64-v4-bf16\n"              \
     "  --threads N        threads; default $STRATA_THREADS, else the cores this process may use\n" \
     "  --skip PASS,...    leave out passes (fuse-rows: every operation its own kernel)\n"          \
     "  --dump-ir WHEN,... before:PASS, after:PASS, after:all: graphs to standard error\n"          \
@@ -85,6 +100,8 @@ void run_push(struct run *r);
 void run_pull(struct run *r);
 /* Runs a plan; exits where the device fails. */
 void run_now(struct run *r, struct plan *p);
+/* Initial weights of a seed, in all places. */
+void run_init(struct run *r, uint64_t seed);
 /* Weights (also to the device) from --weights PATH (file, Hugging Face folder, step folder or run
  * folder); exits on failure. `found`, where it is not NULL, becomes the file or folder that is read
  * (of a run folder the newest valid step). */

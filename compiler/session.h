@@ -56,6 +56,7 @@ struct session {
     struct cg_target target;
     struct layout layout;
     struct reserve persistent, scratch; /* on a device `persistent` is a mirror */
+    struct reserve weights;
     struct pool *pool;
     struct jit *jit;
     VEC(struct program *) program;

@@ -19,6 +19,8 @@ enum sa_arena {
     SA_persistent, /* parameters, optimiser moments, caches: lives as long as the run */
     SA_slot,       /* one per micro-batch in flight: activations saved for its backward */
     SA_scratch,    /* dead once an entry point has ended */
+    SA_weights,    /* parameters of serving programs (attribute `store`): read only, the same bytes on
+                    * every CPU, so that they may be a mapped file */
     SA_external,
 };
 

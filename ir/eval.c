@@ -1,4 +1,6 @@
 #include "eval_op.h"
+#include "panel.h"
+#include <math.h>
 
 const double *ev_src(const struct eval *e, size_t i)
 {
@@ -70,14 +72,36 @@ static void leaf(struct eval *e)
     BUG("eval: no input %s", name);
 }
 
+/* A row of a matrix in i8; its numbers are float32, as are scale and quotients. */
+static void round_i8(double *v, int64_t n)
+{
+    float most = 0;
+    for (int64_t i = 0; i < n; i++) most = fmaxf(most, fabsf((float)v[i]));
+    float scale = most / 127;
+    for (int64_t i = 0; i < n; i++)
+        v[i] = scale > 0 ? (double)rintf((float)v[i] / scale) * (double)scale : 0;
+}
+
+/* What the storage of a parameter holds (panel.h). */
+static void stored(struct eval *e)
+{
+    struct ir_array *x = &e->out.e[0];
+    enum ir_store s = ir_stored(e->g, e->n);
+    int64_t k = ir_ty(e->g, e->n)->rank ? dim_value(ir_cols(e->g, e->n), e->b) : 1;
+    for (int64_t i = 0; s == STORE_bf16 && i < x->n; i++) x->v[i] = ev_bf16(x->v[i]);
+    for (int64_t i = 0; s == STORE_i8 && i < x->n; i += k) round_i8(x->v + i, k);
+}
+
 void eval_param(struct eval *e)
 {
     leaf(e);
+    stored(e);
 }
 
 void eval_input(struct eval *e)
 {
     leaf(e);
+    stored(e);
 }
 
 void eval_const(struct eval *e)

@@ -1,5 +1,6 @@
 /* Elementwise ops, reductions, views and matrix products. */
 #include "eval_op.h"
+#include "panel.h"
 #include <math.h>
 
 /* ---- elementwise ---- */
@@ -168,6 +169,8 @@ const double *ev_operand(struct eval *e, size_t i)
 {
     const double *v = ev_src(e, i);
     if (!ev_int(e, AK_bf16, 0)) return v;
+    /* its integers are bf16 numbers, and their scale meets the sum */
+    if (ir_stored(e->g, ir_src(e->g, e->n, (uint32_t)i)) == STORE_i8) return v;
     double *r = NEW(e->a, double, ev_count(e, i));
     for (int64_t k = 0; k < ev_count(e, i); k++) r[k] = ev_bf16(v[k]);
     return r;

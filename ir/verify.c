@@ -1,5 +1,5 @@
 /* Invariants of a graph, checked after every pass (--verify-each, always on in tests). */
-#include "graph.h"
+#include "panel.h"
 
 static const char *check_node(struct ir_graph *g, ir_id n, enum ir_stage stage)
 {
@@ -40,6 +40,32 @@ static const char *check_narrow(const struct ir_graph *g, ir_id n)
         const struct ir_type *e =
             tuple ? type_get(g->types, type_elem(g->types, ir_at(g, n)->type, i)) : t;
         if (w[i] == '1' && e->dtype != IR_f32) return "a narrow result that is not float32";
+    }
+    return NULL;
+}
+
+/* Panels are of float32 matrices, and only products and embeddings read them. */
+static const char *check_store(const struct ir_graph *g, ir_id n)
+{
+    const char *w = ir_word(g, n, AK_store, NULL);
+    const struct ir_type *t = ir_ty(g, n);
+    enum ir_op op = (enum ir_op)ir_at(g, n)->op;
+    if (w) {
+        enum ir_store s = store_of_word(w);
+        if (s == STORE_none || s == STORE_KINDS) return "`store` is rows, f32, bf16 or i8";
+        if (op != OP_param && op != OP_input) return "`store` of what is no parameter";
+        for (unsigned i = 0; i < t->rank; i++)
+            if (!dim_is_const(t->dim[i])) return "a stored parameter of run-time size";
+        if (t->dtype != IR_f32 || (s != STORE_rows && t->rank != 2 && t->rank != 3))
+            return "panels of what is no matrix of float32";
+    }
+    for (uint32_t i = 0; i < ir_at(g, n)->nsrc; i++) {
+        if (ir_stored(g, ir_src(g, n, i)) <= STORE_rows) continue;
+        bool product = (op == OP_matmul || op == OP_grouped_matmul) && i == 1 &&
+                       ir_int(g, n, AK_tb, op == OP_grouped_matmul) && !ir_int(g, n, AK_ta, 0);
+        bool one = op != OP_matmul || ir_ty(g, n)->rank == 2;
+        if (!(product && one) && !(op == OP_embed && i == 0))
+            return "an operation that does not read panels";
     }
     return NULL;
 }
@@ -98,7 +124,9 @@ static const char *check_nodes(struct ir_graph *g, enum ir_stage stage, ir_id *a
 {
     const char *why = NULL;
     for (*at = 0; *at < g->node.n; ++*at)
-        if ((why = check_node(g, *at, stage)) || (why = check_narrow(g, *at))) return why;
+        if ((why = check_node(g, *at, stage)) || (why = check_narrow(g, *at)) ||
+            (why = check_store(g, *at)))
+            return why;
     for (size_t i = 0; i < g->out.n; i++) {
         if (g->out.p[i].id >= g->node.n) return "an output that does not exist";
         if (ir_narrow(g, g->out.p[i].id)) return "an output in two bytes";

@@ -73,7 +73,7 @@ static void resolve(struct exec *x, bool external_only)
 
 static enum rt_status get_memory(struct exec *x, const struct exec_options *o, struct rt_error *err)
 {
-    static const char *const name[] = {"parameters", "activations", "scratch"};
+    static const char *const name[] = {"parameters", "activations", "scratch", "weights"};
     const struct sa_plan *p = x->plan;
     x->slots = o && o->slots ? o->slots : 1;
     x->slot_stride = (p->arena_bytes[SA_slot] + 63) / 64 * 64;

@@ -101,14 +101,18 @@ static void gemm_block(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0,
 }
 
 #ifdef __AVX512BF16__
-/* 32 numbers as 16 words: those of a, then those of b, rounded to nearest even; as in the products
- * themselves, what is smaller than 2^-126 is zero. */
+/* 32 numbers as 16 words: those of a, then those of b, rounded to nearest even; with vdpbf16ps, as in the
+ * products themselves, what is smaller than 2^-126 is zero. */
 INLINE v16 bf16_words(v16 a, v16 b) {
     typedef float full __attribute__((vector_size(64)));
     return (v16)__builtin_ia32_cvtne2ps2bf16_512((full)b, (full)a);
 }
 #else
-INLINE v16 bf16_words(v16 a, UNUSED v16 b) { return a; }
+INLINE v16 bf16_words(v16 a, v16 b) {
+    const v16h x = f32_to_bf16(a), y = f32_to_bf16(b);
+    return (v16)__builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+                                        20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
+}
 #endif
 
 /* ---- few rows: B is read once and in place ----

@@ -1,10 +1,8 @@
-/* Matrix products on bf16 values with float32 accumulators (needs prelude.c, tile.c, gemm.c), where
- * the CPU has vdpbf16ps; elsewhere this text defines nothing. B is packed as bf16, A is float32 and
+/* Matrix products on bf16 values with float32 accumulators (needs prelude.c, tile.c, gemm.c): by
+ * vdpbf16ps, or where the CPU has none by two multiply-adds a word (tile_dot), whose bits differ. B is packed as bf16, A is float32 and
  * rounded to bf16 on the way. A word is two consecutive k of one row or column (low half first), so
  * panels are [ceil(K / 2)][16] words; an odd K is padded with a zero. Each element of C adds its
  * pairs in order of k. Arguments are those of the float32 kernels. */
-#ifdef __AVX512BF16__
-
 TILES(tile_bf16, 1)
 
 /* Lane i: bf16(a[i]) low, bf16(b[i]) high. */
@@ -91,4 +89,3 @@ void k_pack_cols_bf16(void *const *p, const int64_t *n, int64_t lo, int64_t hi, 
                         min64(16, N - n0), min64(256, K - k0));
     }
 }
-#endif

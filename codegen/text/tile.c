@@ -36,7 +36,12 @@ INLINE v16 tile_dot(v16 a, v16 b, v16 acc, int pairs) {
     return pairs ? (v16)__builtin_ia32_dpbf16ps_512((full)acc, (half)a, (half)b) : fma16(a, b, acc);
 }
 #else
-INLINE v16 tile_dot(v16 a, v16 b, v16 acc, UNUSED int pairs) { return fma16(a, b, acc); }
+INLINE v16 tile_dot(v16 a, v16 b, v16 acc, int pairs) {
+    if (!pairs) return fma16(a, b, acc);
+    const v16u x = (v16u)a, y = (v16u)b;
+    acc = fma16((v16)(x << 16), (v16)(y << 16), acc);
+    return fma16((v16)(x & 0xffff0000u), (v16)(y & 0xffff0000u), acc);
+}
 #endif
 
 INLINE void tile_k(v16 acc[TILE_MR][TILE_NV], int mr, int nv, int pairs, const float *const *a,

@@ -12,6 +12,41 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
         if (d < ${D}) st16k(to + d, ld16k(from + d, ${D} - d), ${D} - d);
     }
 }
+//== embed_f32
+/* From panels (ir/panel.h). p: panels, ids, out.  n: row stride of out.  Item = token. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
+    const int32_t *ids = p[1];
+    for (int64_t t = lo; t < hi; t++) {
+        const int64_t id = ids[t] > 0 ? ids[t] : 0;
+        const float *from = (const float *)p[0] + id / 16 * ${D} * 16 + id % 16;
+        float *to = (float *)p[2] + t * n[0];
+        for (int64_t d = 0; d < ${D}; d++) to[d] = from[d * 16];
+    }
+}
+//== embed_bf16
+/* The same of bf16: words of two. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
+    enum { D = ${D}, WORDS = (D + 1) / 2 };
+    const int32_t *ids = p[1];
+    for (int64_t t = lo; t < hi; t++) {
+        const int64_t id = ids[t] > 0 ? ids[t] : 0;
+        const uint16_t *from = (const uint16_t *)p[0] + (id / 16 * WORDS * 16 + id % 16) * 2;
+        uint32_t *to = (uint32_t *)p[2] + t * n[0];
+        for (int64_t d = 0; d < D; d++) to[d] = (uint32_t)from[d / 2 * 32 + d % 2] << 16;
+    }
+}
+//== embed_i8
+/* The same of integers. p: panels, ids, out, scales. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch UNUSED) {
+    const int32_t *ids = p[1];
+    for (int64_t t = lo; t < hi; t++) {
+        const int64_t id = ids[t] > 0 ? ids[t] : 0;
+        const signed char *from = (const signed char *)p[0] + id / 16 * ${D} * 16 + id % 16;
+        const float scale = ((const float *)p[3])[id];
+        float *to = (float *)p[2] + t * n[0];
+        for (int64_t d = 0; d < ${D}; d++) to[d] = (float)from[d * 16] * scale;
+    }
+}
 //== embed_grad
 /* p: dy, ids, out [V,D].  n: row stride of dy, tokens, V, table rows of an item.  Item = a range of
  * table rows: set to zero, then the tokens of the range are added in token order. */
