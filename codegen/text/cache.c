@@ -18,10 +18,9 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
                          (const float *)p[1] + t * n[3], (uint64_t)n[2] * sizeof(float));
     }
 }
-//== attend_one
-/* What attention_cached does for one token, without panels: scores of the G rows of q (HD apart) with
- * `keys` rows of k, and acc [G][VP] += probabilities times rows of v. Every sum has the order of tile.c.
- * The rows of the next tile are fetched meanwhile. */
+//== attend_rows
+/* Scores s [N][64] of N rows of q, HD apart, with `keys` rows of k; the same rows of `next` are fetched
+ * meanwhile. Sums have the order of tile.c. */
 INLINE void @FN@_scores(float *s, const float *q, const float *k, const float *next, int64_t ld, int64_t keys,
                         const int HD, const int N) {
     for (int64_t j = 0; j < keys; j += 16) {
@@ -53,6 +52,7 @@ INLINE void @FN@_scores(float *s, const float *q, const float *k, const float *n
         for (int g = 0; g < N; g++) st16(s + g * 64 + j, sum[g]);
     }
 }
+/* acc [N][VP] += p [N][64] times `keys` rows of v, likewise. */
 INLINE void @FN@_sums(float *acc, const float *p, const float *v, const float *next, int64_t ld, int64_t keys,
                       const int HD, const int VP, const int N) {
     for (int64_t d = 0; d < HD; d += 64) {
@@ -80,6 +80,50 @@ INLINE void @FN@_sums(float *acc, const float *p, const float *v, const float *n
                 if (i < nv) st16(acc + g * VP + d + 16 * i, sum[g][i]);
     }
 }
+//== attention_one
+/* attention_cached for one token of every sequence, with its bits: whole rows of a page pass once, and no
+ * panels are made.
+ * p: q, k, v, pages, past, o.  n: P, row strides of q and o, key heads of an item.  Items = B x groups of
+ * key heads. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
+    enum { KV = ${KV}, G = ${H} / KV, HD = ${HD}, W = ${WINDOW}, N = ${N}, KB = 64, LD = KV * HD };
+    enum { VP = (HD + 15) / 16 * 16 };
+    const float scale = ${SCALE}f, lowest = -1e38f;
+    const int64_t P = n[0], ldq = n[1], ldo = n[2], HB = n[3], groups = div_up(KV, HB);
+    float *s = scratch;              /* [N][64]: scores, then probabilities */
+    float *acc = s + N * KB;         /* [HB*G][VP]: sum of p v, relative to the row's maximum */
+    float *sum = acc + HB * G * VP;  /* [HB*G][16]: sum of p, by column mod 16 */
+    float *top = sum + HB * G * 16;  /* [HB*G]: maximum so far */
+    for (int64_t it = lo; it < hi; it++) {
+        const int64_t b = it / groups, h0 = it % groups * HB, rows = min64(HB, KV - h0) * G;
+        const int64_t at = ((const int32_t *)p[4])[b], begin = W > 0 ? max64(0, at - W + 1) / KB : 0;
+        const int32_t *pages = (const int32_t *)p[3] + b * P;
+        const float *q = (const float *)p[0] + b * ldq + h0 * G * HD;
+        float *o = (float *)p[5] + b * ldo + h0 * G * HD;
+        for (int64_t r = 0; r < rows; r++) {
+            for (int64_t d = 0; d < VP; d += 16) st16(acc + r * VP + d, splat16(0.0f));
+            st16(sum + r * 16, splat16(0.0f));
+            top[r] = lowest;
+        }
+        for (int64_t i = begin; i <= at / KB; i++) {
+            const int64_t keys = min64(KB, at + 1 - i * KB), row = (int64_t)pages[i] * KB * LD + h0 * HD;
+            const int64_t more = i < at / KB ? ((int64_t)pages[i + 1] - pages[i]) * (KB * LD) : 0;
+            int64_t diag[N];
+            for (int64_t m = 0; m < N; m++) diag[m] = at - i * KB;
+            for (int64_t r = 0; r < rows; r += N) {
+                const float *k = (const float *)p[1] + row + r / G * HD, *v = (const float *)p[2] + row + r / G * HD;
+                @FN@_scores(s, q + r * HD, k, k + more, LD, keys, HD, N);
+                attn_softmax_at(s, top + r, sum + r * 16, acc + r * VP, VP, scale, N, div_up(keys, 16), diag, W);
+                @FN@_sums(acc + r * VP, s, v, v + more, LD, keys, HD, VP, N);
+            }
+        }
+        for (int64_t r = 0; r < rows; r++) {
+            const float part = 1.0f / hsum16(ld16(sum + r * 16));
+            for (int64_t d = 0; d < HD; d += 16)
+                st16k(o + r * HD + d, ld16(acc + r * VP + d) * part + 0.0f, min64(16, HD - d));
+        }
+    }
+}
 //== attention_cached
 /* The arithmetic of attention.c, key tile by key tile on absolute positions, a tile a page: the same bits
  * for a token wherever its sequence is cut. ${H} query heads over ${KV} key heads of ${HD}, window ${WINDOW} (0: none).
@@ -87,7 +131,7 @@ INLINE void @FN@_sums(float *acc, const float *p, const float *v, const float *n
  * heads of its first token, then of the next. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
     enum { KV = ${KV}, G = ${H} / KV, HD = ${HD}, W = ${WINDOW}, QB = ${QB}, KB = 64, LD = KV * HD };
-    enum { VP = (HD + 15) / 16 * 16, N = ${N} };
+    enum { VP = (HD + 15) / 16 * 16 };
     const float scale = ${SCALE}f, lowest = -1e38f;
     const int64_t T = n[0], P = n[1], ldq = n[2], ldo = n[3], tiles = div_up(T, QB);
     const int32_t *pages = p[3], *past = p[4];
@@ -111,19 +155,6 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
             const int64_t keys = min64(KB, end - k0), row = (int64_t)pages[b * P + k0 / KB] * KB;
             const float *k = (const float *)p[1] + row * LD + kv * HD;
             const float *v = (const float *)p[2] + row * LD + kv * HD;
-            if (T == 1) { /* scores lie where the panels do */
-                const int32_t *page = pages + b * P + k0 / KB;
-                const int64_t more = k0 + KB < end ? (page[1] - page[0]) * (int64_t)(KB * LD) : 0;
-                int64_t diag[N];
-                for (int64_t m = 0; m < N; m++) diag[m] = q0 - k0;
-                for (int64_t r = 0; r < G; r += N) {
-                    @FN@_scores(kt, q + r * HD, k, k + more, LD, keys, HD, N);
-                    attn_softmax_at(kt, top + r, sum + r * 16, acc + r * VP, VP, scale, N, div_up(keys, 16), diag,
-                                    W);
-                    @FN@_sums(acc + r * VP, kt, v, v + more, LD, keys, HD, VP, N);
-                }
-                continue;
-            }
             for (int64_t j = 0; j < keys; j += 16)
                 panel_from_rows(kt + j * HD, k + j * LD, LD, min64(16, keys - j), HD);
             panels_from_cols(vp, KB * 16, v, LD, HD, keys);
