@@ -37,7 +37,7 @@ static const char *help_text(struct arena *a)
     struct sb s = {0};
     sb_str(&s, help);
     serve_help(&s);
-    sb_str(&s, RUN_DEVICE_HELP RUN_HELP);
+    sb_str(&s, RUN_DTYPE_HELP RUN_DEVICE_HELP RUN_HELP);
     return sb_take(&s, a).p;
 }
 
@@ -45,7 +45,7 @@ static void parse(struct server *s, struct cli *c, int argc, char **argv, const 
                   struct run_options *run)
 {
     const struct cli_option own[] = {
-        {"weights", CLI_text, weights}, RUN_DEVICE(*run), RUN_OPTIONS(*run)};
+        {"weights", CLI_text, weights}, RUN_DTYPE(*run), RUN_DEVICE(*run), RUN_OPTIONS(*run)};
     enum { OWN = sizeof own / sizeof *own };
     struct cli_option all[OWN + SERVE_ROWS];
     serve_defaults(&s->o);
@@ -105,8 +105,10 @@ static const char *fingerprint(const struct run *r)
     if (!h) cli_fail(RT_machine, "no memory for a hash");
     XXH3_64bits_reset(h);
     XXH3_64bits_update(h, r->model->canonical, strlen(r->model->canonical));
+    XXH3_64bits_update(h, session_weights(r->session), session_weights_bytes(r->session));
     for (size_t i = 0; i < r->params->n; i++)
-        XXH3_64bits_update(h, r->weights[i], (size_t)r->params->p[i].count * sizeof(float));
+        if (r->weights[i])
+            XXH3_64bits_update(h, r->weights[i], (size_t)r->params->p[i].count * sizeof(float));
     const char *text =
         str_fmt(r->cli->arena, "fp_%016llx", (unsigned long long)XXH3_64bits_digest(h));
     XXH3_freeState(h);
