@@ -73,9 +73,6 @@ $(BUILD)/obj/%.o: %.c | $(GEN_TEXT)
 	$(call say,CC,$<)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-# It passes vectors to functions that are all inlined, of which gcc says that their ABI has changed.
-$(BUILD)/obj/runtime/sample.o: CFLAGS += -Wno-psabi
-
 .SECONDARY: $(GEN_TEXT) $(OBJ_tests)
 # One C string literal a line, so that the text stays readable in a debugger too.
 $(BUILD)/gen/text/%.inc: codegen/text/%

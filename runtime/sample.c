@@ -6,19 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Eight lanes: one register with AVX2, else two, and the same bits. What is SHARED is compiled into
- * functions for both. */
-#pragma GCC diagnostic ignored "-Wpsabi" /* no call passes one: all are inlined */
+/* Eight lanes. AVX2 is the least that any kernel needs (runtime/cpu.h); without FMA, whose bits
+ * would depend on what the compiler contracts. */
 typedef float v8 __attribute__((vector_size(32)));
 typedef int32_t v8i __attribute__((vector_size(32)));
-#define SHARED static inline __attribute__((always_inline))
-#define WIDE __attribute__((target("avx2")))
+#define WIDE __attribute__((target("avx2"))) static
+#define SHARED static inline __attribute__((target("avx2"), always_inline))
 enum { LANES = 8, BLOCK = 256 }; /* BLOCK: logits that are summed in float, then go to a double */
-
-static bool has_avx2(void)
-{
-    return __builtin_cpu_supports("avx2");
-}
 
 SHARED v8 all(float x)
 {
@@ -75,7 +69,7 @@ static enum rt_status broken(const float *logits, size_t vocab, uint64_t positio
 }
 
 /* The largest of the BLOCK from logit i on; not a number where one of them is not. */
-SHARED float max_of_block(const float *logits, size_t vocab, size_t i)
+WIDE float block_max(const float *logits, size_t vocab, size_t i)
 {
     v8 best = all(-INFINITY);
     v8i bad = {0};
@@ -92,16 +86,6 @@ SHARED float max_of_block(const float *logits, size_t vocab, size_t i)
         nan |= bad[k];
     }
     return nan ? NAN : m;
-}
-
-WIDE static float block_max_wide(const float *logits, size_t vocab, size_t i)
-{
-    return max_of_block(logits, vocab, i);
-}
-
-static float block_max(const float *logits, size_t vocab, size_t i)
-{
-    return has_avx2() ? block_max_wide(logits, vocab, i) : max_of_block(logits, vocab, i);
 }
 
 /* Index of the largest logit (the first of equal ones), or an error. */
@@ -145,56 +129,31 @@ SHARED v8 weights8(const struct curve *c, v8 x, size_t i)
     return (v8)((v8i)exp8((x - c->top) * c->scale) & kept8(c, x, i));
 }
 
-/* Their sum, or with `count` how many are kept, over the BLOCK from logit i on, always in the same
+/* Those of the BLOCK from logit i on to `out`, where it is not NULL; their sum, always in the same
  * order. */
-SHARED double sum_of_block(const struct curve *c, const float *logits, size_t vocab, size_t i,
-                           bool count)
+WIDE double weigh_block(const struct curve *c, const float *logits, size_t vocab, size_t i,
+                        float *out)
 {
     v8 sum = {0};
     size_t end = vocab - i < BLOCK ? vocab : i + BLOCK;
     for (; i < end; i += LANES) {
-        v8 x = at8(logits, vocab, i);
-        sum += count ? (v8)((v8i)all(1) & kept8(c, x, i)) : weights8(c, x, i);
+        v8 w = weights8(c, at8(logits, vocab, i), i);
+        sum += w;
+        if (out) memcpy(out, &w, sizeof w), out += LANES;
     }
-    double out = 0;
-    for (int k = 0; k < LANES; k++) out += (double)sum[k];
-    return out;
-}
-
-WIDE static double block_sum_wide(const struct curve *c, const float *logits, size_t vocab,
-                                  size_t i)
-{
-    return sum_of_block(c, logits, vocab, i, false);
-}
-
-WIDE static double block_count_wide(const struct curve *c, const float *logits, size_t vocab,
-                                    size_t i)
-{
-    return sum_of_block(c, logits, vocab, i, true);
-}
-
-static double block_sum(const struct curve *c, const float *logits, size_t vocab, size_t i)
-{
-    if (has_avx2()) return block_sum_wide(c, logits, vocab, i);
-    return sum_of_block(c, logits, vocab, i, false);
-}
-
-static double block_count(const struct curve *c, const float *logits, size_t vocab, size_t i)
-{
-    if (has_avx2()) return block_count_wide(c, logits, vocab, i);
-    return sum_of_block(c, logits, vocab, i, true);
-}
-
-/* Over all blocks. */
-static double total_of(const struct curve *c, const float *logits, size_t vocab, bool count)
-{
     double total = 0;
-    for (size_t i = 0; i < vocab; i += BLOCK)
-        total += count ? block_count(c, logits, vocab, i) : block_sum(c, logits, vocab, i);
+    for (int k = 0; k < LANES; k++) total += (double)sum[k];
     return total;
 }
 
-static double weight(const struct curve *c, float x, size_t i)
+static double total_of(const struct curve *c, const float *logits, size_t vocab)
+{
+    double total = 0;
+    for (size_t i = 0; i < vocab; i += BLOCK) total += weigh_block(c, logits, vocab, i, NULL);
+    return total;
+}
+
+WIDE double weight(const struct curve *c, float x, size_t i)
 {
     return (double)weights8(c, all(x), i)[0];
 }
@@ -207,7 +166,7 @@ static int32_t pick(const struct curve *c, const float *logits, size_t vocab, do
     double total = 0, sum = 0;
     size_t n = (vocab + BLOCK - 1) / BLOCK, at = 0;
     for (size_t i = 0; i < n; i++) {
-        slot[i].logit = (float)block_sum(c, logits, vocab, i * BLOCK);
+        slot[i].logit = (float)weigh_block(c, logits, vocab, i * BLOCK, NULL);
         total += (double)slot[i].logit;
     }
     for (size_t i = 0; i < n; i++) {
@@ -216,15 +175,16 @@ static int32_t pick(const struct curve *c, const float *logits, size_t vocab, do
         if (u * total < sum + (double)slot[i].logit) break;
         sum += (double)slot[i].logit;
     }
-    int32_t last = 0;
+    size_t last = 0;
+    float p[BLOCK];
+    weigh_block(c, logits, vocab, at * BLOCK, p);
     for (size_t i = at * BLOCK; i < vocab && i < (at + 1) * BLOCK; i++) {
-        double p = weight(c, logits[i], i);
-        if (p == 0) continue;
-        last = (int32_t)i;
-        sum += p;
+        if (p[i - at * BLOCK] == 0) continue;
+        last = i;
+        sum += (double)p[i - at * BLOCK];
         if (u * total < sum) break;
     }
-    return last;
+    return (int32_t)last;
 }
 
 /* ---- cuts ---- */
@@ -265,8 +225,8 @@ static size_t sorted(const struct curve *c, const float *logits, size_t vocab, i
 
 /* The BLOCK from logit i on is added to what its steps weigh, or with `count` to how many they are.
  */
-SHARED void add_steps(const struct curve *c, const float *logits, size_t vocab, size_t i,
-                      bool count, double mass[STEPS])
+WIDE void add_steps(const struct curve *c, const float *logits, size_t vocab, size_t i, bool count,
+                    double mass[STEPS])
 {
     size_t end = vocab - i < BLOCK ? vocab : i + BLOCK;
     for (; i < end; i += LANES) {
@@ -279,32 +239,34 @@ SHARED void add_steps(const struct curve *c, const float *logits, size_t vocab, 
     }
 }
 
-WIDE static void add_steps_wide(const struct curve *c, const float *logits, size_t vocab, size_t i,
-                                bool count, double mass[STEPS])
+/* Steps of the tokens that are kept and at least `least`: mass[i] becomes what step i weighs, or
+ * with `count` how many they are. The sum. */
+static double sum_steps(const struct curve *c, const float *logits, size_t vocab, float least,
+                        bool count, double mass[STEPS])
 {
-    add_steps(c, logits, vocab, i, count, mass);
+    struct curve near = *c;
+    if (least > c->least) {
+        near.least = least;
+        near.last = INT32_MAX;
+    }
+    memset(mass, 0, STEPS * sizeof *mass);
+    for (size_t i = 0; i < vocab; i += BLOCK) {
+        if (block_max(logits, vocab, i) < near.least) continue;
+        add_steps(&near, logits, vocab, i, count, mass);
+    }
+    double sum = 0;
+    for (int i = 0; i < STEPS; i++) sum += mass[i];
+    return sum;
 }
 
 /* Keeps the fewest likeliest tokens that reach `want`: in number with `count`, else in weight. */
 static void cut(struct curve *c, const float *logits, size_t vocab, bool count, double want,
                 struct sample_slot *slot)
 {
-    /* speed only: what is below `far` is not among them */
-    struct curve far = *c;
-    for (float reach = 4; reach < 64 && c->top - reach > c->least; reach *= 2) {
-        far.least = c->top - reach;
-        far.last = INT32_MAX;
-        if (total_of(&far, logits, vocab, count) >= want) break;
-        far = *c;
-    }
-    double mass[STEPS] = {0}, sum = 0;
-    for (size_t i = 0; i < vocab; i += BLOCK) {
-        if (block_max(logits, vocab, i) < far.least) continue;
-        if (has_avx2())
-            add_steps_wide(&far, logits, vocab, i, count, mass);
-        else
-            add_steps(&far, logits, vocab, i, count, mass);
-    }
+    double mass[STEPS], sum = 0;
+    /* most often those near the top are enough (speed only) */
+    if (sum_steps(c, logits, vocab, c->top - 8, count, mass) < want)
+        sum_steps(c, logits, vocab, -FLT_MAX, count, mass);
     int step = 0;
     for (; step < STEPS - 1 && sum + mass[step] < want; step++) sum += mass[step];
     size_t m = sorted(c, logits, vocab, step, slot), n = 0;
@@ -325,14 +287,16 @@ enum rt_status sample_token(const struct sampler *s, const float *logits, size_t
     size_t best = 0;
     RT_TRY(largest(logits, vocab, position, &best, err));
     *out = (int32_t)best;
-    struct curve c = {logits[best], (float)(1 / s->temperature), -INFINITY, INT32_MAX};
+    struct curve c = {logits[best], (float)(1 / s->temperature), -FLT_MAX, INT32_MAX};
     if (s->temperature == 0 || isinf(c.scale)) return RT_ok;
-    if (s->min_p > 0) c.least = (float)((double)c.top + log(s->min_p) * s->temperature);
-    if (c.least > c.top) c.least = c.top;
+    if (s->min_p > 0) {
+        double least = (double)c.top + log(s->min_p) * s->temperature;
+        c.least = (float)fmax(fmin(least, (double)c.top), -(double)FLT_MAX);
+    }
     if (s->top_k > 0 && (uint64_t)s->top_k < vocab)
         cut(&c, logits, vocab, true, (double)s->top_k, scratch);
     if (s->top_p < 1)
-        cut(&c, logits, vocab, false, s->top_p * total_of(&c, logits, vocab, false), scratch);
+        cut(&c, logits, vocab, false, s->top_p * total_of(&c, logits, vocab), scratch);
     double u = rng_uniform(s->seed, rng_stream("sample"), position);
     *out = pick(&c, logits, vocab, u, scratch);
     return RT_ok;
@@ -426,8 +390,8 @@ int sample_logprobs(const float *logits, size_t vocab, int32_t id, float *logpro
         float m = block_max(logits, vocab, i);
         high = m > high ? m : high;
     }
-    const struct curve c = {high, 1, -INFINITY, INT32_MAX};
-    double norm = (double)high + log(total_of(&c, logits, vocab, false));
+    const struct curve c = {high, 1, -FLT_MAX, INT32_MAX};
+    double norm = (double)high + log(total_of(&c, logits, vocab));
     *logprob = (float)fmin((double)logits[id] - norm, 0);
     for (int i = 0; i < n; i++) best[i].logit = (float)fmin((double)best[i].logit - norm, 0);
     return n;
