@@ -58,7 +58,7 @@ SECONDS     ?= 60
 
 .PHONY: all tests check check-clients check-random check-run check-slow check-asan check-tsan check-valgrind clean \
         deps demo fakecuda layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
-        bench-depth bench-engine bench-twin bench-tokenize gpu-bundle check-gpu bench-gpu $(FUZZ:%=fuzz-%)
+        bench-depth bench-engine bench-twin bench-serve bench-tokenize gpu-bundle check-gpu bench-gpu $(FUZZ:%=fuzz-%)
 all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
@@ -287,6 +287,10 @@ $(BUILD)/demo/kjv.txt: # one verse a line, without its number
 # Text to ids: megabytes a second of CPU time on 100 MB of the shared data's texts.
 bench-tokenize: all
 	@BUILD=$(BUILD) bash tests/bench/tokenize.sh
+
+# A server under load; PEER= and PEER_MODEL= put llama-server beside it (tests/bench/serve.sh).
+bench-serve: all
+	@BUILD=$(BUILD) bash tests/bench/serve.sh
 
 # The GPU suite. gpu-bundle builds what it needs into $(BUILD)/gpu, where there may be no GPU: programs that
 # want only glibc, with their libraries inside. check-gpu and bench-gpu run there or wherever that folder

@@ -33,9 +33,10 @@ YAML
     model=("$tmp/tiny.yaml" --weights "$tmp/tiny.safetensors" --chat-template plain)
 }
 
-# serve ARGS...: starts `strata serve` with the array `model` on a free port and sets `url` and `server`.
+# serve ARGS...: starts `strata serve` with the array `model` on a free port and sets `url` and `server`. RUN goes
+# before it.
 serve() {
-    "$strata" serve "${model[@]}" --port 0 "$@" >"$tmp/serve.out" 2>"$tmp/serve.log" &
+    ${RUN:-} "$strata" serve "${model[@]}" --port 0 "$@" >"$tmp/serve.out" 2>"$tmp/serve.log" &
     server=$!
     local i
     for i in $(seq 600); do
@@ -76,14 +77,14 @@ name: medium
 tokenizer: bytes
 model:
   vocab_size: 256
-  hidden_size: 384
+  hidden_size: 256
   residual: {type: attnres, blocks: 4}
   mixers:
-    full: {type: attention, num_heads: 6, rope: {theta: 10000}}
+    full: {type: attention, num_heads: 4, rope: {theta: 10000}}
   ffns:
-    dense: {type: mlp, intermediate_size: 1024}
+    dense: {type: mlp, intermediate_size: 704}
   layers:
-    - repeat: 12
+    - repeat: 8
       layers: [{mixer: full, ffn: dense}]
 serve: {max_sequences: 16, max_context: 1024}
 YAML

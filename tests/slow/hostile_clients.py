@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Clients that mean no good, until standard input ends: hostile_clients.py PORT LORIS NEVER.
 LORIS connections send a byte a second of a request, half of them of its head and half of its body, and come again when
-they are cut. NEVER connections ask for long streams and read nothing of them. Prints "ready" when all were opened,
+they are cut. NEVER connections ask for streams or, every other one, for the tokens of a long text, and read nothing
+of the answers. Prints "ready" when all were opened,
 and at the end a line of numbers."""
 import errno, json, select, socket, sys, time
 
@@ -35,8 +36,9 @@ for i in range(LORIS):
         time.sleep(.02)
 never = []
 for i in range(NEVER):
-    body = json.dumps({"model": sys.argv[4], "prompt": "x", "max_tokens": 200, "stream": True, "ignore_eos": True, "logprobs": 5}).encode()
-    never.append(connect(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body, small=True))
+    route, body = ("completions", {"prompt": "x", "max_tokens": 32, "stream": True, "ignore_eos": True, "logprobs": 5}) if i % 2 else ("tokenize", {"prompt": "long " * 20000})
+    body = json.dumps({"model": sys.argv[4], **body}).encode()
+    never.append(connect(b"POST /v1/%s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (route.encode(), len(body)) + body, small=True))
     time.sleep(.002)
 print("ready", flush=True)
 
@@ -66,16 +68,16 @@ while not end:
     at = (at + 1) % 10
     rest = .1 - (time.time() - begin)
     end = bool(select.select([sys.stdin], [], [], max(rest, 0))[0])
-broken = 0
+broken = read = 0
 for s in never:
     if s is None:
         continue
     try:
         s.setblocking(True)
         s.settimeout(2)
-        while s.recv(1 << 16):
-            pass
+        while data := s.recv(1 << 16):
+            read += len(data)
     except OSError as e:
         broken += e.errno in (errno.ECONNRESET, errno.EPIPE)
 print(f"loris: {count['opened']} opened, {count['answered']} answered with a refusal, {count['cut']} cut, {count['failed']} not taken; "
-      f"never-readers: {broken} of {NEVER} reset", flush=True)
+      f"never-readers: {broken} of {NEVER} reset, {read >> 10} kB left", flush=True)
