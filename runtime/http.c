@@ -184,7 +184,8 @@ static void check_deadline(struct conn *c, double now)
         if (spent > o->idle_seconds) end(c);
         break;
     case CONN_body:
-        if (spent > o->header_seconds + (double)c->received / (double)o->body_rate)
+        if (spent > o->header_seconds + (double)c->received / (double)o->body_rate ||
+            now - c->heard > o->header_seconds)
             conn_refuse(c, API_slow, "The request's body came too slowly.");
         break;
     case CONN_work:

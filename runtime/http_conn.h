@@ -24,6 +24,7 @@ struct conn {
     size_t line_bytes;
     bool nul;         /* its target has a %00, at which the path would end */
     int64_t received; /* bytes of the body */
+    double heard;     /* when the last of them came */
     struct exchange *x;
     bool suspended;
     double gone; /* when the client closed its side; 0: it has not */

@@ -209,6 +209,7 @@ static enum MHD_Result head(struct conn *c, const char *path, const char *method
     c->x = service_begin(c->h->s, &got.head);
     exchange_set_owner(c->x, c);
     c->received = 0;
+    c->heard = mem_seconds();
     atomic_fetch_add(&c->h->busy, 1);
     const char *length = got.head.content_length;
     bool little = length && !got.head.transfer_encoding && !got.head.repeated && !got.expect &&
@@ -224,6 +225,7 @@ static enum MHD_Result head(struct conn *c, const char *path, const char *method
 static enum MHD_Result body(struct conn *c, const char *p, size_t *n)
 {
     c->received += (int64_t)*n;
+    c->heard = mem_seconds();
     if (exchange_state(c->x) == EXCHANGE_body && !exchange_add(c->x, p, *n)) {
         send_refusal(c);
         return MHD_NO;

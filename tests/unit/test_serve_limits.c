@@ -411,6 +411,12 @@ static void test_slow(void **state)
     assert_int_equal(status, 408);
     assert_true(t > 0.35 && t < 2);
     close(fd);
+    /* much at once, and then nothing */
+    static char much[9000];
+    snprintf(much, sizeof much, POST JSON "Content-Length: 9000\r\n\r\n%8000s", "");
+    double sent = mem_seconds();
+    assert_int_equal(status_of(much), 408);
+    assert_true(mem_seconds() - sent < 2);
     /* nothing at all: closed without a word, after an answer */
     fd = client_open(s.port);
     send_text(fd, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -423,7 +429,7 @@ static void test_slow(void **state)
     assert_true(t > 0.8 && t < 3);
     sb_free(&rest);
     close(fd);
-    assert_true(client_metric(s.port, "strata_requests_rejected_total{reason=\"timeout\"}") == 3);
+    assert_true(client_metric(s.port, "strata_requests_rejected_total{reason=\"timeout\"}") == 4);
     fake_server_close(&s);
 }
 
