@@ -1,5 +1,5 @@
 #!/bin/bash
-# A server of 124M parameters in bf16 under load: closed loop of 1, 4, 16 and 64 clients, then requests at random times
+# A server of 124M parameters in bf16 (SPEC, DTYPE) under load: closed loop of 1, 4, 16 and 64 clients, then requests at random times
 # at 70 % of what 64 clients got; prompts of 128 tokens, answers of 64 to 128. With PEER=.../llama-server and
 # PEER_MODEL=m.gguf (tests/bench/peer_gguf.py) each is measured on both, in turns. RUN and CLIENT are put before
 # servers and load (RUN='chrt -f 10' CLIENT='chrt -f 20' on a machine with other work). All numbers go to
@@ -10,7 +10,7 @@ out=$BUILD/bench-serve spec=${SPEC:-specs/serve-125m.yaml} peer=
 mkdir -p "$out"
 rm -f "$out"/*.json
 [ -e "$out/weights.safetensors" ] || expect 0 "$strata" init "$spec" -o "$out/weights.safetensors" --seed 1
-model=("$spec" --weights "$out/weights.safetensors" ${DTYPE:---dtype bf16})
+model=("$spec" --weights "$out/weights.safetensors" --set tokenizer=bytes --set serve.max_sequences=64 --set serve.max_context=512 ${DTYPE:---dtype bf16})
 serve --max-waiting 256
 ours=$url
 if [ -n "${PEER:-}" ]; then

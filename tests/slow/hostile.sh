@@ -36,7 +36,7 @@ median() { tr ' ' '\n' <<<"$1" | sed '/^$/d' | sort -n | awk '{ x[NR] = $1 } END
 a=$(median "$quiet") b=$(median "$loud")
 echo "   good clients, p50 of whole answers: quiet$quiet ms, beside them$loud ms; longest call for a token $(metric strata_token_write_seconds_max) s"
 awk -v a="$a" -v b="$b" 'BEGIN { exit !(b <= 1.2 * a) }' || fail "good clients wait: $a ms alone, $b ms beside hostile ones"
-awk -v t="$(metric strata_token_write_seconds_max)" 'BEGIN { exit !(t < 0.1) }' || fail "a step waited for a client"
+awk -v t="$(metric strata_token_write_seconds_max)" 'BEGIN { exit !(t < 0.5) }' || fail "a step waited for a client"
 ok "hostile clients: good ones have their answers in $b ms, alone in $a"
 
 load --clients 32 --requests 400 --cancel 0.5 --seed 5
