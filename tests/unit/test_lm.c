@@ -2,6 +2,7 @@
  * pages and states that are given out at random, each with the bits that it has alone; shared
  * prefixes, copied states, and pages and states that were saved and come back elsewhere. */
 #include "compiled.h"
+#include "compiler/pack.h"
 #include "compiler/served.h"
 #include "runtime/mem.h"
 #include "scratch.h"
@@ -25,6 +26,7 @@ struct model_run {
     struct session *session;
     struct lm *lm;
     const char *device;
+    enum ir_store store; /* of weights */
     uint64_t random;
     struct seq seq[SEQS];
     bool page_used[PAGES], state_used[STATES];
@@ -47,12 +49,18 @@ static void open_model(struct model_run *r, unsigned threads, bool lazy, bool de
     struct served_options o = {.session = r->session, .batch = BATCH, .lazy = lazy};
     o.build = (struct build_options){
         .pages = PAGES, .states = STATES, .context = CONTEXT, .depth_weights = depth};
+    o.build.store = r->store;
     struct ir_graph *g = build_model(r->a, r->f->model, r->f->params, BUILD_decode, &o.build);
     o.program = program_open(r->session, g, "decode", (struct ir_bind){1, 1});
     assert_non_null(o.program);
     if (served_open(r->a, &o, &r->lm, &err)) fail_msg("%s", err.text);
     const struct compiled c = {.session = r->session, .f = r->f};
     compiled_bind_weights(&c, program_plan(o.program, 1, 1));
+    size_t n;
+    const struct layout_stored *items = session_stored(r->session, &n);
+    struct pack *from = pack_memory(r->f->params, r->f->weights);
+    assert_false(weights_pack(from, items, n, session_weights(r->session), NULL, &err));
+    pack_close(from);
 }
 
 static void close_model(struct model_run *r)
@@ -253,10 +261,10 @@ static void *refill_and_run(void *run)
     return NULL;
 }
 
-static void check_model(const char *name, unsigned threads, const char *device)
+static void check_model(const char *name, unsigned threads, const char *device, enum ir_store store)
 {
     struct model_run r = {.a = arena_open("lm"), .f = fixture_open(name, NULL), .device = device};
-    r.random = 5;
+    r.random = 5, r.store = store;
     draw_sequences(&r);
     open_model(&r, 1, true, false);
     fill_pools(&r);
@@ -279,37 +287,39 @@ static void check_model(const char *name, unsigned threads, const char *device)
 static void test_attention(void **state)
 {
     (void)state;
-    check_model("attention-gqa-rope", 2, NULL);
+    check_model("attention-gqa-rope", 2, NULL, STORE_f32);
 }
 
 static void test_window(void **state)
 {
     (void)state;
-    check_model("attention-window", 3, NULL);
+    check_model("attention-window", 3, NULL, STORE_none);
 }
 
 static void test_kimi(void **state)
 {
     (void)state;
-    check_model("kimi-mini", 2, NULL);
+    check_model("kimi-mini", 2, NULL, STORE_f32);
+    check_model("kimi-mini", 2, NULL, STORE_i8);
 }
 
 static void test_k3(void **state)
 {
     (void)state;
-    check_model("k3-mini", 2, NULL);
+    check_model("k3-mini", 2, NULL, STORE_bf16);
 }
 
 static void test_everything(void **state)
 {
     (void)state;
-    check_model("everything", 3, NULL);
+    check_model("everything", 3, NULL, STORE_none);
+    check_model("everything", 2, NULL, STORE_i8);
 }
 
 static void test_only_states(void **state)
 {
     (void)state;
-    check_model("kda-long", 2, NULL);
+    check_model("kda-long", 2, NULL, STORE_f32);
 }
 
 /* On a device the session runs the plans; the fake one, or STRATA_TEST_DEVICE. */
@@ -317,8 +327,8 @@ static void test_device(void **state)
 {
     (void)state;
     const char *real = getenv("STRATA_TEST_DEVICE"), *device = real && *real ? real : "cuda";
-    check_model("attention-gqa-rope", 1, device);
-    check_model("kimi-mini", 1, device);
+    check_model("attention-gqa-rope", 1, device, STORE_none);
+    check_model("kimi-mini", 1, device, STORE_none);
 }
 
 /* What a model says of itself, and its depth weights. */
