@@ -42,7 +42,8 @@ endif
 
 SRC_ir      := $(wildcard ir/base/*.c ir/*.c)
 SRC_codegen := $(wildcard codegen/*.c)
-SRC_runtime := $(wildcard runtime/*.c)
+SRC_runtime := $(filter-out runtime/app%.c,$(wildcard runtime/*.c))
+SRC_app     := $(wildcard runtime/app*.c)
 SRC_compiler:= $(filter-out compiler/main.c,$(wildcard compiler/*.c))
 SRC_lib     := $(SRC_ir) $(SRC_codegen) $(SRC_runtime) $(SRC_compiler)
 OBJ_lib     := $(SRC_lib:%.c=$(BUILD)/obj/%.o)
@@ -59,7 +60,7 @@ SECONDS     ?= 60
 .PHONY: all tests check check-clients check-random check-run check-slow check-asan check-tsan check-valgrind clean \
         deps demo fakecuda layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
         bench-depth bench-engine bench-twin bench-serve bench-tokenize gpu-bundle check-gpu bench-gpu $(FUZZ:%=fuzz-%)
-all: $(if $(wildcard compiler/main.c),$(BUILD)/strata,$(BUILD)/libstrata.a)
+all: $(BUILD)/strata $(BUILD)/strata-app.o $(BUILD)/strata-gpu.o $(BUILD)/strata-lib.o $(BUILD)/strata-lib.h
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
 	@rm -f $@; ar rcs $@ $^
@@ -89,6 +90,37 @@ $(BUILD)/gen/runtime/page_policy.inc: runtime/page.html
 	  hex=$$({ echo; sed -n "/^<$$part>/,/^<\/$$part>/p" $< | sed '1d;$$d'; } | sha256sum | cut -c1-64 | sed 's/../0x& /g'); \
 	  printf "\"$$part-src 'sha256-%s'; \"\n" "$$(for b in $$hex; do printf "\\$$(printf %03o $$b)"; done | base64)"; \
 	done > $@
+
+# What `strata build` links kernels with: the runtime and the libraries that it needs, as one object
+# beside the strata program. Never sanitized. Serving is plain HTTP, so what libmicrohttpd wants of
+# GnuTLS, which has no static form, are functions that do nothing.
+APP         := $(BUILD)/app
+APP_CC      := $(CC) $(filter-out -DSTRATA_SANITIZED,$(CPPFLAGS)) -std=c11 -O2 -ffunction-sections -fdata-sections $(WARN)
+OBJ_app     := $(patsubst %.c,$(APP)/obj/%.o,$(wildcard ir/base/*.c) $(SRC_runtime) $(SRC_app))
+OBJ_roots   := $(patsubst %,$(APP)/obj/runtime/app_%.o,main library cpu gpu)
+APP_LIBS    := $(foreach l,jansson pcre2-8 xxhash microhttpd,$(shell $(CC) -print-file-name=lib$(l).a))
+$(APP)/obj/runtime/sample.o: APP_CC += -Wno-psabi
+$(APP)/obj/%.o: %.c | $(GEN_TEXT)
+	@mkdir -p $(@D)
+	$(call say,CC,$@)
+	$(Q)$(APP_CC) -MMD -MP -c -o $@ $<
+$(APP)/tls.c: $(lastword $(APP_LIBS))
+	@mkdir -p $(@D)
+	@nm -u $< 2>/dev/null | sed -n 's/^ *U \(gnutls_.*\)/\1/p' | sort -u | \
+	  sed 's/.*/int &(void);\nint &(void)\n{\n    return 0;\n}/' > $@
+$(APP)/tls.o: $(APP)/tls.c
+	@$(APP_CC) -c -o $@ $<
+$(APP)/runtime.a: $(filter-out $(OBJ_roots),$(OBJ_app)) $(APP)/tls.o
+	@rm -f $@; ar rcs $@ $^
+$(BUILD)/strata-app.o: $(APP)/obj/runtime/app_main.o $(APP)/obj/runtime/app_cpu.o $(APP)/runtime.a
+$(BUILD)/strata-gpu.o: $(APP)/obj/runtime/app_main.o $(APP)/obj/runtime/app_gpu.o $(APP)/runtime.a
+$(BUILD)/strata-lib.o: $(APP)/obj/runtime/app_library.o $(APP)/obj/runtime/app_cpu.o $(APP)/runtime.a
+$(BUILD)/strata-%.o:
+	$(call say,LD,$@)
+	$(Q)ld -r -o $@ --start-group $^ $(APP_LIBS) --end-group
+	@objcopy --strip-debug $@
+$(BUILD)/strata-lib.h: runtime/strata.h
+	@cp $< $@
 
 $(BUILD)/test/%: tests/unit/%.c $(OBJ_tests) $(BUILD)/libstrata.a
 	@mkdir -p $(@D)

@@ -156,7 +156,7 @@ const char **cc_flags(struct arena *a, const char *cpu)
 
 const char **cc_object_flags(struct arena *a, const char *cpu)
 {
-    static const char *const object[] = {"-c", "-fvisibility=hidden", NULL};
+    static const char *const object[] = {"-c", "-fvisibility=hidden", "-ffunction-sections", NULL};
     return all_flags(a, cpu, object);
 }
 
