@@ -36,6 +36,7 @@ YAML
 # serve ARGS...: starts `strata serve` with the array `model` on a free port and sets `url` and `server`. RUN goes
 # before it.
 serve() {
+    : >"$tmp/serve.out" >"$tmp/serve.log"
     ${RUN:-} "$strata" serve "${model[@]}" --port 0 "$@" >"$tmp/serve.out" 2>"$tmp/serve.log" &
     server=$!
     local i

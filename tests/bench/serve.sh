@@ -2,7 +2,7 @@
 # A server of 124M parameters in bf16 (SPEC, DTYPE) under load: closed loop of 1, 4, 16 and 64 clients, then requests at random times
 # at 70 % of what 64 clients got; prompts of 128 tokens, answers of 64 to 128. With PEER=.../llama-server and
 # PEER_MODEL=m.gguf (tests/bench/peer_gguf.py) each is measured on both, in turns. RUN and CLIENT are put before
-# servers and load (RUN='chrt -f 10' CLIENT='chrt -f 20' on a machine with other work). All numbers go to
+# servers and load (LOADS="1 16" ROUNDS=3 measures less, more often; RUN='chrt -f 10' CLIENT='chrt -f 20' on a machine with other work). All numbers go to
 # $BUILD/bench-serve/*.json.
 . tests/program/lib.sh
 . tests/serve_lib.sh
@@ -39,17 +39,17 @@ both() {
     [ -z "$peer" ] || measure "peer-$name" "$theirs" "$@"
 }
 both warm --clients 16 --requests 16 --seed 99 >/dev/null
-both 1 --clients 1 --requests 6 --seed 1
-both 4 --clients 4 --requests 16 --seed 2
-both 16 --clients 16 --requests 64 --seed 3
-both 64 --clients 64 --requests 128 --seed 4
+for n in ${LOADS:-1 4 16 64}; do
+    for round in $(seq "${ROUNDS:-1}"); do both "$n" --clients "$n" --requests $((n < 3 ? 6 : n < 32 ? 4 * n : 2 * n)) --seed $((n + round)); done
+done
 for who in strata ${peer:+peer}; do
+    [ -e "$out/$who-64.json" ] || continue
     rate=$(awk -v c="$(value $who-64 requests_per_second)" 'BEGIN { printf "%.3f", 0.7 * c }')
     at=$ours
     [ $who = strata ] || at=$theirs
     measure $who-open "$at" --rate "$rate" --seconds 20 --seed 5
 done
-[ -z "$peer" ] || for n in 1 4 16 64; do
+[ -z "$peer" ] || for n in ${LOADS:-1 4 16 64}; do
     awk -v n=$n -v a="$(value strata-$n output_tokens_per_second)" -v b="$(value peer-$n output_tokens_per_second)" \
         'BEGIN { printf "%d clients: %.2f times the peer'\''s tokens per second\n", n, a / b }'
 done
