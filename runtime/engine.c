@@ -348,6 +348,12 @@ void job_leaves_queue(struct engine *e, struct job *j)
 {
     j->admitted = mem_seconds();
     histogram_add(&e->s.queued, j->admitted - j->arrived);
+    e->s.prompt_tokens += (uint64_t)j->r.num_prompt;
+    e->s.cached_tokens += (uint64_t)j->cached;
+    if (e->cache) {
+        e->s.prefix_queries += (uint64_t)j->r.num_prompt;
+        e->s.prefix_hits += (uint64_t)j->cached;
+    }
     engine_release(e, j->r.num_prompt);
 }
 
@@ -390,7 +396,6 @@ void job_finish(struct engine *e, struct job *j, enum engine_finish why, const s
     if (j->first > 0) d.decode = now - j->first;
     leave(e, j, why != ENGINE_failed);
     e->s.requests[why]++;
-    e->s.cached_tokens += (uint64_t)j->cached;
     histogram_add(&e->s.whole, now - j->arrived);
     if (j->first > 0) histogram_add(&e->s.decode, d.decode);
     pthread_mutex_lock(&e->lock);

@@ -119,8 +119,9 @@ struct engine_stats {                         /* a copy at one time; counters on
     int64_t pages, pages_used, pages_cached;  /* cached: of no sequence, but can be found again */
     int64_t states, states_used;
     uint64_t steps, requests[ENGINE_FINISHES], refused, preemptions;
-    uint64_t prompt_tokens, cached_tokens, completion_tokens;
-    uint64_t prefix_queries, prefix_hits; /* in tokens */
+    uint64_t prompt_tokens, completion_tokens; /* prompts of all that were admitted, */
+    uint64_t cached_tokens;                    /* what was found of them, not computed */
+    uint64_t prefix_queries, prefix_hits; /* the same in tokens, where there is a prefix cache */
     struct engine_histogram first_token, between_tokens, whole, queued, prefill, decode;
 };
 void engine_stats(struct engine *e, struct engine_stats *out);

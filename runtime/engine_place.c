@@ -62,8 +62,6 @@ static bool take_new(struct engine *e, struct job *j, struct place *p, struct rt
     if (!take_pages(e, j, p, found, pages_of(j->r.num_prompt))) return false;
     j->past = j->cached = found * LM_PAGE;
     p->branch = found < run ? run * LM_PAGE : 0;
-    e->s.prefix_queries += (uint64_t)j->r.num_prompt;
-    e->s.prefix_hits += (uint64_t)j->past;
     if (has_states(e) && found) {
         int32_t last = p->table[found - 1];
         pages_touch_snapshot(e->pages, last);

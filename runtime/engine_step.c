@@ -189,7 +189,6 @@ static int64_t read_some(struct engine *e, struct place *p, int64_t most)
         return T;
     }
     j->past += T;
-    e->s.prompt_tokens += (uint64_t)T;
     place_index(e, p, j->past);
     if (j->past == due && place_snapshot(e, p, &err) != RT_ok)
         job_finish(e, j, ENGINE_failed, &err);

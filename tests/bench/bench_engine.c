@@ -9,7 +9,7 @@
 #include "runtime/mem.h"
 #include "runtime/philox.h"
 
-enum { STEPS = 300, CONTEXT = 2048 };
+enum { STEPS = 10, ROUNDS = 40, CONTEXT = 2048 };
 
 struct idle {
     struct lm lm;
@@ -78,12 +78,15 @@ static double measure(struct idle *m, int64_t B, const struct engine_request *li
         engine_step(e);
         engine_stats(e, &s);
     } while (s.first_token.count < (uint64_t)B);
-    double begin = mem_seconds();
-    int steps = 0;
-    for (; steps < STEPS && mem_seconds() - begin < 2; steps++) engine_step(e);
-    double took = (mem_seconds() - begin) / steps;
+    double best = INFINITY,
+           end = mem_seconds() + 2; /* the best of rounds: others use the machine */
+    for (int round = 0; round < ROUNDS && mem_seconds() < end; round++) {
+        double begin = mem_seconds();
+        for (int i = 0; i < STEPS; i++) engine_step(e);
+        best = fmin(best, (mem_seconds() - begin) / STEPS);
+    }
     engine_close(e);
-    return 1e6 * took;
+    return 1e6 * best;
 }
 
 int main(void)
