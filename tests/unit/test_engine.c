@@ -23,6 +23,7 @@ enum { VOCAB = 97, CONTEXT = 1024, STOP = 3 };
 /* ---- allocations of this thread, seen at malloc itself ---- */
 
 static _Thread_local uint64_t mallocs;
+static _Thread_local int64_t fail_in; /* so many calls of aligned_alloc from now one fails */
 #ifndef STRATA_SANITIZED
 void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t n, size_t size);
@@ -46,7 +47,7 @@ void *realloc(void *p, size_t n)
 void *aligned_alloc(size_t align, size_t n)
 {
     mallocs++;
-    return __libc_memalign(align, n);
+    return fail_in > 0 && --fail_in == 0 ? NULL : __libc_memalign(align, n);
 }
 #endif
 
@@ -639,6 +640,57 @@ static void device_failures(void **state)
     }
 }
 
+static struct str text_of(void *arg, int32_t id)
+{
+    static const char *const words[] = {"{\"", "\":",  "\"}", "true",  "null", "[1",  "]}",
+                                        "12",  ", \"", "}\n", "\\u00", "\xc3", "\xa9"};
+    static char bytes[128];
+    (void)arg;
+    if (id < 3) return (struct str){NULL, 0};
+    if (id < 16) return str_of(words[id - 3]);
+    bytes[id] = (char)(id + 16); /* ' ' to 'p' */
+    return (struct str){bytes + id, 1};
+}
+
+/* Memory fails at the n-th place, for all n: of opening, of a request, of setting one aside. */
+static void no_memory(void **state)
+{
+    (void)state;
+#ifdef STRATA_SANITIZED
+    skip();
+#endif
+    struct rt_error err = {{0}};
+    struct fakelm *f = fake(10, 0, 3);
+    struct engine *e = NULL;
+    const struct engine_options o = {.text = text_of, .no_prefix_cache = true};
+    int n = 0;
+    do {
+        fail_in = ++n;
+    } while (engine_open(&f->lm, &o, &e, &err) == RT_machine);
+    assert_true(n > 15);
+    struct ask a[2], want;
+    for (int i = 0; i < 2; i++) plain(&a[i], (uint64_t)i, 190, 300);
+    fail_in = 1;
+    assert_true(engine_reserve(e, 1));
+    assert_int_equal(engine_submit(e, &a[0].r, 1, &a[0].id, &err), RT_machine);
+    engine_release(e, 1);
+    for (int i = 0; i < 2; i++) submit(e, &a[i]);
+    struct engine_stats s = {0};
+    while (!s.preemptions) {
+        fail_in = 1;
+        statistics_of(e, &s);
+    }
+    fail_in = 0;
+    assert_int_equal(a[1].done.why, ENGINE_failed);
+    assert_non_null(strstr(a[1].done.error.text, "no memory to set a sequence of "));
+    run_all(e);
+    alone(&a[0], false, &want);
+    check_same(&a[0], &want);
+    check_idle(e);
+    engine_close(e);
+    fakelm_close(f);
+}
+
 /* Sequences that decode get a token every step, whatever prompts are read beside them. */
 static void fairness(void **state)
 {
@@ -771,18 +823,6 @@ static void hostile(void **state)
 
 /* ---- JSON mode ---- */
 
-static struct str text_of(void *arg, int32_t id)
-{
-    static const char *const words[] = {"{\"", "\":",  "\"}", "true",  "null", "[1",  "]}",
-                                        "12",  ", \"", "}\n", "\\u00", "\xc3", "\xa9"};
-    static char bytes[128];
-    (void)arg;
-    if (id < 3) return (struct str){NULL, 0};
-    if (id < 16) return str_of(words[id - 3]);
-    bytes[id] = (char)(id + 16); /* ' ' to 'p' */
-    return (struct str){bytes + id, 1};
-}
-
 static void json_answers(void **state)
 {
     (void)state;
@@ -904,6 +944,7 @@ int main(void)
         cmocka_unit_test(ends),
         cmocka_unit_test(failures),
         cmocka_unit_test(device_failures),
+        cmocka_unit_test(no_memory),
         cmocka_unit_test(fairness),
         cmocka_unit_test(reservations),
         cmocka_unit_test(hostile),
