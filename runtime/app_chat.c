@@ -78,9 +78,13 @@ static enum rt_status render(struct chat *c, struct rt_error *err)
     return RT_ok;
 }
 
-static void put(struct sb *s)
+/* Shows what is new of an answer and adds it to all of it; a space before the answer may be the
+ * template's. */
+static void put(const struct chat *c, struct sb *s, struct sb *all)
 {
-    if (s->n) fwrite(s->p, 1, s->n, stdout);
+    size_t from = s->n && !all->n && s->p[0] == ' ' && chat_answer_space(c->t);
+    if (s->n) fwrite(s->p + from, 1, s->n - from, stdout);
+    if (s->n) sb_add(all, s->p + from, s->n - from);
     fflush(stdout);
     s->n = 0;
 }
@@ -97,12 +101,10 @@ static enum rt_status answer(struct chat *c, struct rt_error *err)
         int32_t id;
         st = generate_next(&c->g, &c->s, &id, &end, err);
         if (!st && !end) stopped = answer_text_add(&t, c->p->tok, id, &out);
-        if (out.n) sb_add(&all, out.p, out.n);
-        put(&out);
+        put(c, &out, &all);
     }
     if (!stopped) answer_text_end(&t, &out);
-    if (out.n) sb_add(&all, out.p, out.n);
-    put(&out);
+    put(c, &out, &all);
     putchar('\n');
     answer_text_close(&t);
     sb_free(&out);

@@ -138,6 +138,21 @@ expect 0 "$tmp/continue" "$tmp/lib/stories260k.model" 'Once upon a time' 20
 cmp "$tmp/out" "$tmp/text" || fail "the library's text differs"
 expect 1 "$tmp/continue" "$tmp/lib/libstories260k.a" x 1
 ok "the library gives the program's text"
+"$tmp/stories" serve --port 0 2>"$tmp/served" &
+server=$!
+for i in $(seq 100); do
+    port=$(sed -n 's/^listening on http:.*:\([0-9]*\),.*/\1/p' "$tmp/served")
+    [ -n "$port" ] && break
+    sleep 0.05
+done
+exec 3<>"/dev/tcp/127.0.0.1/$port"
+printf 'GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n' >&3
+cat <&3 >"$tmp/out"
+exec 3>&-
+kill $server
+wait $server || fail "serve ended with $?"
+grep -q '"stories260k"' "$tmp/out" || fail "no model is served: $(cat "$tmp/out" "$tmp/served")"
+ok "serve: its model is listed"
 printf 'Hi\n' >"$tmp/in"
 expect 0 "$strata" build $stories -o "$tmp/chat" --set tokenizer.chat_template=plain
 expect 0 bash -c "'$tmp/chat' chat --max-tokens 20 <'$tmp/in'"

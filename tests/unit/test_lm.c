@@ -2,9 +2,14 @@
  * pages and states that are given out at random, each with the bits that it has alone; shared
  * prefixes, copied states, and pages and states that were saved and come back elsewhere. */
 #include "compiled.h"
+#include "compiler/cuda_units.h"
+#include "compiler/objects.h"
 #include "compiler/pack.h"
 #include "compiler/served.h"
+#include "runtime/lm_gpu.h"
 #include "runtime/mem.h"
+#include "runtime/nvrtc.h"
+#include "runtime/plan_file.h"
 #include "scratch.h"
 #include <pthread.h>
 #include <setjmp.h>
@@ -26,6 +31,7 @@ struct model_run {
     struct session *session;
     struct lm *lm;
     const char *device;
+    const char *flat;    /* plans and cubins for this architecture, as a file has them */
     enum ir_store store; /* of weights */
     uint64_t random;
     struct seq seq[SEQS];
@@ -40,9 +46,70 @@ static int64_t draw(struct model_run *r, int64_t limit)
 
 /* ---- opening ---- */
 
+/* Cubins of all kernels of the plans. */
+static void compile_cubins(struct model_run *r, struct plan *const *plan, size_t n,
+                           struct lm_gpu_parts *parts)
+{
+    struct rt_error err;
+    struct object_set s;
+    object_set_init(&s, r->a, CPU_v3);
+    for (size_t i = 0; i < n; i++) object_set_add(&s, r->a, plan_lowered(plan[i]));
+    uint32_t *unit_of = NEW(r->a, uint32_t, s.text.n);
+    const struct cuda_units u = cuda_units(r->a, s.text.p, s.text.n, 0, unit_of);
+    struct nvrtc_image *image = NEW(r->a, struct nvrtc_image, u.n);
+    struct str *code = NEW(r->a, struct str, u.n);
+    if (nvrtc_compile_all(r->a, u.text, u.n, r->flat, true, 0, image, &err))
+        fail_msg("%s", err.text);
+    for (size_t i = 0; i < u.n; i++) code[i] = image[i].code;
+    parts->image = code;
+    parts->num_images = u.n;
+}
+
+/* What a program of strata build has: plans from bytes, cubins and parameters. */
+static void open_flat(struct model_run *r)
+{
+    struct rt_error err;
+    const struct session_options so = {.gpu = r->flat, .diag = diag_open(r->a), .no_library = true};
+    const struct build_options build = {.pages = PAGES, .states = STATES, .context = CONTEXT};
+    struct lm_gpu_parts parts = {.parts = {.pages = PAGES, .states = STATES, .context = CONTEXT}};
+    if (session_open(&so, &r->session, &err)) fail_msg("%s", err.text);
+    struct program *p =
+        program_open(r->session, build_model(r->a, r->f->model, r->f->params, BUILD_decode, &build),
+                     "decode", (struct ir_bind){1, 1});
+    for (int64_t T = 1; T <= LM_CHUNK; T += T < LM_STEP ? 1 : LM_STEP) program_plan(p, 1, T);
+    for (int64_t B = 2; B <= BATCH; B++) program_plan(p, B, 1);
+    size_t n;
+    struct plan *const *plan = program_plans(p, &n);
+    struct plan_item *item = NEW(r->a, struct plan_item, n);
+    struct lm_plan *flat = NEW(r->a, struct lm_plan, n);
+    struct lm_gpu_value *value = NEW(r->a, struct lm_gpu_value, r->f->params->n);
+    struct plan_set set;
+    struct sb bytes = {0};
+    for (size_t i = 0; i < n; i++)
+        item[i] = (struct plan_item){plan_bind(plan[i]).B, plan_bind(plan[i]).T,
+                                     plan_lowered(plan[i])->plan};
+    plan_file_write(item, n, &bytes);
+    assert_false(plan_file_read(r->a, (struct str){bytes.p, bytes.n}, &set, &err));
+    sb_free(&bytes);
+    for (size_t i = 0; i < n; i++)
+        flat[i] =
+            (struct lm_plan){.B = set.item[i].B, .T = set.item[i].T, .plan = &set.item[i].plan};
+    for (size_t i = 0; i < r->f->params->n; i++)
+        value[i] = (struct lm_gpu_value){r->f->params->p[i].name, r->f->weights[i]};
+    parts.parts.plan = flat, parts.parts.num_plans = n;
+    parts.value = value, parts.num_values = r->f->params->n;
+    compile_cubins(r, plan, n, &parts);
+    if (lm_gpu_open(0, &parts, &r->lm, &err)) fail_msg("%s", err.text);
+    assert_string_equal(lm_gpu_about(r->lm)->arch, r->flat);
+}
+
 static void open_model(struct model_run *r, unsigned threads, bool lazy, bool depth)
 {
     struct rt_error err;
+    if (r->flat) {
+        open_flat(r);
+        return;
+    }
     const struct session_options so = {
         .threads = threads, .device = r->device, .diag = diag_open(r->a), .no_library = true};
     if (session_open(&so, &r->session, &err)) fail_msg("%s", err.text);
@@ -261,7 +328,8 @@ static void *refill_and_run(void *run)
     return NULL;
 }
 
-static void check_model(const char *name, unsigned threads, const char *device, enum ir_store store)
+static void check_flat(const char *name, unsigned threads, const char *device, enum ir_store store,
+                       bool flat)
 {
     struct model_run r = {.a = arena_open("lm"), .f = fixture_open(name, NULL), .device = device};
     r.random = 5, r.store = store;
@@ -270,6 +338,11 @@ static void check_model(const char *name, unsigned threads, const char *device, 
     fill_pools(&r);
     run_alone(&r);
     if (!device) { /* no plan is made later */
+        close_model(&r);
+        open_model(&r, threads, false, false);
+    }
+    if (flat) { /* the bits that the session's plans gave */
+        r.flat = str_dup(r.a, str_of(session_device(r.session)->arch));
         close_model(&r);
         open_model(&r, threads, false, false);
     }
@@ -282,6 +355,11 @@ static void check_model(const char *name, unsigned threads, const char *device, 
     close_model(&r);
     fixture_close(r.f);
     arena_close(r.a);
+}
+
+static void check_model(const char *name, unsigned threads, const char *device, enum ir_store store)
+{
+    check_flat(name, threads, device, store, false);
 }
 
 static void test_attention(void **state)
@@ -322,13 +400,14 @@ static void test_only_states(void **state)
     check_model("kda-long", 2, NULL, STORE_f32);
 }
 
-/* On a device the session runs the plans; the fake one, or STRATA_TEST_DEVICE. */
+/* On a device the session runs the plans; of kimi-mini lm_gpu too. The fake one, or
+ * STRATA_TEST_DEVICE. */
 static void test_device(void **state)
 {
     (void)state;
     const char *real = getenv("STRATA_TEST_DEVICE"), *device = real && *real ? real : "cuda";
     check_model("attention-gqa-rope", 1, device, STORE_none);
-    check_model("kimi-mini", 1, device, STORE_none);
+    check_flat("kimi-mini", 1, device, STORE_none, true);
 }
 
 /* What a model says of itself, and its depth weights. */
