@@ -169,9 +169,10 @@ static void check_deadline(struct conn *c, double now)
 {
     const struct serve_options *o = c->h->o;
     double spent = now - c->since;
-    /* a request that was complete is being answered by now; libmicrohttpd waits for the rest of
-     * some others */
-    if (c->gone > 0 && now > c->gone + 0.5 && (c->state == CONN_head || c->state == CONN_idle)) {
+    /* A request that was complete is being answered by now. libmicrohttpd does not see an end that
+     * came together with the last bytes: that is no edge for its epoll. */
+    if (c->gone > 0 && now > c->gone + 0.5 && now > c->heard + 0.5 && c->state != CONN_work &&
+        c->state != CONN_ended) {
         end(c);
         return;
     }

@@ -556,6 +556,15 @@ static void test_disconnects(void **state)
         wait_metric("strata_num_requests_running", 0);
         assert_true(s.lm.calls < calls + 200); /* of the 4000 */
     }
+    /* the end comes together with a part of the body */
+    int fd = client_open(s.port);
+    send_text(fd, POST JSON "Content-Length: 100\r\n\r\n{");
+    shutdown(fd, SHUT_WR);
+    double begin = mem_seconds();
+    struct sb rest = client_rest(fd);
+    assert_true(mem_seconds() - begin < 5);
+    sb_free(&rest);
+    close(fd);
     wait_metric("strata_requests_active", 0);
     wait_metric("strata_kv_cache_usage_perc", 0);
     fake_server_close(&s);
