@@ -178,7 +178,7 @@ static bool take(struct json_guide *g, unsigned char c)
         to(g, AFTER);
     }
     if (g->state <= COMPLETE && (c == ' ' || c == '\t' || c == '\n' || c == '\r'))
-        return g->space++ < JSON_SPACE;
+        return g->space++ < JSON_LINE_END + JSON_INDENT * g->depth;
     switch (g->state) {
     case START: return c == '{' && open_level(g, true);
     case FIRST_KEY: return c == '"' ? string(g, true) : c == '}' && close_level(g);

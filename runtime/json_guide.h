@@ -1,21 +1,23 @@
 /* Whether a text is the beginning of a JSON object (RFC 8259), byte by byte: a state that can be
  * copied, so that continuations are tried. What it accepts can always be completed. Not accepted,
  * so that every completed text can be read by every parser and comes to an end: nesting deeper than
- * JSON_DEPTH, more than JSON_SPACE bytes of white space between two tokens, numbers of more than
- * JSON_NUMBER bytes or three digits of exponent, \u0000, surrogates without their other half, and
- * strings that are not UTF-8. */
+ * JSON_DEPTH, more white space between two tokens than a line end and four bytes a level (a model
+ * that is at a loss likes to go on with it), numbers of more than JSON_NUMBER bytes or three digits
+ * of exponent, \u0000, surrogates without their other half, and strings that are not UTF-8. */
 #ifndef STRATA_RUNTIME_JSON_GUIDE_H
 #define STRATA_RUNTIME_JSON_GUIDE_H
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-enum { JSON_DEPTH = 64, JSON_SPACE = 160, JSON_NUMBER = 100 };
+enum { JSON_DEPTH = 64, JSON_NUMBER = 100 };
+enum { JSON_LINE_END = 2, JSON_INDENT = 4 }; /* bytes of white space: so many, and a level */
 
 struct json_guide {
     uint64_t objects; /* bit d: level d is an object, not an array */
     uint16_t code;    /* of a \u escape so far */
-    uint8_t state, depth, space;
+    uint16_t space;   /* bytes of white space so far */
+    uint8_t state, depth;
     uint8_t digits;  /* bytes of a number so far */
     uint8_t left;    /* bytes that a literal, an escape or a character still has */
     uint8_t lo, hi;  /* range of the next byte of a character */

@@ -52,7 +52,8 @@ static bool beyond_bounds(const char *p, size_t n)
                 : p[i] == 'e' || p[i] == 'E'            ? 1
                 : power && isdigit((unsigned char)p[i]) ? power + 1
                                                         : power;
-        if (depth > JSON_DEPTH || space > JSON_SPACE || number > JSON_NUMBER - 3 || power > 3)
+        if (depth > JSON_DEPTH || space > JSON_LINE_END + JSON_INDENT * depth ||
+            number > JSON_NUMBER - 3 || power > 3)
             return true;
     }
     return false;
