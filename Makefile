@@ -329,20 +329,20 @@ bench-serve: all
 # and this tree were copied to; a machine with CUDA and Python (bench-gpu: with PyTorch) is enough.
 GPU       := $(BUILD)/gpu
 GPU_TESTS := test_compiled $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/test_cuda_*.c))
-GPU_LIBS  := -l:libyaml.a -l:libjansson.a -l:libxxhash.a -l:libpcre2-8.a -lm -ldl -lpthread
+GPU_LIBS  := -l:libyaml.a -l:libjansson.a -l:libxxhash.a -l:libpcre2-8.a -l:libmicrohttpd.a $(APP)/tls.o -lm -ldl -lpthread
 GPU_OUT   ?= tests/gpu-results
 gpu-bundle: $(GPU)/strata $(GPU)/bench_gpu $(GPU_TESTS:%=$(GPU)/%) $(GPU)/corpus.txt $(GPU)/libcmocka.so.0
 	@git describe --always --dirty > $(GPU)/commit 2>/dev/null || echo unknown > $(GPU)/commit
 	@du -sh $(GPU)
-$(GPU)/strata: $(BUILD)/obj/compiler/main.o $(BUILD)/libstrata.a
+$(GPU)/strata: $(BUILD)/obj/compiler/main.o $(BUILD)/libstrata.a | $(APP)/tls.o
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) -s -o $@ $^ $(GPU_LIBS)
-$(GPU)/test_%: tests/unit/test_%.c $(OBJ_tests) $(BUILD)/libstrata.a
+$(GPU)/test_%: tests/unit/test_%.c $(OBJ_tests) $(BUILD)/libstrata.a | $(APP)/tls.o
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -Itests -s -o $@ $< $(OBJ_tests) $(BUILD)/libstrata.a $(LDFLAGS) -Wl,-rpath,'$$ORIGIN' -lcmocka $(GPU_LIBS)
-$(GPU)/bench_gpu: tests/bench/bench_gpu.c $(BUILD)/libstrata.a
+$(GPU)/bench_gpu: tests/bench/bench_gpu.c $(BUILD)/libstrata.a | $(APP)/tls.o
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -s -o $@ $< $(BUILD)/libstrata.a $(LDFLAGS) $(GPU_LIBS)
