@@ -197,17 +197,34 @@ static int64_t read_some(struct engine *e, struct place *p, int64_t most)
     return T;
 }
 
-/* Prompts in order, each as far as the step's tokens reach. */
+/* Reads on in a prompt, at most `most` tokens; how many it were. */
+static int64_t read_prompt(struct engine *e, struct place *p, int64_t most)
+{
+    const struct job *j = p->job;
+    int64_t left = most;
+    while (left >= LM_STEP && p->job == j && !decodes(p)) left -= read_some(e, p, left);
+    return most - left;
+}
+
+static int64_t unread(const struct place *p)
+{
+    return p->job->r.num_prompt - p->job->past;
+}
+
+/* Prompts in order, each as far as the step's tokens reach. But a prompt that takes many steps
+ * leaves half of each to the shortest one of its priority. */
 static void prefill(struct engine *e)
 {
-    int64_t n = 0, left = e->o.step_tokens;
+    enum { MANY = 4 };
+    int64_t n = 0, left = e->o.step_tokens, best = 0;
     for (int64_t i = 0; i < e->running; i++)
         if (!decodes(e->order[i])) e->batch[n++] = e->order[i];
-    for (int64_t i = 0; i < n; i++) {
-        const struct job *j = e->batch[i]->job;
-        while (left >= LM_STEP && e->batch[i]->job == j && !decodes(e->batch[i]))
-            left -= read_some(e, e->batch[i], left);
-    }
+    for (int64_t i = 1; i < n && e->batch[i]->job->r.priority == e->batch[0]->job->r.priority; i++)
+        if (unread(e->batch[i]) < unread(e->batch[best])) best = i;
+    if (best && unread(e->batch[0]) > MANY * e->o.step_tokens)
+        left -= read_prompt(e, e->batch[best], left / 2);
+    for (int64_t i = 0; i < n; i++)
+        if (e->batch[i]->job) left -= read_prompt(e, e->batch[i], left);
 }
 
 bool engine_step(struct engine *e)

@@ -716,6 +716,31 @@ static void fairness(void **state)
     fakelm_close(f);
 }
 
+/* A short prompt does not wait for one of many steps that came before it. */
+static void short_prompts(void **state)
+{
+    (void)state;
+    struct fakelm *f = fake(100, 0, 4);
+    struct engine *e = open_engine(f, (struct engine_options){.step_tokens = 128});
+    struct ask a, b, c, want;
+    plain(&a, 1, 1000, 3);
+    plain(&b, 2, 300, 3);
+    plain(&c, 3, 100, 3);
+    submit(e, &a);
+    step(e);
+    submit(e, &b);
+    submit(e, &c);
+    for (int i = 0; i < 2; i++) step(e);
+    assert_true(c.n == 1 && b.n == 0 && a.n == 0);
+    run_all(e);
+    assert_int_equal(a.n, 3);
+    alone(&b, false, &want);
+    check_same(&b, &want);
+    assert_true(f->most_between <= 128);
+    engine_close(e);
+    fakelm_close(f);
+}
+
 /* ---- limits and mistakes ---- */
 
 static void reservations(void **state)
@@ -946,6 +971,7 @@ int main(void)
         cmocka_unit_test(device_failures),
         cmocka_unit_test(no_memory),
         cmocka_unit_test(fairness),
+        cmocka_unit_test(short_prompts),
         cmocka_unit_test(reservations),
         cmocka_unit_test(hostile),
         cmocka_unit_test(json_answers),
