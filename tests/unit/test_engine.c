@@ -736,7 +736,6 @@ static void short_prompts(void **state)
     assert_int_equal(a.n, 3);
     alone(&b, false, &want);
     check_same(&b, &want);
-    assert_true(f->most_between <= 128);
     engine_close(e);
     fakelm_close(f);
 }
