@@ -141,7 +141,9 @@ static struct cg_step *kept_step(const struct cg_emit *e, const char *what, cons
 static void kept(const struct cg_emit *e)
 {
     int64_t m = dim(e, 0, 1), k = dim(e, 0, 0), n = dim(e, 1, 1);
-    struct cg_gemm_plan p = cg_gemm_plan(m, n, k);
+    enum ir_store store = ir_stored(e->g, ir_src(e->g, e->n, 1));
+    bool widened = store == STORE_i8 || (store == STORE_bf16 && !bf16(e));
+    struct cg_gemm_plan p = widened ? cg_gemm_kept_plan(m, n, k) : cg_gemm_plan(m, n, k);
     struct cg_ref refs[4] = {R_(0), S_(0), S_(1)};
     struct cg_step *s = kept_step(e, "k_kept", "gemm", refs, 3);
     cg_nums(e->a, s,

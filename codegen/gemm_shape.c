@@ -50,9 +50,10 @@ int64_t cg_pack_cols_items(int64_t k, int64_t n)
     return div_up(n, 16) * div_up(k, 256);
 }
 
-struct cg_gemm_plan cg_gemm_plan(int64_t m, int64_t n, int64_t k)
+/* The cut of blocks of at most `rows` rows. */
+static struct cg_gemm_plan cut(int64_t m, int64_t n, int64_t k, int64_t rows)
 {
-    struct cg_gemm_plan p = {.mb = even(m, MC, MR), .nb = even(n, 2304, NR)};
+    struct cg_gemm_plan p = {.mb = even(m, rows, MR), .nb = even(n, 2304, NR)};
     for (;;) {
         p.items = div_up(m, p.mb) * div_up(n, p.nb);
         if (p.items >= WANT_ITEMS || item_ns(p.mb, p.nb, k) < 2 * MIN_NS) return p;
@@ -63,6 +64,16 @@ struct cg_gemm_plan cg_gemm_plan(int64_t m, int64_t n, int64_t k)
         else
             return p;
     }
+}
+
+struct cg_gemm_plan cg_gemm_plan(int64_t m, int64_t n, int64_t k)
+{
+    return cut(m, n, k, MC);
+}
+
+struct cg_gemm_plan cg_gemm_kept_plan(int64_t m, int64_t n, int64_t k)
+{
+    return cut(m, n, k, 2 * MC);
 }
 
 int64_t cg_gemm_items(int64_t m, int64_t n, int64_t k)

@@ -20,6 +20,8 @@ int64_t cg_pack_rows_items(int64_t k, int64_t n);
 int64_t cg_pack_cols_items(int64_t k, int64_t n);
 /* The cut of k_gemm for C[m,n] with inner size k. */
 struct cg_gemm_plan cg_gemm_plan(int64_t m, int64_t n, int64_t k);
+/* The same where weights are widened first (kept.c): blocks of more rows. */
+struct cg_gemm_plan cg_gemm_kept_plan(int64_t m, int64_t n, int64_t k);
 /* plan.items alone. */
 int64_t cg_gemm_items(int64_t m, int64_t n, int64_t k);
 /* The cut of k_gemm_stack and k_gemm_grouped: items = products times column blocks of `nb`, at

@@ -10,7 +10,8 @@ extern const char cg_text_prelude[], cg_text_tile[], cg_text_gemm[];
 extern const char cg_text_gemm_bf16[], cg_text_attention_rows[], cg_text_attention[];
 /* What every CUDA translation unit starts with. */
 extern const char cg_text_cuda_prelude[];
-/* Loops that show the machine's limits: strata_peak_fma and strata_peak_read, see peak.c. */
+/* Loops that show the machine's limits: strata_peak_fma, strata_peak_bf16 and strata_peak_read, see
+ * peak.c. */
 extern const char cg_text_peak[];
 
 struct cg_var {

@@ -1,4 +1,5 @@
 #include "compiler/bench.h"
+#include "runtime/lm.h"
 #include "runtime/mem.h"
 
 static void some_tokens(struct bench *b)
@@ -45,6 +46,27 @@ static void open_decode(struct bench *b, struct cli *c, const struct bench_optio
     fill(b, "states", b->B, 0, 1);
 }
 
+/* A prompt in pieces as generate and serve read it. */
+static void open_prefill(struct bench *b, struct cli *c, const struct bench_options *x,
+                         const struct run_options *o)
+{
+    int64_t P = build_pages(x->context), T = x->context < LM_CHUNK ? x->context : LM_CHUNK;
+    const struct build_options build = {.pages = P, .states = 1, .context = P * IR_PAGE};
+    if (x->context % T)
+        cli_fail((enum rt_status)EXIT_USAGE,
+                 "--context of prefill must be at most %d or a multiple of it", LM_CHUNK);
+    b->B = 1;
+    b->T = x->context;
+    b->calls = x->context / T;
+    run_open(&b->t.run, c, b->model, o);
+    b->plan = run_model_plan(&b->t.run, BUILD_decode, &build, 1, T);
+    run_ready(&b->t.run, b->plan, NULL);
+    int32_t *tokens = plan_value(b->plan, "tokens")->p;
+    for (int64_t i = 0; i < T; i++) tokens[i] = (int32_t)(i % b->model->vocab_size);
+    fill(b, "pages", P, 0, 1);
+    fill(b, "states", 1, 0, 1);
+}
+
 static void open_train(struct bench *b, struct cli *c, const struct run_options *o)
 {
     const struct train_spec *s = &b->model->train;
@@ -74,16 +96,24 @@ double bench_flops(const struct ir_graph *g, ir_id n, struct ir_bind b)
     }
 }
 
+/* Of the keys that bench_flops counts, the share that the tokens of a prompt see. */
+static double seen(const struct bench *b, enum ir_op op)
+{
+    if (b->program != BENCH_prefill || (op != OP_attention_cached && op != OP_mla_cached)) return 1;
+    return (double)(b->T + 1) / 2 / (double)(build_pages(b->T) * IR_PAGE);
+}
+
 static void add_work(struct bench *b, const struct plan *p, double times)
 {
     const struct ir_graph *g = program_graph(plan_program(p));
     size_t n;
     const struct plan_value *v = plan_values(p, &n);
-    for (ir_id i = 0; i < g->node.n; i++) b->flops += times * bench_flops(g, i, plan_bind(p));
+    for (ir_id i = 0; i < g->node.n; i++)
+        b->flops += times * seen(b, (enum ir_op)ir_at(g, i)->op) * bench_flops(g, i, plan_bind(p));
     for (size_t i = 0; i < n; i++)
         if (!str_starts(str_of(v[i].name), "new.cache.")) b->bytes += times * (double)v[i].bytes;
     const struct layout_stored *w = session_stored(b->t.run.session, &n);
-    for (size_t i = 0; i < n; i++) b->bytes += times * (double)w[i].bytes;
+    for (size_t i = 0; i < n; i++) b->weights += times * (double)w[i].bytes;
 }
 
 static double weight_bytes(const struct ir_graph *g, ir_id w, struct ir_bind bind)
@@ -128,7 +158,9 @@ void bench_open(struct bench *b, struct cli *c, const char *path, const struct b
                 const struct run_options *run)
 {
     enum bench_program program = o->program;
-    *b = (struct bench){.path = path, .program = program};
+    struct bench_options x = *o;
+    if (!x.context) x.context = program == BENCH_prefill ? 512 : 1024;
+    *b = (struct bench){.path = path, .program = program, .calls = 1};
     double begin = mem_seconds();
     b->model = cli_model(c, path);
     b->seconds.spec = mem_seconds() - begin;
@@ -136,8 +168,10 @@ void bench_open(struct bench *b, struct cli *c, const char *path, const struct b
         open_train(b, c, run);
     else if (program == BENCH_forward)
         open_forward(b, c, run);
+    else if (program == BENCH_prefill)
+        open_prefill(b, c, &x, run);
     else
-        open_decode(b, c, o, run);
+        open_decode(b, c, &x, run);
     begin = mem_seconds();
     run_init(&b->t.run, b->model->train.seed);
     b->seconds.init = mem_seconds() - begin;
@@ -145,8 +179,10 @@ void bench_open(struct bench *b, struct cli *c, const char *path, const struct b
         add_work(b, b->t.train, (double)b->t.micro);
         add_work(b, b->t.apply, 1);
     } else {
-        add_work(b, b->plan, 1);
-        if (program == BENCH_decode) b->bytes -= unread(b) + unseen(b);
+        add_work(b, b->plan, (double)b->calls);
+        if (program == BENCH_decode) *(b->weights > 0 ? &b->weights : &b->bytes) -= unread(b);
+        if (program == BENCH_decode) b->bytes -= unseen(b);
+        b->bytes += b->weights;
     }
 }
 
@@ -164,6 +200,10 @@ double bench_step(struct bench *b)
     if (b->program == BENCH_train)
         trainer_step(&b->t);
     else
-        run_now(&b->t.run, b->plan);
+        for (int64_t i = 0; i < b->calls; i++) {
+            if (b->program == BENCH_prefill)
+                fill(b, "past", 1, (int32_t)(i * plan_bind(b->plan).T), 0);
+            run_now(&b->t.run, b->plan);
+        }
     return mem_seconds() - begin;
 }

@@ -4,7 +4,7 @@
 #define STRATA_COMPILER_BENCH_H
 #include "compiler/trainer.h"
 
-enum bench_program { BENCH_train, BENCH_forward, BENCH_decode };
+enum bench_program { BENCH_train, BENCH_forward, BENCH_decode, BENCH_prefill };
 
 struct bench {
     const char *path;
@@ -13,6 +13,8 @@ struct bench {
     struct trainer t;  /* of other programs than BENCH_train only its run is open */
     struct plan *plan; /* of other programs than BENCH_train */
     int64_t B, T;      /* of a whole step */
+    int64_t calls;     /* of the plan in a step: BENCH_prefill reads a prompt in pieces */
+    double weights;    /* of `bytes`: of weights, where the program has them in SA_weights */
     double flops;      /* of the products and attention in a step, no recomputation, no other op */
     double bytes; /* every named tensor of the programs, once: nothing can move fewer; of decode
                    * only the rows and experts that its tokens need */
@@ -24,11 +26,12 @@ struct bench {
 struct bench_options {
     enum bench_program program;
     int64_t context; /* BENCH_decode: tokens of every sequence, the one of the step included;
-                      * rounded up to whole pages */
+                      * rounded up to whole pages. BENCH_prefill: of the prompt. 0: 1024, and 512 */
     int64_t batch;   /* BENCH_decode: sequences */
 };
 /* Reads the spec, compiles its programs and sets its initial weights. Exits on failure. A step of
- * BENCH_decode is one more token for every sequence, always at the same position. */
+ * BENCH_decode is one more token for every sequence, always at the same position; of BENCH_prefill
+ * a whole prompt. */
 void bench_open(struct bench *b, struct cli *c, const char *path, const struct bench_options *o,
                 const struct run_options *run);
 void bench_close(struct bench *b);

@@ -26,7 +26,8 @@ static const char help[] =
     "  --steps N          steps to measure (30), after 3 that are not\n"
     "  --pair             two specs, step by step in turns\n"
     "  --pairs N          pairs of steps to measure (100)\n"
-    "  --program NAME     train (default), forward or decode: one more token for every sequence\n"
+    "  --program NAME     train (default), forward, decode: one more token for every sequence, or\n"
+    "                     prefill: a prompt\n"
     "  --context N        of decode: tokens of a sequence, in whole pages of 64 (1024)\n"
     "  --batch N          of decode: sequences (1)\n"
     "  --profile          where the time goes, by kind of kernel\n"
@@ -75,10 +76,16 @@ static void summarise(struct arena *a, struct result *r)
     r->best = x[0];
 }
 
+/* The peak of the arithmetic of its products. */
+static double peak_of(const struct bench *b, const struct machine *m)
+{
+    return b->model->train.precision == PREC_bf16 ? m->bf16 : m->flops;
+}
+
 /* The least time that a step can take on this CPU, in seconds. */
 static double least(const struct bench *b, const struct machine *m)
 {
-    double math = b->flops / m->flops, move = b->bytes / m->bytes;
+    double math = b->flops / peak_of(b, m), move = b->bytes / m->bytes;
     return math > move ? math : move;
 }
 
@@ -96,10 +103,15 @@ static void print_subject(const struct bench *b, const struct result *r, const s
         return;
     }
     printf("  share of peak %10.1f %% median, %.1f %% best\n",
-           100 * b->flops / r->median / m->flops, 100 * b->flops / r->best / m->flops);
+           100 * b->flops / r->median / peak_of(b, m), 100 * b->flops / r->best / peak_of(b, m));
+    if (b->weights > 0)
+        printf("  weights       %10.3f MB a step, %.1f GB/s: %.1f %% of memory's speed, %.1f %% "
+               "best\n",
+               1e-6 * b->weights, 1e-9 * b->weights / r->median,
+               100 * b->weights / r->median / m->bytes, 100 * b->weights / r->best / m->bytes);
     double f = least(b, m);
     printf("  floor         %10.3f ms (%s), %.1f %% of the median\n", 1e3 * f,
-           f > b->flops / m->flops ? "memory" : "arithmetic", 100 * f / r->median);
+           f > b->flops / peak_of(b, m) ? "memory" : "arithmetic", 100 * f / r->median);
 }
 
 static json_t *subject_json(const struct bench *b, const struct result *r, const struct machine *m)
@@ -108,11 +120,13 @@ static json_t *subject_json(const struct bench *b, const struct result *r, const
         return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "spec", b->path, "median_ms",
                          1e3 * r->median, "best_ms", 1e3 * r->best, "tokens_per_second",
                          (double)(b->B * b->T) / r->median, "flops", b->flops, "bytes", b->bytes);
-    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "spec", b->path, "median_ms",
-                     1e3 * r->median, "best_ms", 1e3 * r->best, "tokens_per_second",
+    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "spec", b->path,
+                     "median_ms", 1e3 * r->median, "best_ms", 1e3 * r->best, "tokens_per_second",
                      (double)(b->B * b->T) / r->median, "flops", b->flops, "bytes", b->bytes,
-                     "share_of_peak", b->flops / r->median / m->flops, "best_share_of_peak",
-                     b->flops / r->best / m->flops, "share_of_floor", least(b, m) / r->median);
+                     "share_of_peak", b->flops / r->median / peak_of(b, m), "best_share_of_peak",
+                     b->flops / r->best / peak_of(b, m), "share_of_floor", least(b, m) / r->median,
+                     "weight_bytes", b->weights, "weight_share_of_memory",
+                     b->weights / r->median / m->bytes);
 }
 
 static void print_json(json_t *top)
@@ -177,9 +191,10 @@ static void show_profile(struct cli *c, struct bench *const *b, size_t n, const 
 
 static void show_machine(const struct machine *m)
 {
-    printf("machine, %u thread%s\n  peak          %10.1f GFLOP/s float32\n  memory        %10.1f "
-           "GB/s read\n",
-           m->threads, m->threads == 1 ? "" : "s", 1e-9 * m->flops, 1e-9 * m->bytes);
+    printf("machine, %u thread%s\n  peak          %10.1f GFLOP/s float32\n                "
+           "%10.1f GFLOP/s bf16\n  memory        %10.1f GB/s read\n",
+           m->threads, m->threads == 1 ? "" : "s", 1e-9 * m->flops, 1e-9 * m->bf16,
+           1e-9 * m->bytes);
     if (machine_busy(m))
         printf("  the machine is busy: one thread alone reaches %.1f, so shares of the peak are "
                "too high\n",
@@ -200,8 +215,9 @@ static json_t *device_json(const struct gpu_about *g)
 
 static json_t *machine_json(const struct machine *m)
 {
-    return json_pack("{s:i, s:b, s:f, s:f}", "threads", (int)m->threads, "busy", machine_busy(m),
-                     "flops_per_second", m->flops, "bytes_per_second", m->bytes);
+    return json_pack("{s:i, s:b, s:f, s:f, s:f}", "threads", (int)m->threads, "busy",
+                     machine_busy(m), "flops_per_second", m->flops, "bf16_flops_per_second",
+                     m->bf16, "bytes_per_second", m->bytes);
 }
 
 struct turn { /* what is measured */
@@ -276,8 +292,9 @@ static enum bench_program program_of(const char *name)
     if (!strcmp(name, "train")) return BENCH_train;
     if (!strcmp(name, "forward")) return BENCH_forward;
     if (!strcmp(name, "decode")) return BENCH_decode;
-    cli_fail((enum rt_status)EXIT_USAGE, "--program must be train, forward or decode, not '%s'",
-             name);
+    if (!strcmp(name, "prefill")) return BENCH_prefill;
+    cli_fail((enum rt_status)EXIT_USAGE,
+             "--program must be train, forward, decode or prefill, not '%s'", name);
 }
 
 int cmd_bench(int argc, char **argv)
@@ -286,7 +303,7 @@ int cmd_bench(int argc, char **argv)
     struct options o = {.steps = 30,
                         .pairs = 100,
                         .program = "train",
-                        .bench = {.context = 1024, .batch = 1},
+                        .bench = {.batch = 1},
                         .url = BENCH_URL_DEFAULTS};
     static struct bench b[2];
     cli_parse_range(&c, argc, argv, help, 0, 2,
@@ -305,13 +322,13 @@ int cmd_bench(int argc, char **argv)
     }
     struct turn t = {.c = &c, .b = {&b[0], &b[1]}, .n = o.pair ? 2 : 1};
     o.bench.program = program_of(o.program);
-    o.run.no_library = o.bench.program == BENCH_decode; /* as generate does it */
+    o.run.no_library = o.bench.program >= BENCH_decode; /* as generate does it */
     if (c.arg.n != t.n)
         cli_fail((enum rt_status)EXIT_USAGE, o.pair    ? "--pair needs two specs"
                                              : c.arg.n ? "two specs need --pair"
                                                        : "a spec is missing, or --url");
     t.rounds = (size_t)(o.pair ? o.pairs : o.steps);
-    if (o.bench.context < 1 || o.bench.context > 1 << 24 || o.bench.batch < 1 ||
+    if (o.bench.context < 0 || o.bench.context > 1 << 24 || o.bench.batch < 1 ||
         o.bench.batch > 4096)
         cli_fail((enum rt_status)EXIT_USAGE, "--context must be in 1..2^24, --batch in 1..4096");
     if (o.pairs < 1 || o.steps < 1) cli_fail((enum rt_status)EXIT_USAGE, "nothing to measure");

@@ -32,6 +32,7 @@ enum rt_status machine_open(unsigned threads, struct machine *m, struct rt_error
 {
     *m = (struct machine){0};
     struct jit_kernel k[] = {{"strata_peak_fma", str_of(cg_text_peak), NULL},
+                             {"strata_peak_bf16", str_of(cg_text_peak), NULL},
                              {"strata_peak_read", str_of(cg_text_peak), NULL}};
     RT_TRY(pool_open(threads, &m->pool, err));
     m->threads = pool_threads(m->pool);
@@ -39,9 +40,10 @@ enum rt_status machine_open(unsigned threads, struct machine *m, struct rt_error
     if (!m->memory) return rt_fail(err, RT_machine, "no memory to measure reads");
     for (size_t i = 0; i < READ_BYTES / sizeof(float); i += 512) m->memory[i] = 1e-3f;
     RT_TRY(jit_open(NULL, &m->jit, err));
-    RT_TRY(jit_load(m->jit, cg_cpu_prelude(), k, 2, NULL, err));
+    RT_TRY(jit_load(m->jit, cg_cpu_prelude(), k, 3, NULL, err));
     m->fma = k[0].fn;
-    m->read = k[1].fn;
+    m->bf16_fma = k[1].fn;
+    m->read = k[2].fn;
     return RT_ok;
 }
 
@@ -83,6 +85,9 @@ void machine_measure(struct machine *m)
         double flops = (double)items * each / best(m, &fma, items, FMA_SECONDS);
         if (flops > m->flops) m->flops = flops;
     }
+    memcpy(&fma.fn, &m->bf16_fma, sizeof fma.fn);
+    double bf16 = (double)items * 2 * each / best(m, &fma, items, FMA_SECONDS);
+    if (bf16 > m->bf16) m->bf16 = bf16;
     double bytes = READ_BYTES / best(m, &read, READ_BYTES / (4 * CHUNK), READ_SECONDS);
     if (bytes > m->bytes) m->bytes = bytes;
 }

@@ -9,11 +9,12 @@ struct machine {
     unsigned threads;
     double flops; /* float32 multiply-adds a second, two operations each; best so far */
     double alone; /* the same of one thread, times threads */
+    double bf16;  /* the same of products of bf16 numbers with float32 sums */
     double bytes; /* bytes read from memory a second; best so far */
     struct pool *pool;
     struct jit *jit;
-    float *memory;    /* what is read */
-    void *fma, *read; /* kernels */
+    float *memory;               /* what is read */
+    void *fma, *bf16_fma, *read; /* kernels */
 };
 
 /* Threads and kernels for `threads` threads (as pool_open); measures nothing. */

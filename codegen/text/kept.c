@@ -10,7 +10,8 @@ enum {
     KEPT_BYTES,  /* i8, float32 arithmetic */
     KEPT_BYTES2  /* i8, bf16 arithmetic: words of two are made of two bytes */
 };
-enum { KEPT_AHEAD = 1024 }; /* bytes of a panel that are fetched before they are used */
+enum { KEPT_AHEAD = 256 }; /* bytes of a panel that are fetched before they are used */
+enum { KEPT_MC = 192 };    /* rows of a block */
 
 /* W of one product. */
 struct kept {
@@ -209,9 +210,11 @@ static void kept_block(struct gemm *g, const struct kept_kind *kind, const struc
     }
     /* equal parts, even ones: words of two are not cut */
     const int64_t part = div_up(g->k, 2 * div_up(g->k, GEMM_KC)) * 2;
+    /* what is widened serves as many rows as the block of A has room for */
+    const int64_t most = max64(GEMM_MC, min64(KEPT_MC, GEMM_MC * GEMM_KC / part) / TILE_MR * TILE_MR);
     gemm_pack *pack = g->kind->pack_a;
-    for (int64_t mc = m0; mc < m1; mc += GEMM_MC) {
-        const int64_t me = min64(mc + GEMM_MC, m1);
+    for (int64_t mc = m0; mc < m1; mc += most) {
+        const int64_t me = min64(mc + most, m1);
         for (int64_t k0 = 0; k0 < g->k; k0 += part) {
             const int64_t kn = min64(part, g->k - k0);
             const float *pa = pack ? scratch : 0;
@@ -268,7 +271,7 @@ INLINE void kept_grouped(const struct kept_kind *kind, void *const *p, const int
 }
 
 /* k_kept_STORAGE, under bf16 arithmetic k_kept_STORAGE_bf16: p = C, A, panels, and of i8 the scales;
- * n = M, N, K, lda, ldc, MB, NB; items = blocks of MB x NB (MB at most GEMM_MC).
+ * n = M, N, K, lda, ldc, MB, NB; items = blocks of MB x NB.
  * k_kept_grouped_...: rows grouped by expert (k_gemm_grouped). p = C, A, panels of all experts,
  * offsets, and of i8 the scales; n = N, K, lda, ldc, NB; items = E x column blocks.
  * KEPT_NAME of the forms that are used follow this text; `by` is gemm_f32 or gemm_bf16. */
