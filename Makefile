@@ -256,7 +256,7 @@ check-asan:
 	@$(SAN_MAKE) BUILD=build-asan SAN=address,undefined check-run
 	@$(SAN_MAKE) BUILD=build-asan-kernels SAN=address,undefined KERNEL_SAN=address,undefined all
 	@BUILD=build-asan-kernels bash tests/slow/train.sh
-TSAN_TESTS := test_thread test_engine test_serve test_serve_limits
+TSAN_TESTS := test_thread test_engine test_serve test_serve_limits test_serve_clients
 check-tsan: export TSAN_OPTIONS = halt_on_error=1
 check-tsan:
 	@test -n '$(SANCC)' || { echo 'no clang with sanitizers: apt-get install libclang-common-14-dev clang-14'; exit 1; }

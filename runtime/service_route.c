@@ -6,14 +6,12 @@
 #include <stdlib.h>
 #include <strings.h>
 
-enum method { GET, POST };
-enum { O = 1, P = 2, B = 4, M = 8 };
+enum { O = 1, P = 2, M = 4 };
 struct route {
     const char *path;
-    enum method method;
     unsigned flags;
-    enum api_route body;
-    /* Of GET: writes the answer's body and may change its type and status; false: x->error. */
+    enum api_route body; /* of POST */
+    /* Of GET: writes the answer's body and may change its type and status. False: *err. */
     bool (*answer)(struct exchange *x, const char *rest, struct api_error *err);
 };
 
@@ -98,17 +96,8 @@ static bool answer_page(struct exchange *x, const char *rest, struct api_error *
     return true;
 }
 
-#define answer_chat NULL
-#define answer_completions NULL
-#define answer_tokenize NULL
-#define answer_detokenize NULL
-enum { BODY_models, BODY_model, BODY_health, BODY_metrics, BODY_version, BODY_sites, BODY_page };
-#define BODY_chat API_chat
-#define BODY_completions API_completions
-#define BODY_tokenize API_tokenize
-#define BODY_detokenize API_detokenize
-#define ROUTE(path, method, flags, name) \
-    {path, method, flags, (enum api_route)BODY_##name, answer_##name},
+#define GET(path, flags, name) {path, flags, API_ROUTES, answer_##name},
+#define POST(path, flags, name) {path, flags, API_##name, NULL},
 static const struct route routes[] = {
 #include "runtime/route.def"
 };
@@ -187,7 +176,7 @@ static bool no_route(const char *path, struct api_error *err)
 
 static bool check_method(struct exchange *x, const struct http_head *h, struct api_error *err)
 {
-    bool get = x->route->method == GET;
+    bool get = x->route->answer;
     if (get ? is(h->method, "GET") || is(h->method, "HEAD") : is(h->method, "POST")) return true;
     x->answer.allow = x->s->o.cors ? get ? "GET, HEAD, OPTIONS" : "POST, OPTIONS"
                       : get        ? "GET, HEAD"
@@ -284,7 +273,7 @@ bool exchange_check(struct exchange *x, const struct http_head *h, struct api_er
     if (!open && !check_key(s, h, err)) return false;
     if (!x->route) return no_route(h->path, err);
     if (!check_method(x, h, err)) return false;
-    if (!(x->route->flags & B)) {
+    if (x->route->answer) {
         const char *path = !strncmp(h->path, "/v1/", 4) && h->path[4] ? h->path + 3 : h->path;
         x->answer.status = 200;
         return x->route->answer(x, path + strlen(x->route->path), err);

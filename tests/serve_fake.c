@@ -295,3 +295,37 @@ double client_metric(int port, const char *name)
     client_free(&a);
     return v;
 }
+
+void client_post(struct sb *out, const char *path, const char *body, const char *headers)
+{
+    sb_printf(out,
+              "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+              "Content-Length: %zu\r\n%s\r\n%s",
+              path, strlen(body), headers, body);
+}
+
+int client_start(int port, const char *path, const char *body)
+{
+    struct sb t = {0};
+    int fd = client_open(port);
+    client_post(&t, path, body, "");
+    client_send(fd, t.p, t.n);
+    sb_free(&t);
+    return fd;
+}
+
+void client_nap(double seconds)
+{
+    const struct timespec t = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
+    nanosleep(&t, NULL);
+}
+
+void client_wait(int port, const char *name, double want)
+{
+    double v = -1;
+    for (int i = 0; i < 500; i++) {
+        if ((v = client_metric(port, name)) == want) return;
+        client_nap(0.01);
+    }
+    fail_msg("%s is %g, not %g", name, v, want);
+}

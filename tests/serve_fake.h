@@ -51,6 +51,20 @@ void client_free(struct client_answer *a);
 const char *client_header(const struct client_answer *a, const char *name);
 /* A request on a connection of its own; `body` NULL for GET. */
 struct client_answer client_ask(int port, const char *path, const char *body);
+/* Appends a POST of JSON with further headers ("Name: value\r\n" each). */
+void client_post(struct sb *out, const char *path, const char *body, const char *headers);
+/* Sends a request and does not wait for its answer. */
+int client_start(int port, const char *path, const char *body);
 /* The value of a sample of /metrics, -1 where there is none. */
 double client_metric(int port, const char *name);
+/* Waits until it is that, for five seconds. */
+void client_wait(int port, const char *name, double want);
+void client_nap(double seconds);
+
+#define FAKE_MODEL "\"model\":\"fake\","
+/* Answers of 4000 tokens, and of 3. */
+#define FAKE_ENDLESS "{" FAKE_MODEL "\"prompt\":\"a\",\"max_tokens\":4000,\"ignore_eos\":true}"
+#define FAKE_ENDLESS_STREAM \
+    "{" FAKE_MODEL "\"prompt\":\"a\",\"max_tokens\":4000,\"ignore_eos\":true,\"stream\":true}"
+#define FAKE_SHORT "{" FAKE_MODEL "\"prompt\":\"a\",\"max_tokens\":3}"
 #endif
