@@ -132,7 +132,8 @@ static double unseen(const struct bench *b)
         if (ir_at(g, n)->op != OP_attention_cached) continue;
         int64_t w = ir_int(g, n, AK_window, 0), context = ir_int(g, n, AK_context, 0);
         double cols = (double)(ir_cols(g, ir_src(g, n, 1)).add + ir_cols(g, ir_src(g, n, 2)).add);
-        if (w > 0 && w < context) bytes += 4 * (double)b->B * (double)(context - w) * cols;
+        double each = (double)dtype_size(ir_ty(g, ir_src(g, n, 1))->dtype) * cols;
+        if (w > 0 && w < context) bytes += (double)b->B * (double)(context - w) * each;
     }
     return bytes;
 }

@@ -30,7 +30,8 @@ struct build_options {
     int64_t pages, states, context;
     bool all_logits;
     /* BUILD_decode on a CPU: what matrices of products and the embedding table are stored as, which
-     * puts all parameters into SA_weights (panel.h). The router's and the decays' matrices, and
+     * puts all parameters into SA_weights (panel.h); then keys and values are kept in bf16 where
+     * products round to it anyway. The router's and the decays' matrices, and
      * everything that is no such matrix, stay float32. STORE_none: all are named values. */
     enum ir_store store;
 };

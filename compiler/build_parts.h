@@ -56,8 +56,9 @@ static inline bool b_cached(const struct builder *b)
  * b_cache_put. */
 ir_id b_cache_state(struct builder *b, const char *name, int64_t rows, int64_t cols);
 void b_cache_put(struct builder *b, const char *name, ir_id now);
-/* The paged cache NAME with x [N,C] at the positions of the tokens. */
-ir_id b_cache_write(struct builder *b, const char *name, ir_id x);
+/* The paged cache NAME with x [N,C] at the positions of the tokens. It may be bf16 where that keeps
+ * every bit of x (b_round) and whoever reads it can. */
+ir_id b_cache_write(struct builder *b, const char *name, ir_id x, bool may_be_bf16);
 /* The name of a layer's cache: "cache.POOL.layers.N.what" for p = "model.layers.N"; pools are page
  * and state. */
 const char *b_cache_name(struct builder *b, const char *pool, const char *p, const char *what);

@@ -20,17 +20,19 @@ static enum cache_kind kind_of(const char *name)
     return CACHE_state;
 }
 
-void cache_bytes(const struct model *m, const struct params *ps, uint64_t bytes[CACHES])
+void cache_bytes(const struct model *m, const struct params *ps, bool device,
+                 uint64_t bytes[CACHES])
 {
     struct arena *a = arena_open("caches");
-    const struct build_options o = {.pages = 1, .states = 1, .context = IR_PAGE};
+    const struct build_options o = {
+        .pages = 1, .states = 1, .context = IR_PAGE, .store = device ? STORE_none : build_store(m)};
     const struct ir_graph *g = build_model(a, m, ps, BUILD_decode, &o);
     for (int i = 0; i < CACHES; i++) bytes[i] = 0;
     for (ir_id n = 0; n < g->node.n; n++) {
         const char *name = ir_word(g, n, AK_name, "");
         if (ir_at(g, n)->op != OP_input || !str_starts(str_of(name), "cache.")) continue;
         int64_t count = type_count(g->types, ir_at(g, n)->type, (struct ir_bind){1, 1});
-        bytes[kind_of(name)] += 4 * (uint64_t)count;
+        bytes[kind_of(name)] += dtype_size(ir_ty(g, n)->dtype) * (uint64_t)count;
     }
     arena_close(a);
 }
@@ -39,7 +41,7 @@ struct caches caches_served(const struct model *m, const struct params *ps)
 {
     uint64_t each[CACHES], page = 0, state = 0;
     int64_t one = build_pages(m->serve_max_context), most = one * m->serve_max_sequences;
-    cache_bytes(m, ps, each);
+    cache_bytes(m, ps, false, each);
     for (int i = 0; i < CACHES; i++) *(cache_paged((enum cache_kind)i) ? &page : &state) += each[i];
     if (m->serve_cache_tokens)
         most = build_pages(m->serve_cache_tokens);

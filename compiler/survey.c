@@ -133,7 +133,7 @@ struct survey survey_model(struct cli *c, const struct model *m, int64_t threads
     cli_check(c, session_open(&o, &x.s, &c->err));
     plan_memory(&x);
     v.served = caches_served(m, x.ps);
-    cache_bytes(m, x.ps, v.cache);
+    cache_bytes(m, x.ps, gpu != NULL, v.cache);
     for (int i = 0; i < CACHES; i++)
         if (cache_paged((enum cache_kind)i)) v.cache[i] *= (uint64_t)(v.served.context / IR_PAGE);
     unsigned n = (unsigned)threads;

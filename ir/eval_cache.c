@@ -24,13 +24,15 @@ int64_t ev_paged_row(const struct eval *e, size_t cache, size_t pages, int64_t b
 void eval_cache_write(struct eval *e)
 {
     int64_t cols = ev_cols(e, 0);
+    bool bf16 = ir_ty(e->g, e->n)->dtype == IR_bf16;
     double *out = ev_out(e, 0);
     memcpy(out, ev_src(e, 0), (size_t)ev_count(e, 0) * sizeof *out);
     for (int64_t b = 0; b < e->b.B; b++)
         for (int64_t t = 0; t < e->b.T; t++) {
             int64_t at = (int64_t)ev_src(e, 3)[b] + t;
             double *row = out + ev_paged_row(e, 0, 2, b, at) * cols;
-            memcpy(row, ev_src(e, 1) + (b * e->b.T + t) * cols, (size_t)cols * sizeof *row);
+            const double *x = ev_src(e, 1) + (b * e->b.T + t) * cols;
+            for (int64_t c = 0; c < cols; c++) row[c] = bf16 ? ev_bf16(x[c]) : x[c];
         }
 }
 

@@ -419,7 +419,7 @@ static bool are_paged(const struct shape_ctx *c, size_t i)
 /* Is operand i a cache of pages or states of `each` rows? */
 static bool is_cache(const struct shape_ctx *c, size_t i, int64_t each)
 {
-    if (!is_mat(c, i, IR_f32)) return false;
+    if (!is_mat(c, i, IR_f32) && !is_mat(c, i, IR_bf16)) return false;
     struct ir_dim rows = ty(c, i)->dim[0];
     return each > 0 && dim_is_const(rows) && rows.add % each == 0;
 }
@@ -468,7 +468,8 @@ RULE(conv_cached)
     ir_type_id y;
     if (!shape_short_conv(c, &y, why)) return false;
     int64_t rows = ty(c, 1)->dim[1].add - 1;
-    NEED(is_cache(c, 2, rows) && dim_eq(ty(c, 2)->dim[1], ty(c, 0)->dim[1]) &&
+    NEED(is_mat(c, 2, IR_f32) && is_cache(c, 2, rows) &&
+             dim_eq(ty(c, 2)->dim[1], ty(c, 0)->dim[1]) &&
              dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 3, 1),
          "conv_cached: operands");
     ir_type_id e[2] = {y, c->src[2]};
@@ -481,7 +482,7 @@ RULE(kda_cached)
     ir_type_id o;
     if (!shape_kda(c, &o, why)) return false;
     int64_t h = int_of(c, AK_heads, 0);
-    NEED(is_cache(c, 5, ty(c, 0)->dim[1].add) && ty(c, 5)->dim[1].add == ty(c, 2)->dim[1].add / h &&
+    NEED(is_mat(c, 5, IR_f32) && is_cache(c, 5, ty(c, 0)->dim[1].add) && ty(c, 5)->dim[1].add == ty(c, 2)->dim[1].add / h &&
              dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 6, 1),
          "kda_cached: operands");
     ir_type_id e[2] = {o, c->src[5]};

@@ -4,6 +4,7 @@
  * the forward program, the same bits for every cut; KDA, whose chunks begin with the call, neither.
  */
 #include "compiled.h"
+#include "compiler/pack.h"
 #include "eval.h"
 #include "runtime/mem.h"
 #include <math.h>
@@ -38,7 +39,8 @@ struct job {
     /* compiled */
     struct session *session;
     struct program *decode;
-    bool last; /* the program gives the logits of last tokens only */
+    enum ir_store store; /* of its weights; with bf16 also of keys and values */
+    bool last;           /* the program gives the logits of last tokens only */
 };
 
 static int64_t draw(struct job *j, int64_t limit)
@@ -120,6 +122,7 @@ static struct ir_graph *decode_graph(struct job *j)
     const struct build_options o = {.pages = all_pages(j),
                                     .states = STATES,
                                     .context = j->pages * IR_PAGE,
+                                    .store = j->store,
                                     .all_logits = !j->last};
     CHECK(j->pages <= MAX_PAGES);
     struct ir_graph *g = build_model(j->a, j->f->model, j->f->params, BUILD_decode, &o);
@@ -209,6 +212,27 @@ static void test_float64(void **state)
     arena_close(names);
 }
 
+/* Keys and values kept in bf16, where everything is rounded to it: nothing changes. */
+static void test_float64_bf16(void **state)
+{
+    (void)state;
+    static const char *const name[] = {"attention-window", "attention-gqa-rope"};
+    for (int i = 0; i < 2; i++) {
+        struct job j = {.a = arena_open("decode"), .call = eval_call, .store = STORE_bf16};
+        const struct build_options plain = {0};
+        j.f = fixture_open(name[i], NULL);
+        j.f->model->train.precision = PREC_bf16;
+        j.pages = build_pages(j.f->T), j.tol = 1e-10, j.random = 3;
+        struct ir_graph *g = build_model(j.a, j.f->model, j.f->params, BUILD_forward, &plain);
+        struct ir_values v = fixture_eval(j.f, j.a, g);
+        j.want = ir_eval_output(&v, "logits").v;
+        eval_open(&j);
+        decode_all(&j, 7);
+        fixture_close(j.f);
+        arena_close(j.a);
+    }
+}
+
 /* ---- compiled ---- */
 
 static void put(const struct plan *p, const char *name, const int32_t *data, int64_t n)
@@ -241,6 +265,17 @@ static const double *compiled_call(struct job *j, const struct call *c)
     return v;
 }
 
+static void store_weights(struct job *j)
+{
+    struct rt_error err;
+    size_t n;
+    const struct layout_stored *items = session_stored(j->session, &n);
+    struct pack *from = pack_memory(j->f->params, j->f->weights);
+    assert_true(n > 0);
+    assert_false(weights_pack(from, items, n, session_weights(j->session), NULL, &err));
+    pack_close(from);
+}
+
 /* A session with the forward program, run, and the decode program. */
 static void compiled_job(struct job *j, unsigned threads)
 {
@@ -258,6 +293,7 @@ static void compiled_job(struct job *j, unsigned threads)
     struct compiled c = {.session = j->session, .f = j->f};
     compiled_bind(&c, p);
     compiled_bind_weights(&c, one);
+    if (j->store) store_weights(j);
     plan_run(p);
     const struct plan_value *v = plan_value(p, "logits");
     double *want = NEW(j->a, double, v->count);
@@ -276,9 +312,10 @@ static void compiled_job(struct job *j, unsigned threads)
         if (str_starts(str_of(all[i].name), "cache.")) memset(all[i].p, 0xff, all[i].bytes);
 }
 
-static void run_compiled(struct fixture *f, int64_t most)
+static void run_compiled(struct fixture *f, int64_t most, enum ir_store store)
 {
-    struct job j = {.a = arena_open("decode"), .f = f, .call = compiled_call, .random = most};
+    struct job j = {
+        .a = arena_open("decode"), .f = f, .call = compiled_call, .random = most, .store = store};
     j.pages = build_pages(f->T);
     compiled_job(&j, 1);
     decode_all(&j, most);
@@ -293,7 +330,7 @@ static void test_fixtures(void **state)
     (void)state;
     struct arena *names = arena_open("names");
     for (const char *const *p = fixture_names(names); *p; p++)
-        run_compiled(fixture_open(*p, NULL), 9);
+        run_compiled(fixture_open(*p, NULL), 9, STORE_none);
     arena_close(names);
 }
 
@@ -305,10 +342,10 @@ static void test_bf16(void **state)
         skip();
     }
     static const char *const name[] = {"attention-all", "attention-window", "everything"};
-    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
-        struct fixture *f = fixture_open(name[i], NULL);
+    for (int i = 0; i < 6; i++) {
+        struct fixture *f = fixture_open(name[i / 2], NULL);
         f->model->train.precision = PREC_bf16;
-        run_compiled(f, 5);
+        run_compiled(f, 5, i % 2 ? STORE_bf16 : STORE_none);
     }
 }
 
@@ -356,14 +393,27 @@ static void decode_cut(struct job *j, int64_t cut, int64_t ones)
     }
 }
 
+/* Groups of query heads, and widths of heads; the second time with keys and values in bf16. */
+static const char groups[] =
+    HEAD "  mixers:\n"
+         "    eight: {type: attention, num_heads: 8, num_kv_heads: 1, head_dim: 40, rope: {theta: "
+         "100}}\n"
+         "    seven: {type: attention, num_heads: 7, num_kv_heads: 1, head_dim: 64, window: 100}\n"
+         "    five: {type: attention, num_heads: 10, num_kv_heads: 2, head_dim: 32}\n"
+         "    one: {type: attention, num_heads: 11, head_dim: 72, rope: {theta: 9}}\n"
+         "  layers: [{mixer: eight, ffn: mlp}, {mixer: seven, ffn: moe}, {mixer: five, ffn: mlp},\n"
+         "           {mixer: one, ffn: mlp}]\n";
+
 static void test_cuts(void **state)
 {
     (void)state;
     static const int64_t cuts[] = {63, 64, 65, 127, 128, 129, 150, 1};
-    for (int k = 0; k < 2; k++) {
+    static const char *const text[] = {windows, linear, groups, groups, windows};
+    for (int k = 0; k < 5; k++) {
         struct job j = {
             .a = arena_open("decode"), .call = compiled_call, .pages = build_pages(420)};
-        j.f = fixture_fresh("cut", str_of(k ? linear : windows), 2, 420, true);
+        j.f = fixture_fresh("cut", str_of(text[k]), 2, 420, true);
+        if (k >= 3) j.f->model->train.precision = PREC_bf16, j.store = STORE_bf16;
         compiled_job(&j, 1);
         for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) decode_cut(&j, cuts[i], 45);
         session_close(j.session);
@@ -440,9 +490,9 @@ static void test_greedy(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_float64), cmocka_unit_test(test_fixtures),
-        cmocka_unit_test(test_bf16),    cmocka_unit_test(test_cuts),
-        cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_float64),  cmocka_unit_test(test_float64_bf16),
+        cmocka_unit_test(test_fixtures), cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_cuts),     cmocka_unit_test(test_greedy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -333,6 +333,7 @@ static void check_flat(const char *name, unsigned threads, const char *device, e
 {
     struct model_run r = {.a = arena_open("lm"), .f = fixture_open(name, NULL), .device = device};
     r.random = 5, r.store = store;
+    if (store == STORE_bf16) r.f->model->train.precision = PREC_bf16; /* keys and values too */
     draw_sequences(&r);
     open_model(&r, 1, true, false);
     fill_pools(&r);
@@ -366,12 +367,14 @@ static void test_attention(void **state)
 {
     (void)state;
     check_model("attention-gqa-rope", 2, NULL, STORE_f32);
+    check_model("attention-gqa-rope", 2, NULL, STORE_bf16);
 }
 
 static void test_window(void **state)
 {
     (void)state;
     check_model("attention-window", 3, NULL, STORE_none);
+    check_model("attention-window", 2, NULL, STORE_bf16);
 }
 
 static void test_kimi(void **state)
