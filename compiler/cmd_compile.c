@@ -144,7 +144,7 @@ static void write_object(struct compile *k)
     if (!mkdtemp(dir))
         cli_fail(RT_machine, "cannot make a folder like '%s': %s", dir, strerror(errno));
     const struct cc_unit unit = {str_fmt(a, "%s/kernels.c", dir), str_fmt(a, "%s/kernels.o", dir),
-                                 str_fmt(a, "%s/log", dir)};
+                                 str_fmt(a, "%s/log", dir), NULL};
     write_text(unit.source, c_text(k));
     enum rt_status st = cc_compile(a, clang, cc_object_flags(a, k->o.cpu ? k->o.cpu : "native"),
                                    &unit, 1, &k->c.err);

@@ -122,7 +122,7 @@ static enum rt_status try_clang(struct doctor *d, const char *clang, const char 
     static const char text[] = "void doctor(float *x, const float *y)\n"
                                "{\n    for (int i = 0; i < 64; i++) x[i] += 2 * y[i];\n}\n";
     struct cc_unit u = {io_join(d->a, dir, "doctor.c"), io_join(d->a, dir, "doctor.so"),
-                        io_join(d->a, dir, "doctor.log")};
+                        io_join(d->a, dir, "doctor.log"), NULL};
     int e = io_write_atomic(u.source, text, strlen(text));
     if (e) return rt_fail(err, RT_machine, "cannot write '%s': %s", u.source, strerror(e));
     RT_TRY(cc_compile(d->a, clang, cc_flags(d->a, "native"), &u, 1, err));

@@ -40,7 +40,8 @@ static int longest_first(const void *pa, const void *pb)
 {
     const struct kernel *a = pa, *b = pb;
     if (a->text.n != b->text.n) return a->text.n > b->text.n ? -1 : 1;
-    return strcmp(a->symbol, b->symbol);
+    int order = str_cmp(a->text, b->text);
+    return order ? order : strcmp(a->symbol, b->symbol);
 }
 
 struct unit {
@@ -77,7 +78,8 @@ static void write_unit(struct arena *a, const struct object_set *s, struct unit 
                   shown(a, s, k[i].symbol), k[i].symbol);
 }
 
-/* Deals the kernels out: the longest first, always to the shortest unit. */
+/* Deals the texts out, with all that is wanted of each: the longest first, always to the shortest
+ * unit. */
 static void split(struct arena *a, const struct object_set *s, struct unit unit[UNITS])
 {
     size_t n = s->symbol.n;
@@ -85,12 +87,15 @@ static void split(struct arena *a, const struct object_set *s, struct unit unit[
     VEC(struct kernel) of[UNITS] = {{0}};
     for (size_t i = 0; i < n; i++) k[i] = (struct kernel){s->symbol.p[i], s->text.p[i]};
     qsort(k, n, sizeof *k, longest_first);
+    int at = 0;
     for (int i = 0; i < UNITS; i++) map_init(&unit[i].has, a);
     for (size_t i = 0; i < n; i++) {
-        int at = 0;
-        for (int c = 1; c < UNITS; c++)
-            if (unit[c].size < unit[at].size) at = c;
-        unit[at].size += k[i].text.n;
+        if (!i || !str_eq(k[i].text, k[i - 1].text)) {
+            at = 0;
+            for (int c = 1; c < UNITS; c++)
+                if (unit[c].size < unit[at].size) at = c;
+            unit[at].size += k[i].text.n;
+        }
         vec_push(a, &of[at], k[i]);
     }
     for (int i = 0; i < UNITS; i++) write_unit(a, s, &unit[i], of[i].p, of[i].n);
@@ -144,19 +149,18 @@ struct objects {
     struct arena *a;
     const char *dir, *clang;
     struct rt_error *err;
-    VEC(struct cc_unit) missing; /* of one set: what the cache has not */
+    VEC(struct cc_unit) missing; /* what the cache has not */
     VEC(const char *) key;       /* of each */
     object_paths *path;
 };
 
 /* Where the cache keeps the object of a text. */
-static const char *cache_key(struct objects *o, enum cpu_kind cpu, const struct sb *text)
+static const char *cache_key(struct objects *o, const struct cc_unit *u, const struct sb *text)
 {
     struct sb s = {0};
     char *hex = NEW(o->a, char, 33);
-    const char **flags = cc_object_flags(o->a, cpu_about(cpu)->name);
     sb_printf(&s, "strata objects 1\n%s\n", cc_identity(o->a, o->clang));
-    for (size_t i = 0; flags[i]; i++) sb_printf(&s, "%s\n", flags[i]);
+    for (size_t i = 0; u->flags[i]; i++) sb_printf(&s, "%s\n", u->flags[i]);
     sb_add(&s, text->p, text->n);
     hash_hex(s.p, s.n, hex);
     sb_free(&s);
@@ -172,10 +176,10 @@ static const char *cache_root(struct objects *o)
 static enum rt_status add_unit(struct objects *o, enum cpu_kind cpu, const char *name,
                                struct sb *text)
 {
-    const struct cc_unit u = {str_fmt(o->a, "%s/%s.c", o->dir, name),
-                              str_fmt(o->a, "%s/%s.o", o->dir, name),
-                              str_fmt(o->a, "%s/%s.log", o->dir, name)};
-    const char *key = cache_key(o, cpu, text);
+    const struct cc_unit u = {
+        str_fmt(o->a, "%s/%s.c", o->dir, name), str_fmt(o->a, "%s/%s.o", o->dir, name),
+        str_fmt(o->a, "%s/%s.log", o->dir, name), cc_object_flags(o->a, cpu_about(cpu)->name)};
+    const char *key = cache_key(o, &u, text);
     struct str object;
     bool found = store_read_blob(o->a, io_join(o->a, cache_root(o), "objects"), key, &object);
     int e = found ? io_write_atomic(u.object, object.p, object.n)
@@ -190,10 +194,9 @@ static enum rt_status add_unit(struct objects *o, enum cpu_kind cpu, const char 
 }
 
 /* Compiles what is missing, into the cache too. */
-static enum rt_status compile(struct objects *o, enum cpu_kind cpu)
+static enum rt_status compile(struct objects *o)
 {
-    RT_TRY(cc_compile(o->a, o->clang, cc_object_flags(o->a, cpu_about(cpu)->name), o->missing.p,
-                      o->missing.n, o->err));
+    RT_TRY(cc_compile(o->a, o->clang, NULL, o->missing.p, o->missing.n, o->err));
     for (size_t i = 0; i < o->missing.n; i++) {
         struct str object;
         const char *path = o->missing.p[i].object;
@@ -202,11 +205,10 @@ static enum rt_status compile(struct objects *o, enum cpu_kind cpu)
         RT_TRY(
             store_write_blob(io_join(o->a, cache_root(o), "objects"), o->key.p[i], object, o->err));
     }
-    o->missing.n = o->key.n = 0;
     return RT_ok;
 }
 
-static enum rt_status make_set(struct objects *o, const struct object_set *s)
+static enum rt_status add_set(struct objects *o, const struct object_set *s)
 {
     struct unit u[UNITS] = {{.size = 0}};
     struct sb table = {0};
@@ -215,8 +217,7 @@ static enum rt_status make_set(struct objects *o, const struct object_set *s)
     for (int i = 0; i < UNITS; i++)
         RT_TRY(add_unit(o, s->cpu, str_fmt(o->a, "%s-%d", name, i), &u[i].text));
     table_text(o->a, s, &table);
-    RT_TRY(add_unit(o, s->cpu, str_fmt(o->a, "%s-table", name), &table));
-    return compile(o, s->cpu);
+    return add_unit(o, s->cpu, str_fmt(o->a, "%s-table", name), &table);
 }
 
 enum rt_status objects_make(struct arena *a, const char *dir, const struct object_set *set,
@@ -229,10 +230,10 @@ enum rt_status objects_make(struct arena *a, const char *dir, const struct objec
         return rt_fail(err, RT_user,
                        "neither clang-19 nor clang-14 is in PATH: run 'apt-get install "
                        "--no-install-recommends clang-19' as root");
-    for (size_t i = 0; i < n; i++) RT_TRY(make_set(&o, &set[i]));
+    for (size_t i = 0; i < n; i++) RT_TRY(add_set(&o, &set[i]));
     sets_text(a, set, n, &sets);
     RT_TRY(add_unit(&o, CPU_v3, "sets", &sets));
-    RT_TRY(compile(&o, CPU_v3));
+    RT_TRY(compile(&o));
     store_trim(cache_root(&o), STORE_MAX_BYTES);
     return RT_ok;
 }

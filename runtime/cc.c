@@ -164,6 +164,7 @@ static int start(struct arena *a, const char *path, const char **flags, const st
                  pid_t *pid)
 {
     size_t n = 0;
+    if (u->flags) flags = u->flags;
     while (flags[n]) n++;
     const char **argv = NEW(a, const char *, n + 5);
     argv[0] = path;

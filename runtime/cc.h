@@ -27,6 +27,7 @@ const char **cc_object_flags(struct arena *a, const char *cpu);
 /* One source file to turn into one shared object, or what the flags say. */
 struct cc_unit {
     const char *source, *object, *log; /* paths; the log takes what the compiler says */
+    const char **flags;                /* instead of those of cc_compile; NULL: those */
 };
 /* Compiles all units, one process each, as many at the same time as there are cores. RT_machine
  * when a process cannot be started, is killed or fails for a reason outside the source. Errors in a

@@ -103,7 +103,7 @@ static void make_library(enum cuda_library lib, const char *file, const char *te
     sb_free(&s);
     assert_int_equal(cc_find(a, &clang, &err), RT_ok);
     assert_non_null(clang);
-    struct cc_unit u = {source, in_dir(file), in_dir("fake.log")};
+    struct cc_unit u = {source, in_dir(file), in_dir("fake.log"), NULL};
     if (cc_compile(a, clang, cc_flags(a, "native"), &u, 1, &err)) fail_msg("%s", err.text);
 }
 
