@@ -43,9 +43,12 @@ static struct served open_served(const char *name)
 {
     struct served s = {.a = arena_open("serving"), .f = fixture_open(name, NULL)};
     struct rt_error err;
-    const struct session_options so = {.threads = 2, .diag = diag_open(s.a), .no_library = true};
+    const char *device = getenv("STRATA_TEST_DEVICE"); /* a GPU, where it is to be tested */
+    if (device && !*device) device = NULL;
+    const struct session_options so = {
+        .threads = 2, .device = device, .diag = diag_open(s.a), .no_library = true};
     if (session_open(&so, &s.session, &err)) fail_msg("%s", err.text);
-    struct served_options o = {.session = s.session, .batch = BATCH};
+    struct served_options o = {.session = s.session, .batch = BATCH, .lazy = device != NULL};
     o.build =
         (struct build_options){.pages = PAGES, .states = BATCH + SNAPSHOTS, .context = CONTEXT};
     struct ir_graph *g = build_model(s.a, s.f->model, s.f->params, BUILD_decode, &o.build);
