@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "compiled.h"
+#include "compiler/pack.h"
 #include "compiler/served.h"
 #include "runtime/engine.h"
 #include "runtime/philox.h"
@@ -39,7 +40,7 @@ static int64_t roll(struct served *s, int64_t sides)
     return (int64_t)(rng_bits(4, 4, s->dice++) % (uint64_t)sides);
 }
 
-static struct served open_served(const char *name)
+static struct served open_served(const char *name, enum ir_store store)
 {
     struct served s = {.a = arena_open("serving"), .f = fixture_open(name, NULL)};
     struct rt_error err;
@@ -51,12 +52,18 @@ static struct served open_served(const char *name)
     struct served_options o = {.session = s.session, .batch = BATCH, .lazy = device != NULL};
     o.build =
         (struct build_options){.pages = PAGES, .states = BATCH + SNAPSHOTS, .context = CONTEXT};
+    o.build.store = store;
     struct ir_graph *g = build_model(s.a, s.f->model, s.f->params, BUILD_decode, &o.build);
     o.program = program_open(s.session, g, "decode", (struct ir_bind){1, 1});
     assert_non_null(o.program);
     if (served_open(s.a, &o, &s.lm, &err)) fail_msg("%s", err.text);
     const struct compiled c = {.session = s.session, .f = s.f};
     compiled_bind_weights(&c, program_plan(o.program, 1, 1));
+    size_t n;
+    const struct layout_stored *items = session_stored(s.session, &n);
+    struct pack *from = pack_memory(s.f->params, s.f->weights);
+    assert_int_equal(weights_pack(from, items, n, session_weights(s.session), NULL, &err), RT_ok);
+    pack_close(from);
     return s;
 }
 
@@ -182,9 +189,9 @@ static void draw_requests(struct served *s, struct ask *a)
     }
 }
 
-static void together(const char *name)
+static void together(const char *name, enum ir_store store)
 {
-    struct served s = open_served(name);
+    struct served s = open_served(name, store);
     struct ask *a = calloc(REQUESTS, sizeof *a), *want = calloc(REQUESTS, sizeof *want);
     draw_requests(&s, a);
     spoil(&s);
@@ -214,19 +221,28 @@ static void together(const char *name)
 static void kimi_together(void **state)
 {
     (void)state;
-    together("kimi-mini");
+    together("kimi-mini", STORE_none);
 }
 
 static void k3_together(void **state)
 {
     (void)state;
-    together("k3-mini");
+    together("k3-mini", STORE_none);
 }
 
 static void attention_together(void **state)
 {
     (void)state;
-    together("attention-gqa-rope");
+    together("attention-gqa-rope", STORE_none);
+}
+
+/* With weights as they are served. */
+static void stored_together(void **state)
+{
+    (void)state;
+    together("kimi-mini", STORE_bf16);
+    together("k3-mini", STORE_i8);
+    together("attention-gqa-rope", STORE_bf16);
 }
 
 /* ---- warm and cold ---- */
@@ -250,9 +266,9 @@ static void draw_pair(struct served *s, uint64_t text, struct ask *first, struct
 
 /* The first prompt leaves its pages and states behind; the second gets what it gets in an empty
  * engine. What earlier pairs left is there too, and is evicted; some pairs are there at once. */
-static void pairs(const char *name, int num)
+static void pairs(const char *name, enum ir_store store, int num)
 {
-    struct served s = open_served(name);
+    struct served s = open_served(name, store);
     struct ask *a = calloc((size_t)num * 2, sizeof *a), *cold = calloc(1, sizeof *cold);
     spoil(&s);
     struct engine *e = open_engine(&s, true);
@@ -288,27 +304,35 @@ static int num_pairs(int usual)
 static void kimi_pairs(void **state)
 {
     (void)state;
-    pairs("kimi-mini", num_pairs(40));
+    pairs("kimi-mini", STORE_none, num_pairs(40));
 }
 
 static void k3_pairs(void **state)
 {
     (void)state;
-    pairs("k3-mini", num_pairs(20));
+    pairs("k3-mini", STORE_none, num_pairs(20));
+}
+
+static void stored_pairs(void **state)
+{
+    (void)state;
+    pairs("k3-mini", STORE_bf16, num_pairs(10));
+    pairs("kimi-mini", STORE_i8, num_pairs(10));
 }
 
 static void attention_pairs(void **state)
 {
     (void)state;
-    pairs("attention-gqa-rope", num_pairs(20));
+    pairs("attention-gqa-rope", STORE_none, num_pairs(20));
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(kimi_together),      cmocka_unit_test(k3_together),
-        cmocka_unit_test(attention_together), cmocka_unit_test(kimi_pairs),
-        cmocka_unit_test(k3_pairs),           cmocka_unit_test(attention_pairs),
+        cmocka_unit_test(attention_together), cmocka_unit_test(stored_together),
+        cmocka_unit_test(kimi_pairs),         cmocka_unit_test(k3_pairs),
+        cmocka_unit_test(attention_pairs),    cmocka_unit_test(stored_pairs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
