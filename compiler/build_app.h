@@ -27,6 +27,9 @@ enum rt_status app_link(struct arena *a, const char *const *object, size_t n, bo
                         const char *out, struct rt_error *err);
 enum rt_status app_archive(struct arena *a, const char *dir, const char *const *object, size_t n,
                            const char *out, struct rt_error *err);
+/* Whether executables can be linked here: the runtime's object, a compiler and a static libc are
+ * there. RT_user with what is not. */
+enum rt_status app_can_link(struct arena *a, struct rt_error *err);
 /* The file NAME beside the running strata program. RT_user where it is not there. */
 enum rt_status app_beside(struct arena *a, const char *name, const char **path,
                           struct rt_error *err);

@@ -16,6 +16,20 @@ enum rt_status app_beside(struct arena *a, const char *name, const char **path,
                    *path);
 }
 
+enum rt_status app_can_link(struct arena *a, struct rt_error *err)
+{
+    const char *clang, *path;
+    struct str out;
+    int status;
+    RT_TRY(app_beside(a, "strata-app.o", &path, err));
+    RT_TRY(cc_find(a, &clang, err));
+    if (!clang) return rt_fail(err, RT_user, "no clang");
+    char *argv[] = {str_dup(a, str_of(clang)), "-print-file-name=libc.a", NULL};
+    int e = io_spawn(a, argv, (struct str){0}, &out, &status);
+    if (!e && !status && out.n && out.p[0] == '/') return RT_ok; /* else the name alone */
+    return rt_fail(err, RT_user, "no static libc (libc.a): apt-get install libc6-dev");
+}
+
 static enum rt_status spawn(struct arena *a, const char **argv, const char *hint,
                             struct rt_error *err)
 {

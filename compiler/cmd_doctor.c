@@ -1,5 +1,6 @@
 /* What this machine has. Every fact is a row of a section, with a text for people and a value for
  * programs; findings decide the verdicts at the end. */
+#include "compiler/build_app.h"
 #include "compiler/cli.h"
 #include "runtime/cc.h"
 #include "runtime/cuda_api.h"
@@ -349,6 +350,13 @@ int cmd_doctor(int argc, char **argv)
     if (!d.quiet) printf("\nwhat works\n");
     bool gpu = json_array_size(json_object_get(json_object_get(d.all, cuda), "devices")) > 0;
     verdict(&d, "cpu", "train and generate on this CPU", d.cpu_lacks, "");
+    struct rt_error err;
+    bool link = !d.cpu_lacks && app_can_link(d.a, &err);
+    verdict(&d, "build", "make programs (strata build)",
+            d.cpu_lacks ? d.cpu_lacks
+            : link      ? err.text
+                        : NULL,
+            "");
     verdict(&d, "cuda_compile", "compile for CUDA", d.nvrtc_lacks, gpu ? "" : " (no GPU here)");
     verdict(&d, "gpu", "train and generate on a GPU", d.gpu_lacks, ": --device cuda");
     const char *next = !d.gpu_lacks   ? "strata bench specs/bench-c.yaml --device cuda"
