@@ -33,11 +33,13 @@ YAML
     model=("$tmp/tiny.yaml" --weights "$tmp/tiny.safetensors" --chat-template plain)
 }
 
-# serve ARGS...: starts `strata serve` with the array `model` on a free port and sets `url` and `server`. RUN goes
-# before it.
+# serve ARGS...: starts `strata serve` with the array `model`, or the built program `app`, on a free port and sets
+# `url` and `server`. RUN goes before it.
+app=
 serve() {
+    if [ -n "$app" ]; then set -- "$app" serve "$@"; else set -- "$strata" serve "${model[@]}" "$@"; fi
     : >"$tmp/serve.out" >"$tmp/serve.log"
-    ${RUN:-} "$strata" serve "${model[@]}" --port 0 "$@" >"$tmp/serve.out" 2>"$tmp/serve.log" &
+    ${RUN:-} "$@" --port 0 >"$tmp/serve.out" 2>"$tmp/serve.log" &
     server=$!
     local i
     for i in $(seq 600); do
