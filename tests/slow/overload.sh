@@ -1,14 +1,14 @@
 #!/bin/bash
-# Ten times the load that a server can take, for SECONDS_ (20) seconds, ROUNDS (1) times: it neither dies nor
+# Ten times the load that a server can take, for DURATION (20) seconds, ROUNDS (1) times: it neither dies nor
 # grows, what does not fit is refused at once with 503 and Retry-After, before its text is tokenised, and
 # what was taken is answered in the time that the queue promises. RUN and CLIENT go before the server and the load
-# (RUN='chrt -f 10' CLIENT='chrt -f 20' where other work would disturb).
+# (RUN="chrt -f 10" CLIENT="chrt -f 20" where other work would disturb), SERVE_ARGS behind those of the server.
 . tests/program/lib.sh
 . tests/serve_lib.sh
 command -v curl >/dev/null || { ok "skipped: no curl"; exit 0; }
-seconds=${SECONDS_:-20} rounds=${ROUNDS:-1} queue=16
+seconds=${DURATION:-20} rounds=${ROUNDS:-1} queue=16
 medium_model
-serve --max-waiting $queue --no-prefix-cache
+serve --max-waiting $queue --no-prefix-cache ${SERVE_ARGS:-}
 load() { ${CLIENT:-} "$strata" bench --url "$url" --prompt-tokens 64 --max-tokens 32 --vocab 256 --ignore-eos --json "$@" >"$tmp/load" || fail "bench: $(cat "$tmp/load")"; }
 number() { sed -n "s/.*\"$1\": *\([0-9.e+-]*\).*/\1/p" "$tmp/load" | head -n 1; }
 # of an object of times: number_of refused_ms p99

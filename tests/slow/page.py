@@ -333,6 +333,12 @@ def beside_real(b, url, shots, prompt):
         check(f"depth weights of {len(sums)} sites and tokens sum to one", sums and all(abs(x - 1) < 5e-3 for x in sums))
         check("a span for every token", b.js("messages[messages.length - 1].usage.completion_tokens - document.querySelectorAll('.answer .t').length") in (0, 1))
     shot(b, shots, "real")
+    b.mouse("#clear")
+    b.js("document.getElementById('form').value = 'text'")
+    b.say(prompt)
+    b.wait(f"({ANSWER}) && ({ANSWER}).querySelector('.text').textContent.length > 0", 60)
+    b.wait(IDLE, 120)
+    check("a text is continued as it is", b.js("!document.querySelector('.error')") and (not deep or b.js("document.querySelectorAll('.answer .t').length > 0")))
     check(f"nothing was said to the console {b.said}", not b.said)
 
 
