@@ -34,6 +34,7 @@ static const char *function(enum ir_op op)
     case OP_tanh: return "tanh16";
     case OP_sigmoid: return "sigmoid16";
     case OP_softplus: return "softplus16";
+    case OP_round: return "round16";
     case OP_sqrt: return "sqrt16";
     case OP_rsqrt: return "rsqrt16";
     case OP_max: return "max16";

@@ -36,6 +36,7 @@ static const char *function(enum ir_op op)
     case OP_tanh: return "tanh1";
     case OP_sigmoid: return "sigmoid1";
     case OP_softplus: return "softplus1";
+    case OP_round: return "round1";
     case OP_sqrt: return "sqrt1";
     case OP_rsqrt: return "rsqrt1";
     case OP_round_bf16: return "bf16_round1";

@@ -163,6 +163,18 @@ static void probe(struct builder *b, const char *what, size_t block, ir_id x)
     ir_output(b->g, b_name(b, "probed.%zu", block), x); /* build_gradients makes probe.grad of it */
 }
 
+/* A finished block as build_options.sources keeps it. */
+static ir_id kept_source(struct builder *b, ir_id x)
+{
+    struct ir_graph *g = b->g;
+    if (b->options->sources == STORE_bf16) return ir_unary(g, OP_round_bf16, x);
+    if (b->options->sources != STORE_i8) return x;
+    ir_id most = ir_unary(g, OP_rowmax, ir_binary(g, OP_max, x, ir_unary(g, OP_neg, x)));
+    ir_id some = ir_binary(g, OP_max, most, ir_const(g, 1e-30)); /* a row of zeros stays so */
+    ir_id scale = ir_binary(g, OP_div, some, ir_const(g, 127));
+    return ir_binary(g, OP_mul, ir_unary(g, OP_round, ir_binary(g, OP_div, x, scale)), scale);
+}
+
 /* ---- the model ---- */
 
 /* An input of n elements; SYM_one: a scalar. */
@@ -194,7 +206,7 @@ static ir_id attnres(struct builder *b, ir_id emb)
         b->g->cur_span = y->at;
         if (l > 0 && starts_block(m, l)) {
             probe(b, "block", d.done.n - 1, d.part);
-            vec_push(b->g->arena, &d.done, b_round(b, d.part));
+            vec_push(b->g->arena, &d.done, kept_source(b, b_round(b, d.part)));
             d.part = IR_NONE;
         }
         const char *site = l % 2 ? "mlp" : "self_attention";

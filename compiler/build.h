@@ -24,6 +24,9 @@ struct build_options {
     /* also outputs depth.SITE f32[N,n]: the weights of every active site; in BUILD_decode it is
      * depth.partial.SITE where the last source is the running sum of the site's own block */
     bool depth_weights;
+    /* finished blocks, as the depth sites of later blocks read them, are rounded per token: to
+     * bf16, or to i8 as ir/panel.h rounds a row. STORE_none: they are not */
+    enum ir_store sources;
     bool probes; /* also outputs probe.* (magnitudes and entropies, for metrics) */
     /* BUILD_decode: pages and states of the caches, positions of a sequence (past + T at most, a
      * multiple of 64), and whether logits are those of all tokens, f32[N,V] */

@@ -1,19 +1,27 @@
+#include "compiler/quantise.h"
 #include "compiler/run.h"
 #include "runtime/dataset.h"
 #include "runtime/npy.h"
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 static const char help[] =
     "usage: strata eval SPEC --weights W --tokens TOK.npy [--logits L.npy] [--grads "
     "G.safetensors]\n"
-    "                   [--depth-weights A.safetensors]\n\n"
+    "                   [--depth-weights A.safetensors]\n"
+    "       strata eval SPEC --weights W --tokens TOK.npy --dtype int8\n\n"
     "Runs the model on token ids int32 [B, T+1]: inputs are all columns but the last, targets all "
     "but\n"
     "the first. Prints 'loss X': the mean cross-entropy in nats over all targets that are not "
     "negative.\n"
     "Loss and gradients come from the training program, logits and depth weights from the forward\n"
     "program.\n\n"
+    "With --dtype also the loss of the model whose weights are stored so (serve, generate, build), "
+    "and how\n"
+    "much of it comes from which part: each of them quantised alone, and the finished blocks that "
+    "attention\n"
+    "residuals look back at, rounded per token, with weights as they are.\n\n"
     "  strata init specs/tiny-attnres.yaml -o w.safetensors\n"
     "  strata eval specs/tiny-attnres.yaml --weights w.safetensors --tokens tok.npy --logits "
     "l.npy\n\n"
@@ -21,7 +29,10 @@ static const char help[] =
     "  --logits L.npy     float32 [B, T, V]\n"
     "  --grads G          one gradient per trainable weight, under the weight's name\n"
     "  --depth-weights A  one tensor [n, B, T] per active depth site, sources in "
-    "order\n" RUN_DEVICE_HELP RUN_HELP;
+    "order\n"
+    "  --dtype D          int8 or bf16: the loss of weights stored so, and of each part alone\n"
+    "  --json             one JSON object on standard output instead of the "
+    "text\n" RUN_DEVICE_HELP RUN_HELP;
 
 struct batch {
     int64_t B, T;
@@ -106,21 +117,90 @@ static void write_depth(struct run *r, const struct plan *p, const struct batch 
     cli_check(c, tensorfile_write(path, &content, &c->err));
 }
 
+static void print_json(json_t *top)
+{
+    CHECK(top);
+    json_dumpf(top, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    putchar('\n');
+    json_decref(top);
+}
+
+/* ---- quantised weights ---- */
+
+static json_t *parts_json(const struct quantised *q)
+{
+    json_t *parts = json_array();
+    for (int p = 0; p < QUANT_PARTS; p++)
+        if (q->weights[p])
+            json_array_append_new(parts, json_pack("{s:s, s:I, s:f, s:f}", "part",
+                                                   quantised_name((enum quantised_part)p),
+                                                   p == QUANT_sources ? "blocks" : "weights",
+                                                   (json_int_t)q->weights[p], "loss", q->loss[p],
+                                                   "difference", q->loss[p] - q->plain));
+    return parts;
+}
+
+static void print_parts(struct arena *a, const struct quantised *q, const char *dtype)
+{
+    printf("loss %.9g\nloss of %s %.9g, difference %+.3g\n\n", q->plain, dtype, q->all,
+           q->all - q->plain);
+    printf("%-16s %16s %14s %12s\n", "alone", "weights", "loss", "difference");
+    for (int p = 0; p < QUANT_PARTS; p++) {
+        if (!q->weights[p]) continue;
+        const char *n = p == QUANT_sources ? str_fmt(a, "%lld blocks", (long long)q->weights[p])
+                                           : cli_count(a, q->weights[p]);
+        printf("%-16s %16s %14.9g %+12.3g\n", quantised_name((enum quantised_part)p), n, q->loss[p],
+               q->loss[p] - q->plain);
+    }
+}
+
+static void eval_quantised(struct run *r, const struct batch *b, const char *weights,
+                           const char *dtype, bool json)
+{
+    struct cli *c = r->cli;
+    const struct model *m = r->model;
+    const struct build_options plain = {0}, rounded = {.sources = r->store};
+    struct plan *loss = run_model_plan(r, BUILD_loss, &plain, b->B, b->T), *sources = NULL;
+    if (m->residual == RESIDUAL_attnres && m->num_boundaries)
+        sources = run_model_plan(r, BUILD_loss, &rounded, b->B, b->T);
+    run_ready(r, loss, NULL);
+    run_load(r, weights, NULL);
+    bind(loss, b);
+    if (sources) bind(sources, b);
+    struct quantised q;
+    cli_check(c, quantise_losses(r, loss, sources, &q, &c->err));
+    if (json)
+        print_json(json_pack("{s:f, s:s, s:f, s:o}", "loss", q.plain, "dtype", dtype,
+                             "loss_quantised", q.all, "parts", parts_json(&q)));
+    else
+        print_parts(c->arena, &q, dtype);
+}
+
 int cmd_eval(int argc, char **argv)
 {
     struct cli c = {0};
     struct run_options o = {0};
+    bool json = false;
     const char *weights = NULL, *tokens = NULL, *logits = NULL, *grads = NULL, *depth = NULL;
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"weights", CLI_text, &weights}, {"tokens", CLI_text, &tokens},
                           {"logits", CLI_text, &logits}, {"grads", CLI_text, &grads},
-                          {"depth-weights", CLI_text, &depth}, RUN_DEVICE(o), RUN_OPTIONS(o)));
+                          {"depth-weights", CLI_text, &depth}, {"json", CLI_flag, &json},
+                          RUN_DTYPE(o), RUN_DEVICE(o), RUN_OPTIONS(o)));
     if (!weights || !tokens)
         cli_fail((enum rt_status)EXIT_USAGE, "eval needs --weights and --tokens");
     const struct model *m = cli_model(&c, c.arg.p[0]);
     const struct batch b = read_tokens(&c, tokens, m->vocab_size);
+    if (o.dtype && (logits || grads || depth || !strcmp(o.dtype, "fp32")))
+        cli_fail((enum rt_status)EXIT_USAGE,
+                 "--dtype is int8 or bf16, without --logits, --grads and --depth-weights");
     struct run r;
     run_open(&r, &c, m, &o);
+    if (o.dtype) {
+        eval_quantised(&r, &b, weights, o.dtype, json);
+        run_close(&r);
+        return 0;
+    }
     const struct build_options build = {.depth_weights = depth != NULL}, plain = {0};
     struct plan *train = program_plan(run_program(&r, BUILD_train, &plain, b.B, b.T), b.B, b.T);
     struct plan *forward = NULL;
@@ -139,7 +219,11 @@ int cmd_eval(int argc, char **argv)
                                     (const int64_t[]){b.B, b.T, m->vocab_size}, &c.err));
     if (grads) write_grads(&r, train, grads);
     if (depth) write_depth(&r, forward, &b, depth);
-    printf("loss %.9g\n", (double)*(const float *)plan_value(train, "loss")->p);
+    double loss = (double)*(const float *)plan_value(train, "loss")->p;
+    if (json)
+        print_json(json_pack("{s:f}", "loss", loss));
+    else
+        printf("loss %.9g\n", loss);
     run_close(&r);
     return 0;
 }

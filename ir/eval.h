@@ -1,6 +1,6 @@
 /* The reference interpreter: every op in float64, slow and obvious. It is the definition that
  * kernels and gradients are tested against. Integers are doubles too. Values are never rounded to
- * their element type (round_bf16 is the one op that rounds). Not part of any compiled program. */
+ * their element type (round_bf16 and round are the ops that round). Not part of any compiled program. */
 #ifndef STRATA_IR_EVAL_H
 #define STRATA_IR_EVAL_H
 #include "graph.h"

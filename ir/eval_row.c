@@ -36,6 +36,7 @@ UNARY(rsqrt, 1 / sqrt(a))
 UNARY(recip, 1 / a)
 UNARY(softplus, a > 20 ? a : log1p(exp(a)))
 UNARY(round_bf16, ev_bf16(a))
+UNARY(round, nearbyint(a))
 
 /* Index of the element of operand i that belongs to (row, col) of the result. */
 static int64_t spread(const struct eval *e, size_t i, int64_t row, int64_t col)

@@ -46,6 +46,7 @@ CHECK_UNARY(recip, pow(x, -1))
 
 CHECK_UNARY(softplus, x / 2 + log(2 * cosh(x / 2)))
 CHECK_UNARY(round_bf16, bf16_bits(x))
+CHECK_UNARY(round, floor(x + 0.5)) /* no case is a tie */
 
 #define CHECK_BINARY(op, expr)                                                                    \
     CHECK_OP(op)                                                                                  \

@@ -38,6 +38,7 @@ const struct op_case op_cases[] = {
     CASE(recip, 2),
     CASE(softplus, 2),
     CASE(round_bf16, 2),
+    CASE(round, 2),
     CASE(add, 7),
     CASE(sub, 7),
     CASE(mul, 7),

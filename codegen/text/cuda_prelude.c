@@ -133,6 +133,10 @@ INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 INLINE float bf16_to_f32(uint16_t h) { return __uint_as_float((uint32_t)h << 16); }
+INLINE float round1(float x) {
+    const float a = x < 0.0f ? -x : x, r = a < 8388608.0f ? (a + 8388608.0f) - 8388608.0f : a;
+    return x < 0.0f ? -r : r;
+}
 INLINE float bf16_round1(float x) { return bf16_to_f32(f32_to_bf16(x)); }
 
 /* 16 bytes at once, aligned to 16: four floats, eight bf16 values. */

@@ -107,6 +107,13 @@ INLINE v16 min16(v16 a, v16 b) { return sel16(a < b, a, b); }
 INLINE v16 abs16(v16 x) { return (v16)((v16i)x & 0x7fffffff); }
 INLINE v16 rsqrt16(v16 x) { return 1.0f / sqrt16(x); }
 
+/* The nearest integer, ties to even: from 2^23 on there is nothing to round. */
+INLINE v16 round16(v16 x) {
+    const v16 magic = splat16(8388608.0f), a = abs16(x);
+    const v16 r = sel16(a < magic, (a + magic) - magic, a);
+    return sel16(x < 0.0f, -r, r);
+}
+
 #define LOWER8(v) __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)
 #define UPPER8(v) __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
 /* Sum of the lanes: lane i with i+8, then i+4, i+2, i+1. */

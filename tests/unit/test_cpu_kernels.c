@@ -31,7 +31,8 @@ static const char math_text[] =
     "    if (i < hi) { v16 v = ld16k(x + i, hi - i); st16k(y + i, e, hi - i); } }\n"
     "MAP(m_exp, exp16(v)) MAP(m_log, log16(v)) MAP(m_tanh, tanh16(v)) MAP(m_sigmoid, "
     "sigmoid16(v)) MAP(m_softplus, softplus16(v))\n"
-    "MAP(m_sqrt, sqrt16(v)) MAP(m_rsqrt, rsqrt16(v)) MAP(m_bf16, bf16_to_f32(f32_to_bf16(v)))\n"
+    "MAP(m_sqrt, sqrt16(v)) MAP(m_rsqrt, rsqrt16(v)) MAP(m_bf16, bf16_to_f32(f32_to_bf16(v))) "
+    "MAP(m_round, round16(v))\n"
     "MAP(m_exp1, splat16(exp1(v[0]))) MAP(m_sum, splat16(hsum16(v))) MAP(m_max, "
     "splat16(hmax16(v)))\n";
 
@@ -460,6 +461,7 @@ static void test_math(void **state)
         {"m_log", log, 0, 1e-38, 1.5},         {"m_tanh", tanh, -12, 12, 2.5},
         {"m_tanh", tanh, -0.7, 0.7, 2.5},      {"m_sigmoid", sigmoid, -80, 80, 3},
         {"m_softplus", softplus, -105, 25, 3}, {"m_softplus", softplus, -1, 1, 3},
+        {"m_round", rint, -9, 9, 0},           {"m_round", rint, -1e7, 1e7, 0},
         {"m_sqrt", sqrt, 0, 1e9, 0.5},         {"m_rsqrt", rsqrt, 1e-9, 1e3, 1.5},
     };
     enum { N = 100003 };

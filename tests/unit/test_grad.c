@@ -72,7 +72,8 @@ static uint32_t differentiable_element(enum ir_op op)
 /* Cases that central differences cannot judge. */
 static bool unfit(enum ir_op op, int option)
 {
-    if (op == OP_round_bf16) return true; /* a staircase; its rule is the identity */
+    if (op == OP_round_bf16 || op == OP_round)
+        return true; /* staircases; the rule is the identity */
     if (op == OP_grouped_matmul && option >= 4) return true; /* tb=0 occurs in backwards only */
     if (op == OP_depth_mix && option == 3) return true;      /* logits of hundreds: too bent */
     return false;
