@@ -5,13 +5,15 @@
  * every case (i8: x times integers, the scale meets the sum), so a row has the same bits alone and
  * among any others. */
 enum {
-    KEPT_PANELS, /* in place */
+    KEPT_FLOATS, /* in place: float32 */
+    KEPT_PAIRS,  /* in place: words of two bf16, bf16 arithmetic */
     KEPT_HALVES, /* words of two bf16, float32 arithmetic */
     KEPT_BYTES,  /* i8, float32 arithmetic */
     KEPT_BYTES2  /* i8, bf16 arithmetic: words of two are made of two bytes */
 };
 enum { KEPT_AHEAD = 256 }; /* bytes of a panel that are fetched before they are used */
-enum { KEPT_MC = 192 };    /* rows of a block */
+enum { KEPT_MC = 192 };    /* rows of a block where weights are widened */
+enum { KEPT_FEW = 24 };    /* rows for which panels in place are fetched from memory like a stream */
 
 /* W of one product. */
 struct kept {
@@ -33,6 +35,7 @@ INLINE v16u kept_words(const char *p) { return *(const v16u *)p; }
 struct kept_tile {
     const float *a[TILE_MR]; /* of words of the arithmetic, from k0 on */
     const char *b;           /* first panel, from k0 on */
+    const char *turn;        /* the end of the first panel, or beyond what is fetched */
     int64_t panel, kn;       /* kn: words of the arithmetic */
     int64_t odd;             /* KEPT_BYTES2: the last word has one byte */
     float *c;
@@ -46,7 +49,9 @@ INLINE void kept_step(v16 acc[TILE_MR][TILE_NV], const int mr, const int nv, con
 #pragma clang loop unroll(full)
     for (int j = 0; j < nv; j++) {
         const char *p = b + j * panel;
-        if (form == KEPT_HALVES) {
+        if (form <= KEPT_PAIRS) {
+            low[j] = (v16)kept_words(p);
+        } else if (form == KEPT_HALVES) {
             low[j] = kept_low(kept_words(p));
         } else if (form == KEPT_BYTES) {
             low[j] = kept_bytes(p);
@@ -58,7 +63,7 @@ INLINE void kept_step(v16 acc[TILE_MR][TILE_NV], const int mr, const int nv, con
     for (int m = 0; m < mr; m++) {
         v16 x = splat16(a[m][ak]);
 #pragma clang loop unroll(full)
-        for (int j = 0; j < nv; j++) acc[m][j] = tile_dot(x, low[j], acc[m][j], form == KEPT_BYTES2);
+        for (int j = 0; j < nv; j++) acc[m][j] = tile_dot(x, low[j], acc[m][j], form == KEPT_PAIRS || form == KEPT_BYTES2);
     }
     if (form != KEPT_HALVES || half) return;
 #pragma clang loop unroll(full)
@@ -75,9 +80,9 @@ INLINE void kept_tile_body(const struct kept_tile *t, const int mr, const int nv
     v16 acc[TILE_MR][TILE_NV];
     const float *a[TILE_MR];
     /* words of A in a step, bytes of a panel in it, steps in 64 bytes */
-    enum { HALVES = KEPT_HALVES, BYTES = KEPT_BYTES };
-    const int64_t per = form == HALVES ? 2 : 1, width = form == HALVES ? 64 : form == BYTES ? 16 : 32;
-    const int steps = form == HALVES ? 1 : form == BYTES ? 4 : 2;
+    const int64_t per = form == KEPT_HALVES ? 2 : 1;
+    const int64_t width = form <= KEPT_HALVES ? 64 : form == KEPT_BYTES ? 16 : 32;
+    const int steps = form <= KEPT_HALVES ? 1 : form == KEPT_BYTES ? 4 : 2;
     const int64_t panel = t->panel, whole = (t->kn - (form == KEPT_BYTES2 && t->odd)) / per;
     const int64_t tail = t->cols - 16 * (nv - 1), ldc = t->ldc;
     const char *b = t->b;
@@ -89,10 +94,12 @@ INLINE void kept_tile_body(const struct kept_tile *t, const int mr, const int nv
         for (int j = 0; j < nv; j++)
             acc[m][j] = t->load ? ld16k(c + m * ldc + 16 * j, j < nv - 1 ? 16 : tail) : splat16(0.0f);
     }
-    int64_t k = 0, ak = 0;
+    int64_t k = 0, ak = 0, ahead = KEPT_AHEAD;
     for (; k + steps <= whole; k += steps) {
+        /* behind the end of these panels come, in fours, the next */
+        if (b + ahead == t->turn) ahead += (nv - 1) * panel;
 #pragma clang loop unroll(full)
-        for (int j = 0; j < nv; j++) __builtin_prefetch(b + j * panel + KEPT_AHEAD, 0, 3);
+        for (int j = 0; j < nv; j++) __builtin_prefetch(b + j * panel + ahead, 0, 3);
 #pragma clang loop unroll(full)
         for (int u = 0; u < steps; u++) {
             kept_step(acc, mr, nv, form, a, ak, b, panel, 0);
@@ -160,17 +167,22 @@ static void kept_widen_of(int form, float *dst, const char *b, int64_t kn, int64
     }
 }
 
-/* A range of k of up to TILE_MR rows, widened in registers; pa: their packed words or NULL. */
+/* A range of k of few rows, by panels in place or widened in registers; pa: packed words of the rows
+ * or NULL. The first rows read the panels from memory, the others find them in a cache. */
 static void kept_few(const struct gemm *g, const struct kept_kind *kind, const struct kept *w, int64_t m0,
                      int64_t m1, int64_t n0, int64_t n1, int64_t k0, int64_t kn, const float *pa) {
     struct kept_tile t = {.panel = w->panel, .kn = kn, .ldc = g->ldc, .load = k0 > 0};
     t.odd = 2 * (k0 + kn) > g->depth;
-    for (int64_t i = 0; i < m1 - m0; i++) t.a[i] = pa ? pa + i * kn : gemm_row(g, m0 + i) + k0;
     for (int64_t n = n0; n < n1; n += 16 * TILE_NV) {
         t.cols = min64(16 * TILE_NV, n1 - n);
         t.b = w->w + n / 16 * w->panel + k0 * kind->bytes;
-        t.c = g->c + m0 * g->ldc + n;
-        kind->tiles[(t.cols - 1) / 16][m1 - m0 - 1](&t);
+        t.turn = k0 ? 0 : t.b + w->panel;
+        for (int64_t m = m0; m < m1; m += TILE_MR) {
+            const int64_t mr = min64(TILE_MR, m1 - m);
+            for (int64_t i = 0; i < mr; i++) t.a[i] = pa ? pa + (m - m0 + i) * kn : gemm_row(g, m + i) + k0;
+            t.c = g->c + m * g->ldc + n;
+            kind->tiles[(t.cols - 1) / 16][mr - 1](&t);
+        }
     }
 }
 
@@ -202,7 +214,8 @@ static void kept_scale(const struct gemm *g, const float *scale, int64_t m0, int
 /* Rows m0 .. m1 - 1 and columns n0 .. n1 - 1 of C. */
 static void kept_block(struct gemm *g, const struct kept_kind *kind, const struct kept *w, int64_t m0, int64_t m1,
                        int64_t n0, int64_t n1, float *scratch) {
-    if (kind->form == KEPT_PANELS) {
+    const int inplace = kind->form <= KEPT_PAIRS;
+    if (inplace && m1 - m0 > KEPT_FEW) {
         g->b = (const float *)w->w;
         g->after = g->b + n1 / 16 * g->bp;
         gemm_block(g, m0, m1, n0, n1, scratch);
@@ -219,7 +232,7 @@ static void kept_block(struct gemm *g, const struct kept_kind *kind, const struc
             const int64_t kn = min64(part, g->k - k0);
             const float *pa = pack ? scratch : 0;
             if (pack) pack(g, scratch, mc, me - mc, k0, kn);
-            if (me - mc <= TILE_MR)
+            if (me - mc <= TILE_MR || inplace)
                 kept_few(g, kind, w, mc, me, n0, n1, k0, kn, pa);
             else
                 kept_many(g, kind, w, mc, me, n0, n1, k0, kn, pa, scratch + GEMM_MC * GEMM_KC);
@@ -236,7 +249,7 @@ INLINE struct kept kept_of(const struct kept_kind *kind, const void *w, const fl
                            int64_t N, int64_t depth) {
     const int64_t panels = div_up(N, 16);
     struct kept x = {.panel = kind->form == KEPT_HALVES  ? div_up(depth, 2) * 64
-                              : kind->form == KEPT_PANELS ? div_up(depth, kind->gemm->per) * 64
+                              : kind->form <= KEPT_PAIRS ? div_up(depth, kind->gemm->per) * 64
                                                           : depth * 16};
     x.w = (const char *)w + part * panels * x.panel;
     x.scale = scale ? scale + part * panels * 16 : 0;
@@ -283,8 +296,9 @@ INLINE void kept_grouped(const struct kept_kind *kind, void *const *p, const int
     void k_kept_grouped_##name(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) { \
         kept_grouped(&kept_##name, p, n, lo, hi, scratch, i8 ? p[4] : 0);                          \
     }
-#define KEPT_f32 KEPT(f32, gemm_f32, KEPT_PANELS, 0, 64, 0)
-#define KEPT_bf16_bf16 KEPT(bf16_bf16, gemm_bf16, KEPT_PANELS, 0, 64, 0)
+#define KEPT_f32 KEPT_TILES(kept_tile_f32, KEPT_FLOATS) KEPT(f32, gemm_f32, KEPT_FLOATS, kept_tile_f32, 64, 0)
+#define KEPT_bf16_bf16                                                                             \
+    KEPT_TILES(kept_tile_bf16_bf16, KEPT_PAIRS) KEPT(bf16_bf16, gemm_bf16, KEPT_PAIRS, kept_tile_bf16_bf16, 64, 0)
 #define KEPT_bf16 KEPT_TILES(kept_tile_bf16, KEPT_HALVES) KEPT(bf16, gemm_f32, KEPT_HALVES, kept_tile_bf16, 32, 0)
 #define KEPT_i8 KEPT_TILES(kept_tile_i8, KEPT_BYTES) KEPT(i8, gemm_f32, KEPT_BYTES, kept_tile_i8, 16, 1)
 #define KEPT_i8_bf16                                                                               \
