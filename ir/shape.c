@@ -482,7 +482,8 @@ RULE(kda_cached)
     ir_type_id o;
     if (!shape_kda(c, &o, why)) return false;
     int64_t h = int_of(c, AK_heads, 0);
-    NEED(is_mat(c, 5, IR_f32) && is_cache(c, 5, ty(c, 0)->dim[1].add) && ty(c, 5)->dim[1].add == ty(c, 2)->dim[1].add / h &&
+    NEED(is_mat(c, 5, IR_f32) && is_cache(c, 5, ty(c, 0)->dim[1].add) &&
+             ty(c, 5)->dim[1].add == ty(c, 2)->dim[1].add / h &&
              dim_eq(ty(c, 0)->dim[0], dim_sym(SYM_N, 1)) && are_sequences(c, 6, 1),
          "kda_cached: operands");
     ir_type_id e[2] = {o, c->src[5]};

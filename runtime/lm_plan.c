@@ -21,9 +21,9 @@ static int64_t count(const struct sa_value *v)
 
 static uint64_t bytes_of(const struct sa_value *v)
 {
-    static const uint64_t size[SA_DTYPES] = {[SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4,
-                                             [SA_i64] = 8, [SA_u8] = 1,   [SA_u16] = 2,
-                                             [SA_f64] = 8};
+    static const uint64_t size[SA_DTYPES] = {
+        [SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
+        [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
     return (uint64_t)count(v) * size[v->dtype];
 }
 
@@ -308,8 +308,7 @@ enum rt_status lm_plan_open(const struct lm_parts *parts, struct lm **out, struc
     *out = NULL;
     *m = (struct planned){.lm = {.ops = &ops}, .a = a, .parts = *parts};
     enum rt_status st = RT_ok;
-    for (size_t i = 0; !st && i < parts->num_plans; i++)
-        st = add(m, &parts->plan[i], err);
+    for (size_t i = 0; !st && i < parts->num_plans; i++) st = add(m, &parts->plan[i], err);
     if (st) {
         close(&m->lm);
         return st;
