@@ -32,6 +32,40 @@ INLINE v16 kept_high(v16u x) { return (v16)(x & 0xffff0000u); }
 INLINE v16 kept_pair(v16 low, v16 high) { return (v16)(((v16u)low >> 16) | ((v16u)high & 0xffff0000u)); }
 INLINE v16u kept_words(const char *p) { return *(const v16u *)p; }
 
+#ifdef __AVX512VBMI__
+/* Four k of a panel of bytes as two vectors of words of two, by tables of the bf16 numbers 0 .. 127:
+ * the same words as kept_pair makes, in fewer steps. */
+typedef char kept64 __attribute__((vector_size(64), aligned(1)));
+struct kept_tables {
+    kept64 low[2], high[2], place[2];
+};
+INLINE struct kept_tables kept_tables_of(void) {
+    struct kept_tables t;
+    for (int i = 0; i < 128; i++) {
+        const float x = (float)i;
+        uint32_t u;
+        __builtin_memcpy(&u, &x, 4);
+        t.low[i / 64][i % 64] = (char)(u >> 16), t.high[i / 64][i % 64] = (char)(u >> 24);
+    }
+    for (int v = 0; v < 2; v++)
+        for (int i = 0; i < 64; i++) /* lane i / 4: low and high byte of k, then of k + 1 */
+            t.place[v][i] = (char)((i % 2) * 64 + 32 * v + i / 2 % 2 * 16 + i / 4);
+    return t;
+}
+INLINE kept64 kept_pick(kept64 a, kept64 index, kept64 b) {
+    typedef char full __attribute__((vector_size(64)));
+    return (kept64)(full)__builtin_ia32_vpermi2varqi512((full)a, (full)index, (full)b);
+}
+INLINE void kept_four(v16 out[2], const char *p, const struct kept_tables *t) {
+    typedef signed char s64 __attribute__((vector_size(64)));
+    const kept64 x = *(const kept64 *)p, size = (kept64)__builtin_elementwise_abs((s64)x);
+    const kept64 low = kept_pick(t->low[0], size, t->low[1]);
+    const kept64 high = kept_pick(t->high[0], size, t->high[1]) | (x & (char)0x80);
+    out[0] = (v16)kept_pick(low, t->place[0], high);
+    out[1] = (v16)kept_pick(low, t->place[1], high);
+}
+#endif
+
 struct kept_tile {
     const float *a[TILE_MR]; /* of words of the arithmetic, from k0 on */
     const char *b;           /* first panel, from k0 on */
@@ -94,12 +128,31 @@ INLINE void kept_tile_body(const struct kept_tile *t, const int mr, const int nv
         for (int j = 0; j < nv; j++)
             acc[m][j] = t->load ? ld16k(c + m * ldc + 16 * j, j < nv - 1 ? 16 : tail) : splat16(0.0f);
     }
+#ifdef __AVX512VBMI__
+    struct kept_tables tables;
+    if (form == KEPT_BYTES2 && mr <= 2) tables = kept_tables_of();
+#endif
     int64_t k = 0, ak = 0, ahead = KEPT_AHEAD;
     for (; k + steps <= whole; k += steps) {
         /* behind the end of these panels come, in fours, the next */
         if (b + ahead == t->turn) ahead += (nv - 1) * panel;
 #pragma clang loop unroll(full)
         for (int j = 0; j < nv; j++) __builtin_prefetch(b + j * panel + ahead, 0, 3);
+#ifdef __AVX512VBMI__
+        if (form == KEPT_BYTES2 && mr <= 2) {
+            v16 w[TILE_NV][2];
+#pragma clang loop unroll(full)
+            for (int j = 0; j < nv; j++) kept_four(w[j], b + j * panel, &tables);
+#pragma clang loop unroll(full)
+            for (int u = 0; u < 2; u++)
+#pragma clang loop unroll(full)
+                for (int m = 0; m < mr; m++)
+#pragma clang loop unroll(full)
+                    for (int j = 0; j < nv; j++) acc[m][j] = tile_dot(splat16(a[m][ak + u]), w[j][u], acc[m][j], 1);
+            ak += 2, b += 64;
+            continue;
+        }
+#endif
 #pragma clang loop unroll(full)
         for (int u = 0; u < steps; u++) {
             kept_step(acc, mr, nv, form, a, ak, b, panel, 0);
