@@ -118,6 +118,8 @@ void exchange_fail(struct exchange *x, const struct api_error *err);
 void exchange_part_done(struct exchange *x);
 /* Gives back the places that were reserved and not used. */
 void exchange_release(struct exchange *x);
+/* The client has gone or reads too little: the engine is told to cancel all of it. */
+bool exchange_left(struct exchange *x);
 /* Whether nobody wants more of it. */
 bool exchange_ended(struct exchange *x);
 

@@ -165,6 +165,19 @@ static void gone(struct conn *c)
     conn_resume(c);
 }
 
+/* Too little of a body has come: nothing for a while, or less than its rate since the last look,
+ * so that nobody who has sent much may then be slow for long. */
+static bool slow_body(struct conn *c, double now)
+{
+    const struct serve_options *o = c->h->o;
+    if (now - c->heard > o->header_seconds) return true;
+    if (now - c->mark <= o->header_seconds) return false;
+    bool slow = (double)(c->received - c->marked) < o->header_seconds * (double)o->body_rate;
+    c->mark = now;
+    c->marked = c->received;
+    return slow;
+}
+
 static void check_deadline(struct conn *c, double now)
 {
     const struct serve_options *o = c->h->o;
@@ -185,9 +198,7 @@ static void check_deadline(struct conn *c, double now)
         if (spent > o->idle_seconds) end(c);
         break;
     case CONN_body:
-        if (spent > o->header_seconds + (double)c->received / (double)o->body_rate ||
-            now - c->heard > o->header_seconds)
-            conn_refuse(c, API_slow, "The request's body came too slowly.");
+        if (slow_body(c, now)) conn_refuse(c, API_slow, "The request's body came too slowly.");
         break;
     case CONN_work:
         if (c->x) exchange_ping(c->x, now - o->ping_seconds);

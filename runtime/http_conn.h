@@ -25,6 +25,8 @@ struct conn {
     bool nul;         /* its target has a %00, at which the path would end */
     int64_t received; /* bytes of the body */
     double heard;     /* when the last of them came */
+    int64_t marked;   /* how many had come */
+    double mark;      /* at that time: where its rate is measured from */
     struct exchange *x;
     bool suspended;
     double gone; /* when the client closed its side; 0: it has not */

@@ -208,8 +208,8 @@ static enum MHD_Result head(struct conn *c, const char *path, const char *method
     got.head.line_bytes = c->line_bytes + strlen(method) + strlen(version) + 4;
     c->x = service_begin(c->h->s, &got.head);
     exchange_set_owner(c->x, c);
-    c->received = 0;
-    c->heard = mem_seconds();
+    c->received = c->marked = 0;
+    c->heard = c->mark = mem_seconds();
     atomic_fetch_add(&c->h->busy, 1);
     const char *length = got.head.content_length;
     bool little = length && !got.head.transfer_encoding && !got.head.repeated && !got.expect &&

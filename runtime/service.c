@@ -227,6 +227,14 @@ void exchange_ping(struct exchange *x, double before)
     if (due) ready(x);
 }
 
+bool exchange_left(struct exchange *x)
+{
+    lock(x);
+    bool left = x->gone || x->overflowed;
+    unlock(x);
+    return left;
+}
+
 bool exchange_ended(struct exchange *x)
 {
     lock(x);

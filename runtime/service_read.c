@@ -125,9 +125,18 @@ static bool check_supported(struct exchange *x, struct api_error *err)
     return true;
 }
 
-/* Places in the queue for all answers; the first was taken before the body was read. */
+/* Places in the queue for all answers; the first was taken before the body was read. More than
+ * there are in all is the request's fault: it would be in vain to come again. */
 static bool reserve(struct exchange *x, size_t n, struct api_error *err)
 {
+    int64_t all = x->s->o.engine.max_waiting;
+    if (all && n > (size_t)all) {
+        char text[128];
+        snprintf(text, sizeof text,
+                 "%zu answers are asked for at once; the queue of this server has %lld places.", n,
+                 (long long)all);
+        return field(err, "n", "invalid_value", text);
+    }
     while ((size_t)x->places < n) {
         if (!engine_reserve(x->s->engine, x->guess)) return exchange_no_place(x, err);
         x->places++;

@@ -170,6 +170,7 @@ static bool write_token(struct choice *c, const struct engine_token *t)
 {
     struct exchange *x = c->x;
     const struct tokenizer *tok = x->s->model.tok;
+    if (exchange_left(x)) return false; /* it is being cancelled, and counts as that */
     if (exchange_ended(x)) return true;
     size_t before = c->shown.n, begin = c->bytes + held(c);
     c->sum += (double)t->logprob;

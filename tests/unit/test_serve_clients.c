@@ -164,6 +164,14 @@ static void test_slow(void **state)
     client_free(&a);
     close(fd);
     assert_true(mem_seconds() - sent < 2);
+    /* much at once, and then 50 bytes a second */
+    snprintf(much, sizeof much, POST JSON "Content-Length: 10000\r\n\r\n%8000s", "");
+    fd = client_open(s.port);
+    send_text(fd, much);
+    t = drip(fd, " ", &status);
+    assert_int_equal(status, 408);
+    assert_true(t < 2);
+    close(fd);
     /* nothing at all: closed without a word, after an answer */
     fd = client_open(s.port);
     send_text(fd, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -176,7 +184,7 @@ static void test_slow(void **state)
     assert_true(t > 0.8 && t < 3);
     sb_free(&rest);
     close(fd);
-    assert_true(client_metric(s.port, "strata_requests_rejected_total{reason=\"timeout\"}") == 4);
+    assert_true(client_metric(s.port, "strata_requests_rejected_total{reason=\"timeout\"}") == 5);
     fake_server_close(&s);
 }
 
@@ -210,6 +218,9 @@ static void test_disconnects(void **state)
     close(fd);
     client_wait(s.port, "strata_requests_active", 0);
     client_wait(s.port, "strata_kv_cache_usage_perc", 0);
+    assert_true(client_metric(s.port, "strata_requests_cancelled_total") == 2);
+    assert_true(client_metric(s.port, "strata_request_success_total{finished_reason=\"stop\"}") ==
+                0);
     fake_server_close(&s);
 }
 
@@ -485,6 +496,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_nonsense, open_plain, close_plain),
         cmocka_unit_test(test_slow),
         cmocka_unit_test(test_disconnects),
+
         cmocka_unit_test(test_never_reading),
         cmocka_unit_test(test_no_template),
         cmocka_unit_test(test_failure),

@@ -307,8 +307,12 @@ static void test_overload(void **state)
                 3);
     close(wait1);
     client_wait(s.port, "strata_num_requests_waiting", 1);
+    a = client_ask(s.port, "/v1/completions", "{" FAKE_MODEL "\"prompt\":\"a\",\"n\":2}");
+    assert_int_equal(a.status, 503); /* one place is not enough for two answers */
+    client_free(&a);
     a = client_ask(s.port, "/v1/completions", "{" FAKE_MODEL "\"prompt\":\"a\",\"n\":3}");
-    assert_int_equal(a.status, 503); /* one place is not enough for three answers */
+    assert_int_equal(a.status, 400); /* nor are all there are for three: no use to try again */
+    assert_non_null(strstr(a.body.p, "2 places"));
     client_free(&a);
     client_wait(s.port, "strata_num_requests_waiting", 1);
     close(wait2);
