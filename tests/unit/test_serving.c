@@ -295,6 +295,55 @@ static void pairs(const char *name, enum ir_store store, int num)
     close_served(&s);
 }
 
+/* Conversations: a prompt that goes on where an answer ended finds the pages of that answer, which
+ * decoding has written, beside others, and gets what it gets where a prompt is read at once. */
+static void turns(const char *name, enum ir_store store)
+{
+    enum { TALKS = 6 };
+    struct served s = open_served(name, store);
+    struct ask *a = calloc(2 * TALKS, sizeof *a), *cold = calloc(1, sizeof *cold);
+    assert_false(s.lm->about.recurrent);
+    spoil(&s);
+    struct engine *e = open_engine(&s, true);
+    for (int i = 0; i < TALKS; i++) {
+        fill(&s, &a[i], 9000 + (uint64_t)i, 0, 1 + roll(&s, 100));
+        a[i].r.max_tokens = 65 + roll(&s, 70);
+        submit(e, &a[i]);
+    }
+    while (engine_step(e)) continue;
+    for (int i = 0; i < TALKS; i++) {
+        struct ask *next = &a[TALKS + i];
+        int64_t n = a[i].r.num_prompt + a[i].n;
+        fill(&s, next, 9100 + (uint64_t)i, 0, n + 1 + roll(&s, 100));
+        memcpy(next->prompt, a[i].prompt, (size_t)a[i].r.num_prompt * sizeof *next->prompt);
+        memcpy(next->prompt + a[i].r.num_prompt, a[i].token, (size_t)a[i].n * sizeof *next->prompt);
+        next->r.max_tokens = 1 + roll(&s, 20);
+        submit(e, next);
+        while (engine_step(e)) continue;
+        assert_true(next->done.cached >= (n - 1) / LM_PAGE * LM_PAGE);
+    }
+    engine_close(e);
+    for (int i = 0; i < 2 * TALKS; i++) {
+        spoil(&s);
+        alone(&s, &a[i], cold);
+        check_same(&s, &a[i], cold);
+    }
+    free(a);
+    free(cold);
+    close_served(&s);
+}
+
+static void all_turns(void **state)
+{
+    (void)state;
+    turns("attention-gqa-rope", STORE_none);
+    turns("attention-gqa-rope", STORE_bf16);
+    turns("attention-gqa-rope", STORE_i8);
+    turns("mla-rope", STORE_none);
+    turns("mla-lora-gate", STORE_bf16);
+    turns("moe-softmax", STORE_i8);
+}
+
 static int num_pairs(int usual)
 {
     const char *all = getenv("STRATA_TEST_ALL");
@@ -333,6 +382,7 @@ int main(void)
         cmocka_unit_test(attention_together), cmocka_unit_test(stored_together),
         cmocka_unit_test(kimi_pairs),         cmocka_unit_test(k3_pairs),
         cmocka_unit_test(attention_pairs),    cmocka_unit_test(stored_pairs),
+        cmocka_unit_test(all_turns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
