@@ -174,7 +174,7 @@ bool engine_reserve(struct engine *e, int64_t tokens)
 {
     pthread_mutex_lock(&e->lock);
     bool fits =
-        e->waiting < e->o.max_waiting && (!e->o.max_waiting_tokens || !e->waiting ||
+        e->waiting < e->o.max_waiting && (!e->o.max_waiting_tokens || !e->waiting || !tokens ||
                                           tokens <= e->o.max_waiting_tokens - e->waiting_tokens);
     bool taken = fits && !e->draining;
     if (taken) {

@@ -95,8 +95,9 @@ void engine_close(struct engine *e);
 
 /* Takes a place in the queue for a request that is still to be made (parsed, tokenised), so that
  * what does not fit is refused before any work: `tokens` is a guess at its prompt. False: full, or
- * draining. In an empty queue a prompt of any length has a place.
- * A place is given back by engine_release, or used up by engine_submit with the same `tokens`. */
+ * draining. In an empty queue a prompt of any length has a place; so have 0 tokens, those of
+ * further answers to a prompt whose place is taken, where there is any. A place is given back by
+ * engine_release, or used up by engine_submit with the same `tokens`. */
 bool engine_reserve(struct engine *e, int64_t tokens);
 void engine_release(struct engine *e, int64_t tokens);
 /* Queues a request in a reserved place; *id names it. Any thread. RT_user where prompt or

@@ -72,7 +72,7 @@ struct exchange {
     bool has_body;
     int64_t charged;       /* bytes that count in service.bodies */
     bool reading;          /* counts in service.reading */
-    int64_t places, guess; /* reserved with the engine, each with this many tokens */
+    int64_t places, guess; /* reserved with the engine, the first of them with this many tokens */
     struct api_request *r;
     char id[API_ID_BYTES];
     struct api_reply reply;

@@ -30,7 +30,7 @@ void exchange_hold(struct exchange *x)
 void exchange_release(struct exchange *x)
 {
     struct service *s = x->s;
-    for (; x->places > 0; x->places--) engine_release(s->engine, x->guess);
+    for (; x->places > 0; x->places--, x->guess = 0) engine_release(s->engine, x->guess);
     if (x->reading) atomic_fetch_sub(&s->reading, 1);
     atomic_fetch_sub(&s->bodies, x->charged);
     x->reading = false;

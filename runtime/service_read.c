@@ -138,7 +138,7 @@ static bool reserve(struct exchange *x, size_t n, struct api_error *err)
         return field(err, "n", "invalid_value", text);
     }
     while ((size_t)x->places < n) {
-        if (!engine_reserve(x->s->engine, x->guess)) return exchange_no_place(x, err);
+        if (!engine_reserve(x->s->engine, 0)) return exchange_no_place(x, err);
         x->places++;
     }
     return true;
@@ -253,6 +253,7 @@ static bool submit(struct exchange *x, struct choice *c, struct engine_request *
         return machine(err);
     }
     x->places--;
+    x->guess = 0;
     pthread_mutex_lock(&x->lock);
     c->id = id;
     c->submitted = true;

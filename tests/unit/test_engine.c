@@ -763,6 +763,12 @@ static void reservations(void **state)
     assert_int_equal(s.waiting, 3);
     assert_int_equal(s.waiting_tokens, 42);
     assert_int_equal(s.refused, 3);
+    engine_release(e, 1);
+    assert_false(engine_reserve(e, 60));
+    assert_true(engine_reserve(e, 0)); /* another answer to a prompt that waits */
+    assert_false(engine_reserve(e, 0));
+    engine_release(e, 0);
+    assert_true(engine_reserve(e, 1));
     /* a place is used up by the request, and free when it runs */
     struct ask a;
     plain(&a, 1, 90, 50);

@@ -321,6 +321,24 @@ static void test_overload(void **state)
     fake_server_close(&s);
 }
 
+/* A limit of tokens counts a body once, however many answers it asks for. */
+static void test_waiting_tokens(void **state)
+{
+    (void)state;
+    fake_server_options(&s);
+    s.o.engine.max_waiting_tokens = 20;
+    fake_server_open(&s);
+    for (int i = 0; i < 3; i++) {
+        struct client_answer a = client_ask(
+            s.port, "/v1/completions",
+            "{" FAKE_MODEL "\"prompt\":[\"abcdefgh\",\"b\",\"c\"],\"max_tokens\":2,\"n\":4}");
+        assert_int_equal(a.status, 200);
+        client_free(&a);
+        client_wait(s.port, "strata_waiting_prompt_tokens", 0);
+    }
+    fake_server_close(&s);
+}
+
 /* Clients that send bodies slowly hold no place in the queue, and of memory what they have sent. */
 static void test_bodies(void **state)
 {
@@ -407,6 +425,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_chunks, open_small, close_small),
         cmocka_unit_test(test_connections),
         cmocka_unit_test(test_overload),
+        cmocka_unit_test(test_waiting_tokens),
         cmocka_unit_test(test_bodies),
         cmocka_unit_test(test_answer_bytes),
         cmocka_unit_test(test_port_in_use)};
