@@ -66,6 +66,13 @@ ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name)
     return ir_matmul_as(b->g, x, b_weight(b, w, 0), false, true, b_bf16(b), name);
 }
 
+ir_id b_linear_gate(struct builder *b, ir_id x, const char *w, const char *name)
+{
+    const struct param *p = find(b, w);
+    enum ir_store s = b->options->store == STORE_i8 ? build_store(b->m) : b->options->store;
+    return ir_matmul_as(b->g, x, leaf(b, p, s, p->rank, p->dim), false, true, b_bf16(b), name);
+}
+
 ir_id b_linear_exact(struct builder *b, ir_id x, const char *w, const char *name)
 {
     return ir_matmul_as(b->g, x, b_param(b, w), false, true, b_bf16(b), name);

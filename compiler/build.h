@@ -34,8 +34,9 @@ struct build_options {
     bool all_logits;
     /* BUILD_decode on a CPU: what matrices of products and the embedding table are stored as, which
      * puts all parameters into SA_weights (panel.h); then keys and values are kept in bf16 where
-     * products round to it anyway. The router's and the decays' matrices, and
-     * everything that is no such matrix, stay float32. STORE_none: all are named values. */
+     * products round to it anyway. Gates that read the input are never i8 (b_linear_gate); the
+     * router's matrix, low-rank gates and decays, and everything that is no such matrix, stay
+     * float32. STORE_none: all are named values. */
     enum ir_store store;
 };
 /* The storage that changes no bit of the model's logits: where products round to bf16, bf16, else

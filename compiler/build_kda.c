@@ -6,7 +6,7 @@ struct kda {
     struct builder *b;
     const struct mixer *m;
     const char *p; /* "model.layers.N" */
-    ir_id in;      /* product of all weights that read the input */
+    ir_id in;      /* product of weights that read the input: queries, keys, values; then gates */
     int64_t taken; /* its columns so far */
 };
 
@@ -23,11 +23,18 @@ static ir_id linear(struct kda *k, ir_id x, const char *name)
 }
 
 /* Low-rank gates and decays, which stay float32. */
-static ir_id gate_linear(struct kda *k, ir_id x, const char *name)
+static ir_id low_linear(struct kda *k, ir_id x, const char *name)
 {
     struct builder *b = k->b;
     return b_linear_exact(b, x, b_name(b, "%s.self_attn.%s_proj.weight", k->p, name),
                           b_name(b, "%s.%s", k->p, name));
+}
+
+static ir_id gate_linear(struct kda *k, ir_id x, const char *name)
+{
+    struct builder *b = k->b;
+    return b_linear_gate(b, x, b_name(b, "%s.self_attn.%s_proj.weight", k->p, name),
+                         b_name(b, "%s.%s", k->p, name));
 }
 
 /* The next columns of the merged product. */
@@ -76,7 +83,7 @@ static ir_id decay(struct kda *k, ir_id low)
 {
     struct ir_graph *g = k->b->g;
     const struct mixer *m = k->m;
-    ir_id z = ir_binary(g, OP_add, gate_linear(k, low, "f_b"), param(k, "dt_bias"));
+    ir_id z = ir_binary(g, OP_add, low_linear(k, low, "f_b"), param(k, "dt_bias"));
     ir_id a = ir_add(g, OP_repeat, SRCS(ir_unary(g, OP_exp, param(k, "A_log"))),
                      ATTRS(A_INT(times, m->head_dim)), b_name(k->b, "%s.A", k->p));
     if (m->gate == GATE_softplus)
@@ -111,8 +118,10 @@ ir_id b_kda(struct builder *b, const struct mixer *m, ir_id x, const char *p)
     s[0] = b_round(b, unit(k, short_conv(k, "q")));
     s[1] = b_round(b, unit(k, short_conv(k, "k")));
     s[2] = b_round(b, short_conv(k, "v"));
+    k->in = gate_linear(k, x, "gates");
+    k->taken = 0;
     s[3] = decay(k, take(k, m->head_dim));
-    ir_id gate = low_rank ? gate_linear(k, take(k, m->head_dim), "g_b") : linear(k, x, "g");
+    ir_id gate = low_rank ? low_linear(k, take(k, m->head_dim), "g_b") : gate_linear(k, x, "g");
     s[4] = ir_unary(g, OP_sigmoid, take(k, m->num_heads));
     ir_id o = recur(k, s);
     ir_type_id whole = ir_at(g, o)->type;

@@ -6,7 +6,7 @@ struct mla {
     struct builder *b;
     const struct mixer *m;
     const char *p; /* "model.layers.N" */
-    ir_id in;      /* product of all weights that read the input */
+    ir_id in;      /* product of the weights that read the input, but for the gate's */
     int64_t taken; /* its columns so far */
 };
 
@@ -47,8 +47,12 @@ static struct parts project(struct mla *k, ir_id x)
         y.q = take(k, m->num_heads * qk);
     y.c = norm(k, take(k, m->kv_lora_rank), "kv_a");
     y.kr = take(k, r);
-    if (m->output_gate)
-        y.gate = ir_unary(k->b->g, OP_sigmoid, take(k, m->num_heads * m->v_head_dim));
+    if (m->output_gate) {
+        struct builder *b = k->b;
+        ir_id gate = b_linear_gate(b, x, b_name(b, "%s.self_attn.g_proj.weight", k->p),
+                                   b_name(b, "%s.g", k->p));
+        y.gate = ir_unary(b->g, OP_sigmoid, gate);
+    }
     y.q = b_round(k->b, b_rope(k->b, m, y.q, m->num_heads, qk, r));
     y.kr = b_round(k->b, b_rope(k->b, m, y.kr, 1, r, r));
     return y;

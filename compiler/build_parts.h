@@ -34,8 +34,10 @@ ir_id b_weight(struct builder *b, const char *name, int64_t parts);
 bool b_bf16(const struct builder *b);
 /* bf16 rounding of a value where the precision asks for it. */
 ir_id b_round(struct builder *b, ir_id x);
-/* x W^T for a parameter W; b_linear_exact: for one that stays float32 in serving programs. */
+/* x W^T for a parameter W. Serving programs store it in build_options.store; of b_linear_gate in
+ * float32 or bf16, never int8; of b_linear_exact in float32. */
 ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name);
+ir_id b_linear_gate(struct builder *b, ir_id x, const char *w, const char *name);
 ir_id b_linear_exact(struct builder *b, ir_id x, const char *w, const char *name);
 /* RMSNorm over the columns with the model eps; b_norm follows model.norm.type. */
 ir_id b_rmsnorm(struct builder *b, ir_id x, const char *gain);

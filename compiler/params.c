@@ -93,15 +93,17 @@ static void kda(struct table *t, const char *layer, const struct mixer *x)
 {
     static const struct init_rule a_log = {INIT_log_uniform, 1, 16},
                                   dt_bias = {INIT_dt_bias, 1e-3, 0.1};
-    int64_t d = t->m->hidden_size, k = x->head_dim, w = x->num_heads * k, n = 0, rows[6];
+    int64_t d = t->m->hidden_size, k = x->head_dim, w = x->num_heads * k, n = 0, rows[3];
     static const char *const one[] = {"q", "k", "v"};
     bool low_rank = x->output_gate_rank == GATE_low_rank;
-    const char *name[6], *p = F("%s.self_attn", layer);
+    const char *name[3], *p = F("%s.self_attn", layer);
     for (; n < 3; n++) rows[n] = w, name[n] = F("%s.%s_proj.weight", p, one[n]);
+    merged(t, F("%s.in_proj.weight", p), d, (size_t)n, rows, name);
+    n = 0; /* gates and decays are stored in more bits than the others, so they stay apart */
     rows[n] = k, name[n++] = F("%s.f_a_proj.weight", p);
     if (low_rank) rows[n] = k, name[n++] = F("%s.g_a_proj.weight", p);
     rows[n] = x->num_heads, name[n++] = F("%s.b_proj.weight", p);
-    merged(t, F("%s.in_proj.weight", p), d, (size_t)n, rows, name);
+    merged(t, F("%s.gates_proj.weight", p), d, (size_t)n, rows, name);
     for (int i = 0; i < 3; i++) conv(t, w, x->conv_size, F("%s.%s_conv1d.weight", p, one[i]));
     single(t, PARAM_vector, x->gate == GATE_softplus ? a_log : zeros, x->num_heads, 0,
            F("%s.A_log", p))
@@ -117,16 +119,17 @@ static void kda(struct table *t, const char *layer, const struct mixer *x)
     matrix(t, d, w, F("%s.o_proj.weight", p));
 }
 
-/* All that read the input are one parameter. */
+/* All that read the input are one parameter, but for the gate, which is stored in more bits. */
 static void mla(struct table *t, const char *p, const struct mixer *x)
 {
     int64_t d = t->m->hidden_size, h = x->num_heads, lora = x->q_lora_rank;
     int64_t q = h * (x->qk_nope_head_dim + x->qk_rope_head_dim), o = h * x->v_head_dim;
-    const char *const name[] = {
-        lora ? F("%s.self_attn.q_a_proj.weight", p) : F("%s.self_attn.q_proj.weight", p),
-        F("%s.self_attn.kv_a_proj_with_mqa.weight", p), F("%s.self_attn.g_proj.weight", p)};
-    const int64_t rows[] = {lora ? lora : q, x->kv_lora_rank + x->qk_rope_head_dim, o};
-    merged(t, F("%s.self_attn.in_proj.weight", p), d, x->output_gate ? 3 : 2, rows, name);
+    const char *const name[] = {lora ? F("%s.self_attn.q_a_proj.weight", p)
+                                     : F("%s.self_attn.q_proj.weight", p),
+                                F("%s.self_attn.kv_a_proj_with_mqa.weight", p)};
+    const int64_t rows[] = {lora ? lora : q, x->kv_lora_rank + x->qk_rope_head_dim};
+    merged(t, F("%s.self_attn.in_proj.weight", p), d, 2, rows, name);
+    if (x->output_gate) matrix(t, o, d, F("%s.self_attn.g_proj.weight", p));
     if (lora) {
         vector(t, lora, F("%s.self_attn.q_a_layernorm.weight", p));
         matrix(t, q, lora, F("%s.self_attn.q_b_proj.weight", p));
