@@ -212,7 +212,7 @@ layers:
 deps:
 	@sh .ci/deps
 
-# All in one: installs what is missing, builds, tests (under five minutes on two cores).
+# All in one: installs what is missing, builds, tests (about five minutes on two cores).
 check:
 	@sh .ci/deps check
 	@$(MAKE) --no-print-directory -j$(JOBS) all tests layers

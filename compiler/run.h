@@ -53,12 +53,11 @@ struct run_options {
     {                                 \
         "dtype", CLI_text, &(o).dtype \
     }
-#define RUN_DTYPE_HELP                                                                         \
-    "  --dtype D          what weights are stored as: fp32, bf16 or int8 (one scale a row; "   \
-    "norms, "                                                                                  \
-    "depth\n"                                                                                  \
-    "                     queries, router and decays stay float32); default: what changes no " \
-    "result\n"
+#define RUN_DTYPE_HELP                                                                            \
+    "  --dtype D          what weights are stored as: fp32, bf16 or int8 (one scale a row; "      \
+    "norms,\n"                                                                                    \
+    "                     depth queries and routers stay fp32, gates are never int8); default:\n" \
+    "                     what changes no result\n"
 #define RUN_OPTIONS(o)                                                                  \
     {"cpu", CLI_text, &(o).cpu}, {"threads", CLI_int, &(o).threads},                    \
         {"skip", CLI_text, &(o).skip}, {"dump-ir", CLI_text, &(o).dump_ir},             \

@@ -4,7 +4,10 @@
 static const struct cpu_about kinds[CPU_KINDS] = {
     [CPU_v3] = {"x86-64-v3", "AVX2 and FMA", {"-march=x86-64-v3"}, false},
     [CPU_v4] = {"x86-64-v4", "AVX-512", {"-march=x86-64-v4"}, false},
-    [CPU_v4_bf16] = {"x86-64-v4-bf16", "AVX512-BF16", {"-march=x86-64-v4", "-mavx512bf16"}, true},
+    [CPU_v4_bf16] = {"x86-64-v4-bf16",
+                     "AVX512-BF16 and -VBMI",
+                     {"-march=x86-64-v4", "-mavx512bf16", "-mavx512vbmi"},
+                     true},
 };
 
 const struct cpu_about *cpu_about(enum cpu_kind k)
@@ -37,7 +40,9 @@ bool cpu_runs(enum cpu_kind k)
     switch (k) {
     case CPU_v3: return has_v3();
     case CPU_v4: return has_v4();
-    case CPU_v4_bf16: return has_v4() && __builtin_cpu_supports("avx512bf16");
+    case CPU_v4_bf16:
+        return has_v4() && __builtin_cpu_supports("avx512bf16") &&
+               __builtin_cpu_supports("avx512vbmi");
     case CPU_KINDS: break;
     }
     return false;

@@ -7,7 +7,7 @@
 enum cpu_kind { CPU_v3, CPU_v4, CPU_v4_bf16, CPU_KINDS };
 struct cpu_about {
     const char *name, *has; /* x86-64-v3; what it has beyond the one before, for messages */
-    const char *flag[3];    /* of the compiler, terminated by NULL */
+    const char *flag[4];    /* of the compiler, terminated by NULL */
     bool bf16_dot;          /* products of bf16 (vdpbf16ps) */
 };
 /* A kind, by number. */
