@@ -67,7 +67,9 @@ static ir_id value_of(const struct ir_graph *g, ir_id n, uint32_t result)
 ir_id cg_concat_of(const struct ir_graph *g, ir_id n, uint32_t result)
 {
     ir_id v = value_of(g, n, result), at = IR_NONE;
-    if (v == IR_NONE || !cg_strided_result(g, n, result) || ir_ty(g, v)->rank != 2) return IR_NONE;
+    bool dense = ir_at(g, n)->op == OP_momentum && !result; /* good for rows of a concat */
+    bool may = dense || cg_strided_result(g, n, result);
+    if (v == IR_NONE || !may || ir_ty(g, v)->rank != 2) return IR_NONE;
     const struct ir_readers *r = ir_readers(g);
     if (r->output[v]) return IR_NONE;
     for (uint32_t u = r->first[v]; u < r->first[v + 1]; u++) {
@@ -75,6 +77,7 @@ ir_id cg_concat_of(const struct ir_graph *g, ir_id n, uint32_t result)
         at = r->reader[u];
     }
     if (at != IR_NONE && ir_narrow(g, at) != ir_narrow_result(g, n, result)) return IR_NONE;
+    if (at != IR_NONE && dense && ir_int(g, at, AK_axis, 0)) return IR_NONE;
     return at;
 }
 

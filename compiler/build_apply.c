@@ -42,37 +42,81 @@ static ir_id frobenius(struct builder *b, ir_id x)
 
 /* Five Newton-Schulz steps X = a X + (b Y + c Y Y) X, Y = X X^T; a tall matrix is worked on from
  * the other side, Y = X^T X and X (b Y + c Y Y), which is the transposed iteration without
- * transposing. */
+ * transposing. In bf16 everything between the first norm and the last sum is rounded, as in the
+ * published optimiser: the iteration pulls singular values towards 1 whatever they are. */
 static ir_id newton_schulz(struct builder *b, ir_id x)
 {
     struct ir_graph *g = b->g;
     const struct ir_type *t = ir_ty(g, x);
-    bool tall = t->dim[t->rank - 2].add > t->dim[t->rank - 1].add;
+    bool tall = t->dim[t->rank - 2].add > t->dim[t->rank - 1].add, bf16 = b_bf16(b);
     double scale = 0.2 * sqrt((double)t->dim[t->rank - (tall ? 2 : 1)].add);
-    x = frobenius(b, x);
+    x = b_round(b, frobenius(b, x));
     for (int i = 0; i < 5; i++) {
-        ir_id y =
-            tall ? ir_matmul(g, x, x, true, false, NULL) : ir_matmul(g, x, x, false, true, NULL);
-        ir_id yy = ir_matmul(g, y, y, false, false, NULL);
+        ir_id y = b_round(b, ir_matmul_as(g, x, x, tall, !tall, bf16, NULL));
+        ir_id yy = b_round(b, ir_matmul_as(g, y, y, false, false, bf16, NULL));
         ir_id z = ir_binary(g, OP_add, scaled(b, y, -4.7750), scaled(b, yy, 2.0315));
-        ir_id zx =
-            tall ? ir_matmul(g, x, z, false, false, NULL) : ir_matmul(g, z, x, false, false, NULL);
-        x = ir_binary(g, OP_add, scaled(b, x, 3.4445), zx);
+        z = b_round(b, z);
+        ir_id zx = ir_matmul_as(g, tall ? x : z, tall ? z : x, false, false, bf16, NULL);
+        x = ir_binary(g, OP_add, scaled(b, x, 3.4445), b_round(b, zx));
+        if (i < 4) x = b_round(b, x);
     }
     return scaled(b, x, scale);
 }
 
-/* Merged products are orthogonalised piece by piece, as the tensors they are. */
-static ir_id orthogonal(struct builder *b, const struct param *p, ir_id n)
+/* ---- Muon's matrices of one shape are worked on together: on a GPU the products of a small one
+ * leave most of it idle, and each is a launch ---- */
+
+enum { STACK_ELEMENTS = 1 << 24, STACK_PARAMS = 64 };
+
+/* Do two parameters consist of the same pieces? Merged products are orthogonalised piece by piece,
+ * as the tensors they are. */
+static bool alike(const struct param *p, const struct param *q)
 {
-    if (p->rank == 3 || p->num_parts == 1) return newton_schulz(b, n);
-    VEC(ir_id) piece = {0};
-    for (size_t i = 0; i < p->num_parts; i++) {
-        int64_t from = p->part[i].offset / p->dim[1];
-        ir_id x = ir_slice(b->g, n, 0, from, from + p->part[i].dim[0]);
-        vec_push(b->g->arena, &piece, newton_schulz(b, x));
+    if (p->rank != q->rank || p->num_parts != q->num_parts || p->dim[1] != q->dim[1]) return false;
+    if (p->rank != 2) return false; /* those of experts are many already */
+    for (size_t i = 0; i < p->num_parts; i++)
+        if (p->part[i].dim[0] != q->part[i].dim[0]) return false;
+    return true;
+}
+
+static ir_id concat_rows(struct builder *b, const ir_id *x, size_t n)
+{
+    return n == 1 ? x[0] : ir_add(b->g, OP_concat, x, n, ATTRS(A_INT(axis, 0)), NULL);
+}
+
+/* Rows of matrices below each other, orthogonalised `rows` rows at a time. */
+static ir_id stack_orthogonal(struct builder *b, ir_id x, int64_t rows)
+{
+    struct ir_dim all = ir_ty(b->g, x)->dim[0], cols = ir_cols(b->g, x);
+    if (all.add == rows) return newton_schulz(b, x);
+    const struct ir_dim d[3] = {dim_const(all.add / rows), dim_const(rows), cols};
+    ir_id y = newton_schulz(b, ir_reshape(b->g, x, type_add(b->g->types, IR_f32, 3, d)));
+    return ir_reshape(b->g, y, ir_type2(b->g, IR_f32, all, cols));
+}
+
+/* x[i], the update of parameter i of n that are alike, becomes its orthogonal factor. */
+static void orthogonal(struct builder *b, const struct param *p, ir_id *x, size_t n)
+{
+    if (p->rank == 3) {
+        CHECK(n == 1);
+        x[0] = newton_schulz(b, x[0]);
+        return;
     }
-    return ir_add(b->g, OP_concat, piece.p, piece.n, ATTRS(A_INT(axis, 0)), NULL);
+    bool even = true;
+    for (size_t k = 1; k < p->num_parts; k++) even = even && p->part[k].dim[0] == p->part[0].dim[0];
+    size_t cuts = even ? 1 : p->num_parts; /* equal pieces stay together */
+    ir_id *piece = NEW(b->g->arena, ir_id, n * cuts), *own = NEW(b->g->arena, ir_id, n);
+    for (size_t k = 0; k < cuts; k++) {
+        int64_t from = even ? 0 : p->part[k].offset / p->dim[1];
+        int64_t rows = p->part[k].dim[0], step = even ? p->dim[0] : rows;
+        for (size_t i = 0; i < n; i++)
+            own[i] = even ? x[i] : ir_slice(b->g, x[i], 0, from, from + rows);
+        ir_id y = stack_orthogonal(b, concat_rows(b, own, n), rows);
+        for (int64_t i = 0; i < (int64_t)n; i++)
+            piece[(size_t)i * cuts + k] =
+                n == 1 ? y : ir_slice(b->g, y, 0, i * step, (i + 1) * step);
+    }
+    for (size_t i = 0; i < n; i++) x[i] = concat_rows(b, piece + i * cuts, cuts);
 }
 
 struct step {
@@ -119,30 +163,72 @@ static ir_id clip_logits(struct builder *b, const struct param *p, ir_id w, ir_i
     return w;
 }
 
-static void update(struct builder *b, const struct param *p, ir_id grad, struct step s)
+static ir_id moment(struct builder *b, const struct param *p, const char *which)
+{
+    return named(b, type_of(b, p), b_name(b, "%s.%s", which, p->name));
+}
+
+static double decay_of(const struct builder *b, const struct param *p)
+{
+    return p->kind == PARAM_vector ? 0 : b->m->train.weight_decay;
+}
+
+static void adamw(struct builder *b, const struct param *p, ir_id grad, struct step s)
 {
     const struct train_spec *t = &b->m->train;
-    ir_type_id type = type_of(b, p);
-    ir_id w = named(b, type, p->name), m = named(b, type, b_name(b, "m.%s", p->name));
-    double wd = p->kind == PARAM_vector ? 0 : t->weight_decay;
-    if (build_uses_muon(b->m, p)) {
-        ir_id mom = ir_add(b->g, OP_momentum, SRCS(grad, m, s.ctl, s.hyper),
-                           ATTRS(A_NUM(momentum, t->momentum)), NULL);
-        ir_id x = orthogonal(b, p, ir_get(b->g, mom, 0));
-        ir_output(b->g, b_name(b, "new.m.%s", p->name), ir_get(b->g, mom, 1));
-        ir_id next = ir_add(b->g, OP_muon_step, SRCS(w, x, s.ctl, s.hyper),
-                            ATTRS(A_NUM(scale, 1), A_NUM(weight_decay, wd)), NULL);
-        ir_output(b->g, b_name(b, "new.%s", p->name), clip_logits(b, p, next, s.ctl));
-        return;
-    }
-    ir_id v = named(b, type, b_name(b, "v.%s", p->name));
-    ir_id r = ir_add(b->g, OP_adamw, SRCS(w, grad, m, v, s.ctl, s.hyper),
-                     ATTRS(A_NUM(beta1, t->beta1), A_NUM(beta2, t->beta2), A_NUM(eps, t->eps),
-                           A_NUM(weight_decay, wd)),
-                     NULL);
+    ir_id w = named(b, type_of(b, p), p->name);
+    ir_id r =
+        ir_add(b->g, OP_adamw, SRCS(w, grad, moment(b, p, "m"), moment(b, p, "v"), s.ctl, s.hyper),
+               ATTRS(A_NUM(beta1, t->beta1), A_NUM(beta2, t->beta2), A_NUM(eps, t->eps),
+                     A_NUM(weight_decay, decay_of(b, p))),
+               NULL);
     ir_output(b->g, b_name(b, "new.%s", p->name), clip_logits(b, p, ir_get(b->g, r, 0), s.ctl));
     ir_output(b->g, b_name(b, "new.m.%s", p->name), ir_get(b->g, r, 1));
     ir_output(b->g, b_name(b, "new.v.%s", p->name), ir_get(b->g, r, 2));
+}
+
+/* n parameters that are alike. */
+static void muon(struct builder *b, const struct param *const *p, const ir_id *grad, size_t n,
+                 struct step s)
+{
+    ir_id x[STACK_PARAMS];
+    for (size_t i = 0; i < n; i++) {
+        ir_id r = ir_add(b->g, OP_momentum, SRCS(grad[i], moment(b, p[i], "m"), s.ctl, s.hyper),
+                         ATTRS(A_NUM(momentum, b->m->train.momentum)), NULL);
+        x[i] = ir_get(b->g, r, 0);
+        ir_output(b->g, b_name(b, "new.m.%s", p[i]->name), ir_get(b->g, r, 1));
+    }
+    orthogonal(b, p[0], x, n);
+    for (size_t i = 0; i < n; i++) {
+        ir_id w = named(b, type_of(b, p[i]), p[i]->name);
+        ir_id next = ir_add(b->g, OP_muon_step, SRCS(w, x[i], s.ctl, s.hyper),
+                            ATTRS(A_NUM(scale, 1), A_NUM(weight_decay, decay_of(b, p[i]))), NULL);
+        ir_output(b->g, b_name(b, "new.%s", p[i]->name), clip_logits(b, p[i], next, s.ctl));
+    }
+}
+
+/* All parameters of Muon, those that are alike together, as long as they are not too many. */
+static void muon_all(struct builder *b, const ir_id *grad, struct step s)
+{
+    const struct params *ps = b->ps;
+    bool *done = NEW(b->g->arena, bool, ps->n);
+    for (size_t i = 0; i < ps->n; i++) {
+        const struct param *p[STACK_PARAMS];
+        ir_id of[STACK_PARAMS];
+        int64_t count = 0;
+        size_t n = 0;
+        if (done[i] || !build_uses_muon(b->m, &ps->p[i])) continue;
+        for (size_t k = i; k < ps->n && n < STACK_PARAMS; k++) {
+            const struct param *q = &ps->p[k];
+            if (done[k] || !build_uses_muon(b->m, q) || (n && !alike(p[0], q))) continue;
+            if (n && count + q->count > STACK_ELEMENTS) break;
+            p[n] = q, of[n++] = grad[k];
+            count += q->count;
+            done[k] = true;
+        }
+        CHECK(n);
+        muon(b, p, of, n, s);
+    }
 }
 
 /* The rate of the router whose bias has this name. */
@@ -158,22 +244,25 @@ struct ir_graph *build_apply(struct arena *a, const struct model *m, const struc
     struct ir_graph *g = b->g = graph_open(a, "apply", STAGE_T, NULL, NULL);
     ir_type_id four = ir_type1(g, IR_f32, dim_const(4));
     VEC(ir_id) all = {0}; /* loss, then every gradient in params order */
+    ir_id *grad = NEW(a, ir_id, ps->n);
     vec_push(a, &all, named(b, 0, "loss"));
-    for (size_t i = 0; i < ps->n; i++)
-        if (ps->p[i].kind != PARAM_state)
-            vec_push(a, &all, named(b, type_of(b, &ps->p[i]), b_name(b, "grad.%s", ps->p[i].name)));
+    for (size_t i = 0; i < ps->n; i++) {
+        if (ps->p[i].kind == PARAM_state) continue;
+        grad[i] = named(b, type_of(b, &ps->p[i]), b_name(b, "grad.%s", ps->p[i].name));
+        vec_push(a, &all, grad[i]);
+    }
     ir_id norm =
         ir_add(g, OP_grad_norm, all.p, all.n, ATTRS(A_NUM(clip, m->train.grad_clip)), NULL);
     struct step s = {ir_get(g, norm, 0), named(b, four, "hyper")};
     ir_output(g, "ctl", s.ctl);
     ir_output(g, "sumsq", ir_get(g, norm, 1));
-    size_t k = 1;
+    for (size_t i = 0; i < ps->n; i++) /* one after the other: a GPU joins their launches */
+        if (ps->p[i].kind != PARAM_state && !build_uses_muon(m, &ps->p[i]))
+            adamw(b, &ps->p[i], grad[i], s);
+    muon_all(b, grad, s);
     for (size_t i = 0; i < ps->n; i++) {
         const struct param *p = &ps->p[i];
-        if (p->kind != PARAM_state) {
-            update(b, p, all.p[k++], s);
-            continue;
-        }
+        if (p->kind != PARAM_state) continue;
         ir_id bias = named(b, type_of(b, p), p->name);
         size_t stem = strlen(p->name) - strlen(".gate.e_score_correction_bias");
         ir_id load = named(b, type_of(b, p), b_name(b, "load.%.*s", (int)stem, p->name));

@@ -142,7 +142,7 @@ static void count(struct narrow *p, ir_type_id type)
 static bool writes(const struct narrow *p, ir_id n, uint32_t i, ir_id v)
 {
     struct use u = p->use[v];
-    if (!u.read || !u.takes || !narrow_writes(p->in, n, i)) return false;
+    if (!u.read || !u.takes || !narrow_writes(p->in, n, i, u.rounds)) return false;
     enum ir_op op = (enum ir_op)ir_at(p->in, n)->op;
     if (u.rounds || p->c->exact || op == OP_embed) return u.rounds;
     return u.some || (op != OP_depth_mix && op != OP_depth_inter && !u.decays);

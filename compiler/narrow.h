@@ -6,8 +6,9 @@
 
 /* May operand i of node n lie in memory as bf16? */
 bool narrow_reads(const struct ir_graph *g, ir_id n, uint32_t i);
-/* May result i of node n be written as bf16, where all its elements are rounded? */
-bool narrow_writes(const struct ir_graph *g, ir_id n, uint32_t i);
+/* May result i of node n be written as bf16, where all its elements are rounded? `rounds`: by its
+ * readers anyway, so that results which are no activations may, too. */
+bool narrow_writes(const struct ir_graph *g, ir_id n, uint32_t i, bool rounds);
 /* Is operand i rounded to bf16 by node n, a product with the attribute bf16? */
 bool narrow_rounds(const struct ir_graph *g, ir_id n, uint32_t i);
 #endif

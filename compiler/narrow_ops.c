@@ -71,7 +71,7 @@ bool narrow_reads(const struct ir_graph *g, ir_id n, uint32_t i)
     }
 }
 
-bool narrow_writes(const struct ir_graph *g, ir_id n, uint32_t i)
+bool narrow_writes(const struct ir_graph *g, ir_id n, uint32_t i, bool rounds)
 {
     enum ir_op op = (enum ir_op)ir_at(g, n)->op;
     if (product(op) && !ir_int(g, n, AK_bf16, 0)) return false;
@@ -80,7 +80,7 @@ bool narrow_writes(const struct ir_graph *g, ir_id n, uint32_t i)
     if (!marked(table[op].writes, i)) return false;
     const struct ir_type *t = ir_ty(g, n);
     if (t->dtype == IR_tuple) t = type_get(g->types, type_elem(g->types, ir_at(g, n)->type, i));
-    return t->dtype == IR_f32 && t->rank >= 2 && !dim_is_const(t->dim[0]);
+    return t->dtype == IR_f32 && t->rank >= 2 && (rounds || !dim_is_const(t->dim[0]));
 }
 
 bool narrow_rounds(const struct ir_graph *g, ir_id n, uint32_t i)

@@ -236,6 +236,59 @@ static void optimisers_are_the_evaluators(void **state)
     check_apply("traj-muon");
 }
 
+/* The apply program in bf16 against the evaluator's in float32: Newton-Schulz steps round what they
+ * multiply; 3 % on these. */
+static void muon_in_bf16(void **state)
+{
+    (void)state;
+    struct arena *a = arena_open("test");
+    struct session *s = open_session((struct session_options){0});
+    static const char *const set[] = {"train.precision=bf16"};
+    const struct spec_options o[2] = {{0}, {set, 1}};
+    struct ir_graph *g[2];
+    for (int i = 0; i < 2; i++) {
+        struct model *m = spec_load(a, diag_open(a), "tests/fixtures/traj-muon/spec.yaml", &o[i]);
+        assert_non_null(m);
+        g[i] = build_apply(a, m, params_of(a, m));
+    }
+    struct plan *p = program_plan(program_open(s, g[1], "bf16", (struct ir_bind){1, 1}), 1, 1);
+    OK(session_compile(s, NULL, &err));
+    size_t n, matrices = 0;
+    const struct plan_value *v = plan_values(p, &n);
+    VEC(struct ir_named) in = {0};
+    struct map old;
+    map_init(&old, a);
+    for (size_t i = 0; i < n; i++) {
+        if (ir_find_output(g[1], v[i].name) != IR_NONE) continue;
+        bool any_sign = str_starts(str_of(v[i].name), "grad.");
+        for (int64_t k = 0; k < v[i].count; k++)
+            ((float *)v[i].p)[k] =
+                (float)random_below(1 << 20) / (1 << 20) - (any_sign ? 0.5f : -0.1f);
+        if (str_starts(str_of(v[i].name), "m.")) memset(v[i].p, 0, 4 * (size_t)v[i].count);
+        double *x = doubles(a, v[i].p, v[i].count);
+        vec_push(a, &in, ((struct ir_named){v[i].name, x, v[i].count}));
+        *map_str(&old, str_of(v[i].name)) = (uint32_t)in.n;
+    }
+    struct ir_values want = ir_eval(a, g[0], (struct ir_bind){1, 1}, in.p, in.n);
+    plan_run(p);
+    for (size_t i = 0; i < n; i++) {
+        if (!str_starts(str_of(v[i].name), "new.model.layers") || v[i].rank < 2) continue;
+        struct ir_array w = ir_eval_output(&want, v[i].name);
+        const double *was = in.p[*map_str(&old, str_of(v[i].name + 4)) - 1].v;
+        double wrong = 0, size = 0;
+        for (int64_t k = 0; k < w.n; k++) {
+            double d = w.v[k] - was[k], e = (double)((float *)v[i].p)[k] - w.v[k];
+            size += d * d, wrong += e * e;
+        }
+        if (!(wrong < 0.05 * 0.05 * size))
+            fail_msg("%s: the step is off by %.3f of its size", v[i].name, sqrt(wrong / size));
+        matrices++;
+    }
+    assert_true(matrices >= 8);
+    session_close(s);
+    arena_close(a);
+}
+
 /* Views, concats and in-place results of every kind, as the kernels see them. */
 static void random_graphs_are_the_evaluators(void **state)
 {
@@ -333,6 +386,7 @@ int main(void)
         cmocka_unit_test(bits_do_not_depend_on_threads_or_fusion),
         cmocka_unit_test(sizes_share_kernels_and_weights),
         cmocka_unit_test(optimisers_are_the_evaluators),
+        cmocka_unit_test(muon_in_bf16),
         cmocka_unit_test(random_graphs_are_the_evaluators),
         cmocka_unit_test(emitted_text_is_whole),
     };
