@@ -219,6 +219,7 @@ static void finish(struct lowering *c)
     struct sa_entry *entry = NEW(c->a, struct sa_entry, 1);
     *entry = (struct sa_entry){c->g->program, 0, (uint32_t)c->step.n};
     l->code = c->code.p;
+    l->step = c->step.p;
     l->kernel = c->kernel.p;
     l->node_of_step = c->node_of_step.p;
     l->gpu = c->t->sm != 0;
@@ -308,7 +309,11 @@ void lower_print(const struct lowered *l, struct sb *out)
         sb_str(out, "] (");
         for (uint32_t k = 0; k < s->num_ints; k++)
             sb_printf(out, "%s%lld", k ? " " : "", (long long)p->ints[s->first_int + k]);
-        sb_printf(out, ")  ; %s\n", s->label);
+        sb_str(out, ")");
+        if (s->stream) sb_printf(out, " stream=%u", s->stream);
+        for (uint32_t k = 0; k < s->num_waits; k++)
+            sb_printf(out, "%s%u", k ? "," : " after=", p->waits[s->first_wait + k]);
+        sb_printf(out, "  ; %s\n", s->label);
     }
     memplan_print(m, out);
 }

@@ -14,6 +14,7 @@ struct lower_kernel { /* parallel to sa_plan.kernels */
 struct lowered {
     struct sa_plan plan;  /* one entry point, named like the program; kernels without address */
     struct sa_code *code; /* plan.kernels, to set addresses */
+    struct sa_step *step; /* plan.steps, to set streams */
     struct lower_kernel *kernel;
     struct memplan *mem;
     uint32_t *node_of_step; /* node of each step; the number of nodes for copies of outputs */

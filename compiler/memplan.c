@@ -411,6 +411,34 @@ struct sa_buf memplan_work(const struct memplan *p, ir_id n)
     return p->buf.p[p->work[n]].at;
 }
 
+uint32_t memplan_results(const struct memplan *p, ir_id n)
+{
+    return num_results(p->g, n);
+}
+
+static struct mem_range range_of(const struct memplan *p, uint32_t buf)
+{
+    if (buf == NOBUF) return (struct mem_range){0};
+    const struct mem_buffer *b = &p->buf.p[buf];
+    return (struct mem_range){b->at.arena, b->at.offset, b->at.offset + b->bytes};
+}
+
+struct mem_range memplan_value_range(const struct memplan *p, ir_id n)
+{
+    return range_of(p, p->elem[elem_of(p, n, NULL)].buf);
+}
+
+struct mem_range memplan_result_range(const struct memplan *p, ir_id n, uint32_t i)
+{
+    CHECK(i < num_results(p->g, n));
+    return range_of(p, p->elem[p->first_elem[n] + i].buf);
+}
+
+struct mem_range memplan_work_range(const struct memplan *p, ir_id n)
+{
+    return range_of(p, p->work[n]);
+}
+
 bool memplan_has(const struct memplan *p, ir_id n)
 {
     return num_results(p->g, n) && p->elem[p->first_elem[n]].buf != NOBUF;

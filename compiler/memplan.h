@@ -92,6 +92,16 @@ struct sa_buf memplan_value(const struct memplan *p, ir_id n);
 /* Where result element i of node n (0 of a single result) is written. */
 struct sa_buf memplan_result(const struct memplan *p, ir_id n, uint32_t i);
 struct sa_buf memplan_work(const struct memplan *p, ir_id n);
+/* The whole buffers that these lie in, or none (from = to): what a step that uses them may touch. */
+struct mem_range {
+    uint32_t arena;
+    uint64_t from, to; /* bytes */
+};
+/* How many results node n has: one, the elements of a tuple, none for a view. */
+uint32_t memplan_results(const struct memplan *p, ir_id n);
+struct mem_range memplan_value_range(const struct memplan *p, ir_id n);
+struct mem_range memplan_result_range(const struct memplan *p, ir_id n, uint32_t i);
+struct mem_range memplan_work_range(const struct memplan *p, ir_id n);
 /* Whether node n has memory of its own: false for views and for constants that nobody reads. */
 bool memplan_has(const struct memplan *p, ir_id n);
 /* NULL when no two buffers that live at the same time overlap, else a message (in the arena). */

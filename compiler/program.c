@@ -1,4 +1,5 @@
 #include "compiler/session.h"
+#include "compiler/streams.h"
 #include "runtime/cc.h"
 #include "runtime/cpu.h"
 #include "runtime/mem.h"
@@ -103,6 +104,15 @@ const struct ir_graph *program_graph(const struct program *p)
     return p->g;
 }
 
+static void set_streams(const struct program *p, struct lowered *l)
+{
+    const struct session_options *o = &p->s->o;
+    streams_assign(p->s->a, l, o->streams ? o->streams : SA_STREAMS);
+    if (o->pipeline.report)
+        sb_printf(o->pipeline.report, "streams: %u of %u steps beside the others, %u waits\n",
+                  streams_beside(l), l->plan.num_steps, l->plan.num_waits);
+}
+
 struct plan *program_plan(struct program *p, int64_t B, int64_t T)
 {
     struct session *s = p->s;
@@ -114,6 +124,7 @@ struct plan *program_plan(struct program *p, int64_t B, int64_t T)
     plan->l = lower(s->a, p->g, plan->bind, &s->target, &s->layout);
     const char *why = memplan_check(plan->l->mem, s->a);
     if (why) BUG("%s: memory plan: %s", p->name, why);
+    if (s->target.sm) set_streams(p, plan->l);
     vec_push(s->a, &p->plan, plan);
     return plan;
 }

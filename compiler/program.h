@@ -35,6 +35,7 @@ struct session_options {
                          * runs on */
     bool no_library;    /* on a GPU all products by kernels of ours, whose sums do not depend on how
                          * many rows there are */
+    unsigned streams;   /* on a GPU: steps side by side in so many; 0: as many as there are */
     unsigned threads;   /* 0: as pool_open */
     struct diag *diag;  /* for passes and for places in the specification; outlives the session */
     struct pipeline_options pipeline;

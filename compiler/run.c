@@ -33,9 +33,12 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
                                 .gpu = o->gpu,
                                 .no_library = o->no_library,
                                 .threads = (unsigned)o->threads,
+                                .streams = (unsigned)o->streams,
                                 .diag = c->diag};
     if (o->threads < 0 || o->threads > 1024)
         cli_fail((enum rt_status)EXIT_USAGE, "--threads must be from 1 to 1024");
+    if (o->streams < 0 || o->streams > SA_STREAMS)
+        cli_fail((enum rt_status)EXIT_USAGE, "--streams must be from 1 to %d", SA_STREAMS);
     s.pipeline = (struct pipeline_options){
         .skip = o->skip, .dump_ir = o->dump_ir, .repro = o->repro, .roundtrip_each = o->roundtrip};
     if (o->dump_ir) s.pipeline.dump = &texts.dump;

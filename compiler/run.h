@@ -32,22 +32,25 @@ struct run {
 /* Options of every command that compiles: --cpu, --threads, --skip ... */
 struct run_options {
     const char *cpu, *skip, *dump_ir, *repro;
-    const char *device; /* of RUN_DEVICE */
-    const char *gpu;    /* plans only, as session_options; no option of a command */
-    int64_t threads;
-    const char *dtype; /* of RUN_DTYPE */
+    const char *device;       /* of RUN_DEVICE */
+    const char *gpu;          /* plans only, as session_options; no option of a command */
+    int64_t threads, streams; /* streams: of RUN_DEVICE; 0: as many as there are */
+    const char *dtype;        /* of RUN_DTYPE */
     bool report, time_passes, roundtrip;
     bool no_library; /* as session_options; no option of a command */
 };
 /* Beside RUN_OPTIONS, of commands that run programs. */
-#define RUN_DEVICE(o)                   \
-    {                                   \
-        "device", CLI_text, &(o).device \
+#define RUN_DEVICE(o)                    \
+    {"device", CLI_text, &(o).device},   \
+    {                                    \
+        "streams", CLI_int, &(o).streams \
     }
-#define RUN_DEVICE_HELP                                                                       \
-    "  --device D         cpu (default), cuda or cuda:N: the GPU to run on ('strata doctor' " \
-    "tells\n"                                                                                 \
-    "                     whether there is one)\n"
+#define RUN_DEVICE_HELP                                                                         \
+    "  --device D         cpu (default), cuda or cuda:N: the GPU to run on ('strata doctor' "   \
+    "tells\n"                                                                                   \
+    "                     whether there is one)\n"                                              \
+    "  --streams N        of a GPU: steps that need nothing of each other side by side in so\n" \
+    "                     many streams, 2 (default) or 1; the result is the same\n"
 /* Of commands that run serving programs. */
 #define RUN_DTYPE(o)                  \
     {                                 \

@@ -19,8 +19,8 @@ enum sa_arena {
     SA_persistent, /* parameters, optimiser moments, caches: lives as long as the run */
     SA_slot,       /* one per micro-batch in flight: activations saved for its backward */
     SA_scratch,    /* dead once an entry point has ended */
-    SA_weights,    /* parameters of serving programs (attribute `store`): read only, the same bytes on
-                    * every CPU, so that they may be a mapped file */
+    SA_weights, /* parameters of serving programs (attribute `store`): read only, the same bytes on
+                 * every CPU, so that they may be a mapped file */
     SA_external,
 };
 
@@ -80,7 +80,11 @@ struct sa_step {
     uint64_t scratch_bytes;       /* per call; 0: none, the pointer is then undefined */
     const char *label;            /* for profiles and messages: "layers.3.ffn gemm+swiglu" */
     struct sa_launch launch;      /* GPU */
+    uint32_t stream;              /* GPU, < SA_STREAMS: steps of one stream run in order */
+    uint32_t first_wait, num_waits; /* GPU: slice of sa_plan.waits: steps of other streams, before
+                                       this one, that must have ended when it begins */
 };
+enum { SA_STREAMS = 2 }; /* a plan begins and ends in stream 0, which then waits for the other */
 
 /* A part of the program that can be run: forward, backward, apply, ... */
 struct sa_entry {
@@ -108,10 +112,12 @@ struct sa_plan {
     const struct sa_step *steps;
     const struct sa_buf *bufs;
     const int64_t *ints;
+    const uint32_t *waits;
     const struct sa_entry *entries;
     const struct sa_value *values;
     const struct sa_extern *externs;
-    uint32_t num_kernels, num_steps, num_bufs, num_ints, num_entries, num_values, num_externs;
+    uint32_t num_kernels, num_steps, num_bufs, num_ints, num_waits, num_entries, num_values,
+        num_externs;
     uint64_t arena_bytes[SA_external]; /* size of each arena; of SA_slot: of one slot */
 };
 #endif

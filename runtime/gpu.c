@@ -9,9 +9,15 @@ struct gpu {
     int device;
     bool retained;
     struct CUctx_st *context;
-    struct CUstream_st *stream;
-    struct cublasContext *blas;
-    cu_ptr workspace;
+    struct lane {
+        struct CUstream_st *stream;
+        struct cublasContext *blas;
+        cu_ptr workspace;
+        struct CUevent_st *end; /* where stream 0 waits for it */
+    } lane[SA_STREAMS];
+    unsigned lanes, now; /* streams there are; the selected one */
+    struct CUevent_st *fork;
+    bool products;
 };
 struct gpu_recording {
     struct CUgraph_st *graph;
@@ -74,8 +80,7 @@ static enum rt_status start(struct gpu *g, int ordinal, struct rt_error *err)
     TRY(cuDevicePrimaryCtxRetain(&g->context, g->device));
     g->retained = true;
     TRY(cuCtxSetCurrent(g->context));
-    TRY(cuStreamCreate(&g->stream, C_CU_STREAM_NON_BLOCKING));
-    return RT_ok;
+    return gpu_open_streams(g, 1, err);
 }
 
 enum rt_status gpu_open(int ordinal, struct gpu **out, struct rt_error *err)
@@ -94,13 +99,20 @@ enum rt_status gpu_open(int ordinal, struct gpu **out, struct rt_error *err)
     return st;
 }
 
+static void close_lane(struct gpu *g, struct lane *x)
+{
+    if (x->blas) g->cu->cublasDestroy_v2(x->blas);
+    if (x->workspace) g->cu->cuMemFree_v2(x->workspace);
+    gpu_event_close(g, x->end);
+    if (x->stream) g->cu->cuStreamDestroy_v2(x->stream);
+}
+
 void gpu_close(struct gpu *g)
 {
     if (!g) return;
-    if (g->stream) g->cu->cuStreamSynchronize(g->stream);
-    if (g->blas) g->cu->cublasDestroy_v2(g->blas);
-    if (g->workspace) g->cu->cuMemFree_v2(g->workspace);
-    if (g->stream) g->cu->cuStreamDestroy_v2(g->stream);
+    for (unsigned i = 0; i < g->lanes; i++) g->cu->cuStreamSynchronize(g->lane[i].stream);
+    for (unsigned i = 0; i < SA_STREAMS; i++) close_lane(g, &g->lane[i]);
+    gpu_event_close(g, g->fork);
     if (g->retained) g->cu->cuDevicePrimaryCtxRelease_v2(g->device);
     free(g);
 }
@@ -145,14 +157,14 @@ enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *
                        gb * (double)total);
     }
     RT_TRY(cuda_check(CUDA_driver, code, "cuMemAlloc_v2", err));
-    TRY(cuMemsetD8Async(*p, 0, bytes, g->stream));
+    TRY(cuMemsetD8Async(*p, 0, bytes, g->lane[0].stream));
     return RT_ok;
 }
 
 void gpu_free(struct gpu *g, cu_ptr p)
 {
     if (!p) return;
-    g->cu->cuStreamSynchronize(g->stream);
+    g->cu->cuStreamSynchronize(g->lane[0].stream);
     g->cu->cuMemFree_v2(p);
 }
 
@@ -177,19 +189,19 @@ void gpu_unpin(struct gpu *g, void *p)
 enum rt_status gpu_put(struct gpu *g, cu_ptr to, const void *from, size_t bytes,
                        struct rt_error *err)
 {
-    if (bytes) TRY(cuMemcpyHtoDAsync_v2(to, from, bytes, g->stream));
+    if (bytes) TRY(cuMemcpyHtoDAsync_v2(to, from, bytes, g->lane[0].stream));
     return RT_ok;
 }
 
 enum rt_status gpu_get(struct gpu *g, void *to, cu_ptr from, size_t bytes, struct rt_error *err)
 {
-    if (bytes) TRY(cuMemcpyDtoHAsync_v2(to, from, bytes, g->stream));
+    if (bytes) TRY(cuMemcpyDtoHAsync_v2(to, from, bytes, g->lane[0].stream));
     return RT_ok;
 }
 
 enum rt_status gpu_wait(struct gpu *g, struct rt_error *err)
 {
-    TRY(cuStreamSynchronize(g->stream));
+    TRY(cuStreamSynchronize(g->lane[0].stream));
     return RT_ok;
 }
 
@@ -244,7 +256,7 @@ enum rt_status gpu_launch(struct gpu *g, struct CUfunc_st *fn, const struct sa_l
     const struct cu_launch c = {.grid = {l->grid[0], l->grid[1], l->grid[2]},
                                 .block = {l->threads, 1, 1},
                                 .shared_bytes = l->shared,
-                                .stream = g->stream};
+                                .stream = g->lane[g->now].stream};
     union {
         const void *in;
         void *out;
@@ -255,22 +267,81 @@ enum rt_status gpu_launch(struct gpu *g, struct CUfunc_st *fn, const struct sa_l
     return RT_ok;
 }
 
-/* ---- products ---- */
+/* ---- streams ---- */
 
-enum rt_status gpu_open_products(struct gpu *g, struct rt_error *err)
+static enum rt_status open_products(struct gpu *g, struct lane *x, struct rt_error *err)
 {
-    if (g->blas) return RT_ok;
-    RT_TRY(cuda_load(CUDA_cublas, NULL, err));
-    if (!g->workspace)
-        RT_TRY(gpu_alloc(g, GPU_PRODUCT_WORKSPACE, "workspace of cuBLAS", &g->workspace, err));
-    BLAS(cublasCreate_v2(&g->blas));
-    BLAS(cublasSetStream_v2(g->blas, g->stream)); /* forgets the workspace, so that comes after */
-    BLAS(cublasSetWorkspace_v2(g->blas, (void *)(uintptr_t)g->workspace, GPU_PRODUCT_WORKSPACE));
+    if (x->blas) return RT_ok;
+    if (!x->workspace)
+        RT_TRY(gpu_alloc(g, GPU_PRODUCT_WORKSPACE, "workspace of cuBLAS", &x->workspace, err));
+    BLAS(cublasCreate_v2(&x->blas));
+    BLAS(cublasSetStream_v2(x->blas, x->stream)); /* forgets the workspace, so that comes after */
+    BLAS(cublasSetWorkspace_v2(x->blas, (void *)(uintptr_t)x->workspace, GPU_PRODUCT_WORKSPACE));
     /* float32 products without TF32; sums of bf16 products stay float32 to the end */
-    BLAS(cublasSetMathMode(g->blas, C_CUBLAS_DEFAULT_MATH |
+    BLAS(cublasSetMathMode(x->blas, C_CUBLAS_DEFAULT_MATH |
                                         C_CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
     return RT_ok;
 }
+
+enum rt_status gpu_open_products(struct gpu *g, struct rt_error *err)
+{
+    RT_TRY(cuda_load(CUDA_cublas, NULL, err));
+    g->products = true;
+    for (unsigned i = 0; i < g->lanes; i++) RT_TRY(open_products(g, &g->lane[i], err));
+    return RT_ok;
+}
+
+enum rt_status gpu_open_streams(struct gpu *g, unsigned n, struct rt_error *err)
+{
+    CHECK(n && n <= SA_STREAMS);
+    if (n > 1 && !g->fork) RT_TRY(gpu_event_open(g, false, &g->fork, err));
+    while (g->lanes < n) {
+        struct lane *x = &g->lane[g->lanes];
+        if (!x->end) RT_TRY(gpu_event_open(g, false, &x->end, err));
+        TRY(cuStreamCreate(&x->stream, C_CU_STREAM_NON_BLOCKING));
+        g->lanes++;
+        if (g->products) RT_TRY(open_products(g, x, err));
+    }
+    return RT_ok;
+}
+
+void gpu_select(struct gpu *g, unsigned stream)
+{
+    CHECK(stream < g->lanes);
+    g->now = stream;
+}
+
+enum rt_status gpu_event_await(struct gpu *g, struct CUevent_st *e, struct rt_error *err)
+{
+    TRY(cuStreamWaitEvent(g->lane[g->now].stream, e, 0));
+    return RT_ok;
+}
+
+enum rt_status gpu_fork(struct gpu *g, struct rt_error *err)
+{
+    gpu_select(g, 0);
+    RT_TRY(gpu_event_record(g, g->fork, err));
+    for (unsigned i = 1; i < g->lanes; i++) {
+        gpu_select(g, i);
+        RT_TRY(gpu_event_await(g, g->fork, err));
+    }
+    gpu_select(g, 0);
+    return RT_ok;
+}
+
+enum rt_status gpu_join(struct gpu *g, struct rt_error *err)
+{
+    for (unsigned i = 1; i < g->lanes; i++) {
+        gpu_select(g, i);
+        RT_TRY(gpu_event_record(g, g->lane[i].end, err));
+        gpu_select(g, 0);
+        RT_TRY(gpu_event_await(g, g->lane[i].end, err));
+    }
+    gpu_select(g, 0);
+    return RT_ok;
+}
+
+/* ---- products ---- */
 
 static int number(int64_t n)
 {
@@ -293,13 +364,14 @@ enum rt_status gpu_product(struct gpu *g, const int64_t *n, const cu_ptr at[3],
     int M = number(n[SA_P_M]), N = number(n[SA_P_N]), K = number(n[SA_P_K]);
     int lda = number(n[SA_P_lda]), ldb = number(n[SA_P_ldb]), ldc = number(n[SA_P_ldc]);
     int batch = number(n[SA_P_batch]);
-    CHECK(g->blas);
+    struct cublasContext *blas = g->lane[g->now].blas;
+    CHECK(blas);
     if (!M || !N || !batch) return RT_ok;
     if (batch == 1)
-        BLAS(cublasGemmEx(g->blas, op_b, op_a, N, M, K, &one, b, in, ldb, a, in, lda, &beta, c, out,
+        BLAS(cublasGemmEx(blas, op_b, op_a, N, M, K, &one, b, in, ldb, a, in, lda, &beta, c, out,
                           ldc, C_CUBLAS_COMPUTE_32F, C_CUBLAS_GEMM_DEFAULT));
     else
-        BLAS(cublasGemmStridedBatchedEx(g->blas, op_b, op_a, N, M, K, &one, b, in, ldb,
+        BLAS(cublasGemmStridedBatchedEx(blas, op_b, op_a, N, M, K, &one, b, in, ldb,
                                         n[SA_P_stride_b], a, in, lda, n[SA_P_stride_a], &beta, c,
                                         out, ldc, n[SA_P_stride_c], batch, C_CUBLAS_COMPUTE_32F,
                                         C_CUBLAS_GEMM_DEFAULT));
@@ -322,7 +394,7 @@ void gpu_event_close(struct gpu *g, struct CUevent_st *e)
 
 enum rt_status gpu_event_record(struct gpu *g, struct CUevent_st *e, struct rt_error *err)
 {
-    TRY(cuEventRecord(e, g->stream));
+    TRY(cuEventRecord(e, g->lane[g->now].stream));
     return RT_ok;
 }
 
@@ -345,7 +417,7 @@ enum rt_status gpu_event_seconds(struct gpu *g, struct CUevent_st *from, struct 
 
 enum rt_status gpu_record_begin(struct gpu *g, struct rt_error *err)
 {
-    TRY(cuStreamBeginCapture_v2(g->stream, C_CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    TRY(cuStreamBeginCapture_v2(g->lane[0].stream, C_CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
     return RT_ok;
 }
 
@@ -353,7 +425,7 @@ enum rt_status gpu_record_end(struct gpu *g, struct gpu_recording **out, struct 
 {
     struct gpu_recording r = {0};
     *out = NULL;
-    TRY(cuStreamEndCapture(g->stream, &r.graph));
+    TRY(cuStreamEndCapture(g->lane[0].stream, &r.graph));
     unsigned code = g->cu->cuGraphInstantiateWithFlags(&r.exec, r.graph, 0);
     if (code) {
         g->cu->cuGraphDestroy(r.graph);
@@ -367,7 +439,7 @@ enum rt_status gpu_record_end(struct gpu *g, struct gpu_recording **out, struct 
 
 enum rt_status gpu_replay(struct gpu *g, const struct gpu_recording *r, struct rt_error *err)
 {
-    TRY(cuGraphLaunch(r->exec, g->stream));
+    TRY(cuGraphLaunch(r->exec, g->lane[0].stream));
     return RT_ok;
 }
 

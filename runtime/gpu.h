@@ -1,6 +1,6 @@
 /* One GPU through NVIDIA's driver: memory, copies, launches, products of cuBLAS, and recordings of
- * all these that run again at one call. Everything is ordered: there is one stream. Every function
- * that returns a status gives RT_machine when the driver refuses; what a kernel does wrong is found
+ * all these that run again at one call. Everything is ordered in one stream, but for what lies
+ * between gpu_fork and gpu_join, where gpu_select says who goes where. Every function that returns a status gives RT_machine when the driver refuses; what a kernel does wrong is found
  * by a later call, gpu_wait at the latest. A gpu is used by one thread at a time: the one that
  * opened it, or one that called gpu_use. */
 #ifndef STRATA_RUNTIME_GPU_H
@@ -72,7 +72,18 @@ enum rt_status gpu_open_products(struct gpu *g, struct rt_error *err);
 enum rt_status gpu_product(struct gpu *g, const int64_t *n, const cu_ptr at[3],
                            struct rt_error *err);
 
-/* Points in the order of launches. */
+/* Makes streams 0..n-1 (n <= SA_STREAMS) usable; each has its own workspace for products. */
+enum rt_status gpu_open_streams(struct gpu *g, unsigned n, struct rt_error *err);
+/* The other streams begin where stream 0 is now; later launches, products and events go to the
+ * selected one, 0 at first. Copies and waits of the host belong to stream 0. */
+enum rt_status gpu_fork(struct gpu *g, struct rt_error *err);
+void gpu_select(struct gpu *g, unsigned stream);
+/* What is submitted to the selected stream from here on waits for an event of another one. */
+enum rt_status gpu_event_await(struct gpu *g, struct CUevent_st *e, struct rt_error *err);
+/* Stream 0 waits for the others, and is selected. */
+enum rt_status gpu_join(struct gpu *g, struct rt_error *err);
+
+/* Points in the order of launches (of the selected stream). */
 enum rt_status gpu_event_open(struct gpu *g, bool timing, struct CUevent_st **e,
                               struct rt_error *err);
 void gpu_event_close(struct gpu *g, struct CUevent_st *e);

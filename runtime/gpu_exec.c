@@ -7,6 +7,8 @@ struct gpu_exec {
     struct CUfunc_st **fn;     /* of each kernel */
     uint64_t *parameter;       /* of all steps: addresses, then integers, eight bytes each */
     size_t *first;             /* of each step: where its parameters begin */
+    struct CUevent_st **done;  /* [num_steps]: of those that another stream waits for */
+    unsigned streams;          /* that the steps use */
     struct CUevent_st **event; /* [num_steps + 1], NULL until profiling is on */
     struct exec_tally *tally;  /* [num_steps], likewise */
     bool profiling;
@@ -43,6 +45,18 @@ static enum rt_status prepare(struct gpu_exec *x, struct rt_error *err)
     return products ? gpu_open_products(x->gpu, err) : RT_ok;
 }
 
+static enum rt_status open_streams(struct gpu_exec *x, struct rt_error *err)
+{
+    const struct sa_plan *p = x->plan;
+    x->streams = 1;
+    for (uint32_t i = 0; i < p->num_steps; i++)
+        if (p->steps[i].stream >= x->streams) x->streams = p->steps[i].stream + 1;
+    for (uint32_t i = 0; i < p->num_waits; i++)
+        if (!x->done[p->waits[i]])
+            RT_TRY(gpu_event_open(x->gpu, false, &x->done[p->waits[i]], err));
+    return gpu_open_streams(x->gpu, x->streams, err);
+}
+
 enum rt_status gpu_exec_open(struct gpu *g, const struct sa_plan *plan, struct CUfunc_st *const *fn,
                              struct gpu_exec **out, struct rt_error *err)
 {
@@ -54,7 +68,9 @@ enum rt_status gpu_exec_open(struct gpu *g, const struct sa_plan *plan, struct C
     x->fn = table(plan->num_kernels, sizeof *x->fn);
     for (uint32_t i = 0; i < plan->num_kernels; i++) x->fn[i] = fn[i];
     x->first = table(plan->num_steps, sizeof *x->first);
-    enum rt_status st = prepare(x, err);
+    x->done = table(plan->num_steps, sizeof *x->done);
+    enum rt_status st = open_streams(x, err);
+    if (!st) st = prepare(x, err);
     *out = st ? NULL : x;
     if (st) gpu_exec_close(x);
     return st;
@@ -72,6 +88,8 @@ void gpu_exec_close(struct gpu_exec *x)
 {
     if (!x) return;
     close_events(x);
+    for (uint32_t i = 0; i < x->plan->num_steps; i++) gpu_event_close(x->gpu, x->done[i]);
+    free(x->done);
     free(x->fn);
     free(x->first);
     free(x->parameter);
@@ -112,18 +130,43 @@ static enum rt_status add_times(struct gpu_exec *x, struct rt_error *err)
     return RT_ok;
 }
 
+static enum rt_status fail_at(const struct gpu_exec *x, uint32_t i, struct rt_error *err)
+{
+    char why[sizeof err->text];
+    memcpy(why, err->text, sizeof why);
+    return rt_fail(err, RT_machine, "step '%s': %s", x->plan->steps[i].label, why);
+}
+
+/* One after the other, for times. */
+static enum rt_status run_timed(struct gpu_exec *x, struct rt_error *err)
+{
+    RT_TRY(gpu_event_record(x->gpu, x->event[0], err));
+    for (uint32_t i = 0; i < x->plan->num_steps; i++) {
+        if (run_step(x, i, err)) return fail_at(x, i, err);
+        RT_TRY(gpu_event_record(x->gpu, x->event[i + 1], err));
+    }
+    return add_times(x, err);
+}
+
+static enum rt_status run_in_stream(struct gpu_exec *x, uint32_t i, struct rt_error *err)
+{
+    const struct sa_step *s = &x->plan->steps[i];
+    if (x->streams > 1) gpu_select(x->gpu, s->stream);
+    for (uint32_t k = 0; k < s->num_waits; k++)
+        RT_TRY(gpu_event_await(x->gpu, x->done[x->plan->waits[s->first_wait + k]], err));
+    if (run_step(x, i, err)) return fail_at(x, i, err);
+    return x->done[i] ? gpu_event_record(x->gpu, x->done[i], err) : RT_ok;
+}
+
 enum rt_status gpu_exec_run(struct gpu_exec *x, struct rt_error *err)
 {
-    if (x->profiling) RT_TRY(gpu_event_record(x->gpu, x->event[0], err));
-    for (uint32_t i = 0; i < x->plan->num_steps; i++) {
-        if (run_step(x, i, err)) {
-            char why[sizeof err->text];
-            memcpy(why, err->text, sizeof why);
-            return rt_fail(err, RT_machine, "step '%s': %s", x->plan->steps[i].label, why);
-        }
-        if (x->profiling) RT_TRY(gpu_event_record(x->gpu, x->event[i + 1], err));
-    }
-    return x->profiling ? add_times(x, err) : RT_ok;
+    enum rt_status st = RT_ok;
+    if (x->profiling) return run_timed(x, err);
+    if (x->streams > 1) RT_TRY(gpu_fork(x->gpu, err));
+    for (uint32_t i = 0; i < x->plan->num_steps && !st; i++) st = run_in_stream(x, i, err);
+    if (x->streams == 1) return st;
+    enum rt_status end = gpu_join(x->gpu, st ? NULL : err);
+    return st ? st : end;
 }
 
 enum rt_status gpu_exec_profile(struct gpu_exec *x, bool on, struct rt_error *err)

@@ -6,6 +6,7 @@
  *   STRATA_FAKE_BYTES=N   memory of the device; default 8 GiB
  *   STRATA_FAKE_LOG=FILE  gets a line for every call that launches, copies, waits or allocates
  *   STRATA_FAKE_EAGER=1   runs work when it is submitted
+ *   STRATA_FAKE_ORDER=N   runs graphs in the N-th of many orders that their edges allow
  *   STRATA_FAKE_SPILLS=S  the log of NVRTC has spills for kernels whose name has S in it
  *
  * Stricter than a GPU where that finds mistakes: work of streams runs when somebody waits for it,

@@ -1,14 +1,18 @@
 /* The fake driver: streams, events, capture, launches, copies. All work waits in one queue, in the
  * order in which it was submitted, which keeps every promise of streams and events; waiting for a
- * stream runs the queue up to that stream's last work. */
+ * stream runs the queue up to that stream's last work. A captured graph knows what each piece comes
+ * after, and can run in other orders that keep that. */
 #include "fake.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
+enum { MOST_AFTER = 8 };
 struct op {
     struct op *next;
-    struct CUstream_st *stream; /* that it was submitted to */
+    struct CUstream_st *stream;                 /* that it was submitted to */
+    size_t index, after[MOST_AFTER], num_after; /* of a graph: its place, and what it comes after */
+    bool done;
     fake_fn *fn;
     size_t bytes;
     max_align_t data[];
@@ -29,12 +33,14 @@ struct CUstream_st {
     struct CUstream_st *next;
     struct capture *capture;
     bool blocking, unjoined; /* unjoined: has work of a capture that its origin does not wait for */
+    size_t after[MOST_AFTER], num_after; /* of a capture: what its next work comes after */
 };
 struct CUevent_st {
     bool timed, recorded;
     unsigned pending; /* records in the queue */
     uint64_t capture; /* where it was recorded last; 0: in none */
     struct CUstream_st *from;
+    size_t at; /* in a capture: the work that it comes after + 1; 0: none */
     double time;
 };
 struct CUgraph_st {
@@ -72,7 +78,7 @@ static struct op *make_op(struct CUstream_st *s, fake_fn *fn, const void *data, 
 {
     struct op *o = malloc(sizeof *o + bytes + 1);
     if (!o) abort();
-    *o = (struct op){NULL, s, fn, bytes};
+    *o = (struct op){.stream = s, .fn = fn, .bytes = bytes};
     if (bytes) memcpy(o->data, data, bytes);
     return o;
 }
@@ -145,6 +151,28 @@ unsigned fake_uncaptured(void)
     return code;
 }
 
+static void come_after(struct CUstream_st *s, size_t index)
+{
+    if (s->num_after == MOST_AFTER) abort();
+    s->after[s->num_after++] = index;
+}
+
+static void captured(struct CUstream_st *s, struct op *o)
+{
+    o->index = s->capture->ops.n;
+    o->num_after = s->num_after;
+    memcpy(o->after, s->after, sizeof o->after);
+    append(&s->capture->ops, o);
+    s->num_after = 0;
+    come_after(s, o->index);
+}
+
+static unsigned nothing(void *data)
+{
+    (void)data;
+    return 0;
+}
+
 static struct capture *active(uint64_t id)
 {
     struct capture *c = captures;
@@ -165,7 +193,7 @@ unsigned fake_submit(struct CUstream_st *s, fake_fn *fn, const void *data, size_
     if (s->capture) {
         if (s->capture->broken) return CAPTURE_INVALIDATED;
         s->unjoined = s != s->capture->origin;
-        append(&s->capture->ops, make_op(s, fn, data, bytes));
+        captured(s, make_op(s, fn, data, bytes));
         return 0;
     }
     append(&queue, make_op(s, fn, data, bytes));
@@ -182,6 +210,7 @@ unsigned cuStreamBeginCapture_v2(struct CUstream_st *s, unsigned mode)
     if (!c) abort();
     *c = (struct capture){.id = ++last_capture, .next = captures, .origin = s, .mode = mode};
     captures = s->capture = c;
+    s->num_after = 0;
     fake_log(NULL, "begin-capture");
     return 0;
 }
@@ -220,15 +249,58 @@ unsigned cuGraphInstantiateWithFlags(struct CUgraphExec_st **exec, struct CUgrap
     (void)flags;
     *exec = calloc(1, sizeof **exec);
     if (!*exec) abort();
-    for (const struct op *o = graph->ops.first; o; o = o->next)
-        append(&(*exec)->ops, make_op(o->stream, o->fn, o->data, o->bytes));
+    for (const struct op *o = graph->ops.first; o; o = o->next) {
+        struct op *copy = make_op(o->stream, o->fn, o->data, o->bytes);
+        copy->index = o->index, copy->num_after = o->num_after;
+        memcpy(copy->after, o->after, sizeof o->after);
+        append(&(*exec)->ops, copy);
+    }
     return fake_state();
+}
+
+static bool ready(struct op *const *at, const struct op *o)
+{
+    for (size_t i = 0; i < o->num_after; i++)
+        if (!at[o->after[i]]->done) return false;
+    return true;
+}
+
+/* The next piece in a strange order: what was submitted last of all that may run, or anything. */
+static struct op *pick(struct op *const *at, size_t n, size_t first, unsigned *seed)
+{
+    struct op *found = NULL;
+    enum { WINDOW = 256 }; /* of pieces that are looked at */
+    for (size_t i = first, seen = 0; i < n && i < first + WINDOW; i++) {
+        if (at[i]->done || !ready(at, at[i])) continue;
+        *seed = *seed * 1664525u + 1013904223u;
+        if (*seed >> 31 || !seen++) found = at[i];
+    }
+    return found;
+}
+
+static unsigned run_strange(struct ops *l, unsigned seed)
+{
+    struct op **at = calloc(l->n + 1, sizeof *at);
+    size_t first = 0;
+    unsigned code = 0;
+    if (!at) abort();
+    for (struct op *o = l->first; o; o = o->next) at[o->index] = o, o->done = false;
+    while (first < l->n && !code) {
+        struct op *o = pick(at, l->n, first, &seed);
+        code = o->fn(o->data);
+        o->done = true;
+        while (first < l->n && at[first]->done) first++;
+    }
+    free(at);
+    return code;
 }
 
 static unsigned run_graph(void *data)
 {
     struct CUgraphExec_st *exec = *(struct CUgraphExec_st **)data;
+    const char *order = getenv("STRATA_FAKE_ORDER");
     unsigned code = 0;
+    if (order && *order) return run_strange(&exec->ops, (unsigned)atoi(order));
     for (struct op *o = exec->ops.first; o && !code; o = o->next) code = o->fn(o->data);
     return code;
 }
@@ -314,7 +386,9 @@ unsigned cuStreamWaitEvent(struct CUstream_st *s, struct CUevent_st *e, unsigned
     if (!s->capture) {
         s->capture = c;
         s->unjoined = true;
+        s->num_after = 0;
     }
+    if (e->at) come_after(s, e->at - 1);
     if (e->from != s) e->from->unjoined = false;
     return 0;
 }
@@ -354,6 +428,8 @@ unsigned cuEventRecord(struct CUevent_st *e, struct CUstream_st *s)
     e->recorded = true;
     e->from = s ? s : &legacy;
     e->capture = fake_capturing(s) ? s->capture->id : 0;
+    if (e->capture && s->num_after > 1) captured(s, make_op(s, nothing, NULL, 0));
+    if (e->capture) e->at = s->num_after ? s->after[0] + 1 : 0;
     if (e->capture) return s->capture->broken ? CAPTURE_INVALIDATED : 0;
     e->pending++;
     return fake_submit(s, record, &e, sizeof e);

@@ -121,11 +121,12 @@ struct steps {
     struct step_result r[STEPS];
 };
 
-static struct steps *train(const char *device, const char *batch, const char *micro)
+static struct steps *train_in(const char *device, unsigned streams, const char *batch,
+                              const char *micro)
 {
     struct arena *a = arena_open("steps");
     struct steps *x = NEW(a, struct steps, 1);
-    const struct run_options o = {.threads = 2, .device = device};
+    const struct run_options o = {.threads = 2, .device = device, .streams = streams};
     const char *dir = "tests/fixtures/traj-kimi";
     x->c.arena = a, x->c.diag = diag_open(a);
     vec_push(a, &x->c.set, batch);
@@ -136,6 +137,11 @@ static struct steps *train(const char *device, const char *batch, const char *mi
     for (int i = 0; i < STEPS; i++) x->r[i] = trainer_step(&x->t);
     run_pull(&x->t.run);
     return x;
+}
+
+static struct steps *train(const char *device, const char *batch, const char *micro)
+{
+    return train_in(device, 0, batch, micro);
 }
 
 static void train_close(struct steps *x)
@@ -208,6 +214,23 @@ static void steps(void **state)
         }
         train_close(gpu), train_close(cpu);
     }
+}
+
+/* One stream, and several orders that the waits between two allow: the same bits. */
+static void orders(void **state)
+{
+    (void)state;
+    static const char *const batch = "train.batch_size=2", *const micro = "train.micro_batches=2";
+    struct steps *one = train_in("cuda", 1, batch, micro);
+    for (int i = 0; i < 4; i++) {
+        char seed[] = {(char)('0' + i), 0};
+        if (i) setenv("STRATA_FAKE_ORDER", seed, 1);
+        struct steps *two = train_in("cuda", 2, batch, micro);
+        compare(one, two, true);
+        train_close(two);
+    }
+    unsetenv("STRATA_FAKE_ORDER");
+    train_close(one);
 }
 
 static void combinations(void **state)
@@ -384,11 +407,11 @@ int main(void)
     setenv("STRATA_CUDA_PATH", path, 1);
     if (!scratch_open()) return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(steps),         cmocka_unit_test(models),
-        cmocka_unit_test(bf16),          cmocka_unit_test(combinations),
-        cmocka_unit_test(checkpoints),   cmocka_unit_test(generate),
-        cmocka_unit_test(refused),       cmocka_unit_test(fits),
-        cmocka_unit_test(architectures),
+        cmocka_unit_test(steps),        cmocka_unit_test(orders),
+        cmocka_unit_test(models),       cmocka_unit_test(bf16),
+        cmocka_unit_test(combinations), cmocka_unit_test(checkpoints),
+        cmocka_unit_test(generate),     cmocka_unit_test(refused),
+        cmocka_unit_test(fits),         cmocka_unit_test(architectures),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     scratch_close();
