@@ -28,13 +28,14 @@ static const char *element(const struct cuda_rows *c, ir_id n, uint32_t k)
     return str_fmt(e->a, arg ? "x%u[v]" : "t%u", n);
 }
 
-static const char *function(enum ir_op op)
+/* The function of an operation, or a coarse form of it. */
+static const char *function(enum ir_op op, bool coarse)
 {
     switch (op) {
-    case OP_exp: return "exp1";
+    case OP_exp: return coarse ? "exp_coarse1" : "exp1";
+    case OP_tanh: return coarse ? "tanh_coarse1" : "tanh1";
+    case OP_sigmoid: return coarse ? "sigmoid_coarse1" : "sigmoid1";
     case OP_log: return "log1";
-    case OP_tanh: return "tanh1";
-    case OP_sigmoid: return "sigmoid1";
     case OP_softplus: return "softplus1";
     case OP_round: return "round1";
     case OP_sqrt: return "sqrt1";
@@ -54,18 +55,21 @@ static const char *expression(const struct cuda_rows *c, ir_id n, uint32_t k)
     uint32_t nsrc = ir_at(e->r, n)->nsrc;
     const char *a = element(c, ir_src(e->r, n, 0), k);
     const char *b = nsrc > 1 ? element(c, ir_src(e->r, n, 1), k) : NULL;
+    bool coarse = ir_int(e->r, n, AK_coarse, 0) != 0;
     switch (op) {
     case OP_neg: return str_fmt(e->a, "-%s", a);
     case OP_recip: return str_fmt(e->a, "1.0f / %s", a);
     case OP_add: return str_fmt(e->a, "%s + %s", a, b);
     case OP_sub: return str_fmt(e->a, "%s - %s", a, b);
     case OP_mul: return str_fmt(e->a, "%s * %s", a, b);
-    case OP_div: return str_fmt(e->a, "%s / %s", a, b);
+    case OP_div:
+        if (coarse) return str_fmt(e->a, "%s * (1.0f / %s)", a, b);
+        return str_fmt(e->a, "%s / %s", a, b);
     case OP_rowsum:
     case OP_rowmax: return a; /* of one column */
     default:
-        if (b) return str_fmt(e->a, "%s(%s, %s)", function(op), a, b);
-        return str_fmt(e->a, "%s(%s)", function(op), a);
+        if (b) return str_fmt(e->a, "%s(%s, %s)", function(op, coarse), a, b);
+        return str_fmt(e->a, "%s(%s)", function(op, coarse), a);
     }
 }
 

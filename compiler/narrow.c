@@ -13,6 +13,8 @@
  *      router weights, what decays are computed of, states, gradients of weights or sums over
  *      depth (narrow_ops.c).
  * Results of elementwise operations follow in fuse-rows: what is stored of a round_bf16 is narrow.
+ * Functions that reach nothing but such roundings, element by element, get the attribute `coarse`:
+ * the evaluator does not mind, a GPU computes them with its own exponential and reciprocal.
  *
  *   %y : f32[N,64] = matmul %x, %w {bf16=1}     %1 : f32[N,64] = round_bf16 %x
  *   %z : f32[N,64] = round_bf16 %y         =>   %2 : f32[64,64] = round_bf16 %w
@@ -28,6 +30,7 @@ struct use {
     bool takes;  /* all of them take bf16 */
     bool some;   /* one of them rounds it */
     bool decays; /* log decays or betas of KDA are computed of it, element by element */
+    bool coarse; /* what is computed of it element by element is rounded to bf16 in the end */
 };
 
 struct narrow {
@@ -58,7 +61,7 @@ static bool moves(const struct ir_graph *g, ir_id n, uint32_t i)
     }
 }
 
-static const struct use unused = {.rounds = true, .takes = true};
+static const struct use unused = {.rounds = true, .takes = true, .coarse = true};
 
 static void join(struct use *u, struct use v)
 {
@@ -67,6 +70,7 @@ static void join(struct use *u, struct use v)
     u->takes = u->takes && v.takes;
     u->some = u->some || v.some;
     u->decays = u->decays || v.decays;
+    u->coarse = u->coarse && v.coarse;
 }
 
 /* The use of result values of node n, all of them together. */
@@ -93,6 +97,9 @@ static struct use use_by(const struct narrow *p, ir_id n, uint32_t i)
         u.rounds = u.some = true, u.takes = p->use[n].takes;
     else
         u.rounds = u.some = narrow_rounds(p->in, n, i);
+    bool elementwise = op_info(op)->flags & F_EW;
+    if (!is_view(op) && !moves(p->in, n, i))
+        u.coarse = u.rounds || (elementwise && p->use[n].coarse);
     bool whole = op_fusable(op) || op == OP_reshape; /* slices of large products do not count */
     u.decays = (kda && (i == 3 || i == 4)) || (whole && p->use[n].decays);
     return u;
@@ -110,7 +117,7 @@ static void find_uses(struct narrow *p)
             for (uint32_t i = 0; i < ir_at(g, m)->nsrc; i++)
                 if (ir_src(g, m, i) == n) join(&u, use_by(p, m, i));
         }
-        if (r->output[n]) u.rounds = u.takes = false;
+        if (r->output[n]) u.rounds = u.takes = u.coarse = false;
         p->use[n] = u;
     }
 }
@@ -158,14 +165,29 @@ static ir_id value_of(const struct narrow *p, ir_id n, uint32_t i)
     return IR_NONE;
 }
 
+/* Is node n a function whose result nothing sees but through bf16? */
+static bool is_coarse(const struct narrow *p, ir_id n)
+{
+    if (!p->use[n].read || !p->use[n].coarse) return false;
+    switch (ir_at(p->in, n)->op) {
+    case OP_exp:
+    case OP_tanh:
+    case OP_sigmoid: return true;
+    case OP_div: return ir_at(p->in, ir_src(p->in, n, 1))->op == OP_const;
+    default: return false;
+    }
+}
+
 /* A copy of node n with results in bf16 where a word says so. */
 static ir_id copy(struct narrow *p, ir_id n, const ir_id *src, const char *word)
 {
-    if (!strchr(word, '1')) return ir_copy(p->out, p->in, n, src);
+    bool some = strchr(word, '1'), coarse = is_coarse(p, n);
+    if (!some && !coarse) return ir_copy(p->out, p->in, n, src);
     const struct ir_node *x = ir_at(p->in, n);
-    struct ir_attr attr[AK_COUNT + 1];
+    struct ir_attr attr[AK_COUNT + 2];
     size_t nattr = ir_attrs(p->in, n, attr);
-    attr[nattr++] = A_STR(narrow, word);
+    if (some) attr[nattr++] = A_STR(narrow, word);
+    if (coarse) attr[nattr++] = A_INT(coarse, 1);
     bool tuple = ir_ty(p->in, n)->dtype == IR_tuple;
     for (uint32_t i = 0; word[i]; i++)
         if (word[i] == '1') count(p, tuple ? type_elem(p->in->types, x->type, i) : x->type);

@@ -242,6 +242,20 @@ CUDACPU_FN uint16_t cudacpu_bf16(float x)
     uint32_t u = __float_as_uint(x);
     return x != x ? 0x7fff : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
+/* As bad as PTX allows: the last bits are gone, and numbers below the normal ones. */
+CUDACPU_FN float cudacpu_approximate(float y, uint32_t lost)
+{
+    y = __builtin_fabsf(y) < 0x1p-126f ? y * 0.0f : y;
+    return y != y ? y : __uint_as_float(__float_as_uint(y) & ~lost);
+}
+CUDACPU_FN float cudacpu_exp2_fast(float x)
+{
+    return cudacpu_approximate(__builtin_exp2f(x), 1);
+}
+CUDACPU_FN float cudacpu_recip_fast(float x)
+{
+    return cudacpu_approximate(1.0f / (__builtin_fabsf(x) < 0x1p-126f ? x * 0.0f : x), 1);
+}
 CUDACPU_FN uint32_t cudacpu_tf32(float x)
 {
     return (__float_as_uint(x) + 0x1000) & 0xffffe000u;

@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(128)
             UNROLL for (int i = 0; i < N; i++) {
                 s[i] = 0.0f;
                 UNROLL for (int j = 0; j < J; j++) s[i] = fma1(in[u + j][i], w[j][i], s[i]);
-                s[i] = s[i] * sigmoid1(s[i]);
+                s[i] = s[i] * conv_sigmoid(y, s[i]);
             }
             if (t + u < t1) conv_store<N>(y + (t + u) * ldy, s);
         }
@@ -67,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         UNROLL for (int i = 0; i < N; i++) {
             float s = 0.0f;
             UNROLL for (int j = 0; j < J; j++) s = fma1(in[j][i], w[j][i], s);
-            const float sig = sigmoid1(s);
+            const float sig = conv_sigmoid(dx, s);
             UNROLL for (int j = 0; j < J - 1; j++) dc[j][i] = dc[j + 1][i];
             dc[J - 1][i] = t < T ? d[i] * sig * (1.0f + s * (1.0f - sig)) : 0.0f;
             if (t < t1) UNROLL for (int j = 0; j < J; j++) dw[j][i] = fma1(dc[J - 1][i], in[j][i], dw[j][i]);
@@ -123,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(128)
         UNROLL for (int u = 0; u < U; u++) {
             float s = 0.0f;
             UNROLL for (int j = 0; j < J; j++) s = fma1(in[u + j][0], w[j][0], s);
-            s = s * sigmoid1(s);
+            s = s * conv_sigmoid(y, s);
             if (u < n) conv_store<1>(y + (t + u) * ldy, &s);
         }
         UNROLL for (int u = 0; u < U; u++)

@@ -38,6 +38,9 @@ template <int N> INLINE void conv_store(uint16_t *p, const float y[N]) {
     else
         *p = f32_to_bf16(y[0]);
 }
+/* The sigmoid for a result of type T: coarse where it is rounded to bf16. */
+INLINE float conv_sigmoid(const float *, float x) { return sigmoid1(x); }
+INLINE float conv_sigmoid(const uint16_t *, float x) { return sigmoid_coarse1(x); }
 /* Row `at` of x, zero before the sequence. */
 template <int N, class T> INLINE void conv_row(float y[N], const T *x, int64_t at, int64_t ld) {
     if (at >= 0)

@@ -3,15 +3,8 @@
 #ifdef __CUDACC_RTC__
 #define PRAGMA(text) _Pragma(#text)
 #define UNROLL_BY(n) PRAGMA(unroll n)
-/* 2^x within 2 units of the last place; 0 below 2^-126. */
-INLINE float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 #else
 #define UNROLL_BY(n)
-#define exp2_fast(x) __builtin_exp2f(x)
 #endif
 enum { TILE_THREADS = 256, TILE_SIDE = 16 };
 

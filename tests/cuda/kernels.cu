@@ -36,6 +36,16 @@ extern "C" __global__ void k_math(float *y, const float *x, int64_t n)
     y[6 * n + i] = bf16_round1(v);
 }
 
+/* The coarse ones. */
+extern "C" __global__ void k_coarse(float *y, const float *x, int64_t n)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    y[i] = exp_coarse1(x[i]);
+    y[n + i] = tanh_coarse1(x[i]);
+    y[2 * n + i] = sigmoid_coarse1(x[i]);
+}
+
 /* Rows of bf16 to bf16: x w / rms(x); a block a row. */
 extern "C" __global__ void __launch_bounds__(256)
     k_rms_block(uint16_t *y, const uint16_t *x, const float *w, int d, float eps)

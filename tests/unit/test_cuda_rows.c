@@ -67,6 +67,32 @@ static void test_written(void **state)
     arena_close(a);
 }
 
+/* Functions that narrow.c marks as coarse: still within 20 bits of float64. */
+static struct ir_graph *coarse_graph(struct arena *a, int64_t cols)
+{
+    struct ir_graph *g = graph_open(a, "coarse", STAGE_T, NULL, NULL);
+    ir_type_id type = ir_type2(g, IR_f32, dim_sym(SYM_N, 1), dim_const(cols));
+    ir_id x = ir_add_typed(g, OP_input, type, NO_SRCS, ATTRS(A_STR(name, "x")), "x");
+    static const enum ir_op ops[] = {OP_exp, OP_tanh, OP_sigmoid};
+    for (size_t i = 0; i < 3; i++)
+        ir_output(g, op_info(ops[i])->name,
+                  ir_add(g, ops[i], &x, 1, ATTRS(A_INT(coarse, 1)), NULL));
+    ir_id d = ir_add(g, OP_div, SRCS(x, ir_const(g, 25)), ATTRS(A_INT(coarse, 1)), NULL);
+    ir_output(g, "div", d);
+    return g;
+}
+
+static void test_coarse(void **state)
+{
+    (void)state;
+    struct arena *a = arena_open("rows");
+    struct cuda_ops *c = cuda_ops_open();
+    add_regions(c, a, coarse_graph(a, 7), 33, 7, 1e-6);
+    add_regions(c, a, coarse_graph(a, 256), 5, 256, 1e-6);
+    cuda_ops_run(c);
+    arena_close(a);
+}
+
 static void test_random(void **state)
 {
     static const int64_t sizes[] = {1, 6, 24, 40, 130};
@@ -86,6 +112,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ops),
         cmocka_unit_test(test_written),
+        cmocka_unit_test(test_coarse),
         cmocka_unit_test(test_random),
     };
     return cmocka_run_group_tests_name("cuda_rows", tests, NULL, NULL);
