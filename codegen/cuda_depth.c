@@ -153,14 +153,27 @@ static bool aligned(const struct cg_emit *e, bool result, uint32_t from, uint32_
     return true;
 }
 
-/* Quads of a lane and warps of a row: up to 1024 columns are one warp's (less where a lane holds
- * several rows' worth), 16384 are the most. */
-static bool lay(struct stream *m, int64_t d, int64_t quads)
+/* Quads of a lane and warps of a row for a gradient: up to 512 columns are one warp's, 8192 the
+ * most. */
+static bool lay_thin(struct stream *m, int64_t d)
 {
-    bool one = up(d, 128) <= quads;
-    m->v = one ? up(d, 128) : d <= 8192 ? 4 : up(d, 2048);
-    m->w = one ? 1 : up(d, 128 * m->v);
+    m->v = d <= 512 ? up(d, 128) : 4;
+    m->w = up(d, 128 * m->v);
     return m->w <= 16;
+}
+
+/* The same for a mix: few warps with many columns each, which share what a row costs. Eight on a
+ * multiprocessor, where that does, have twice the registers of sixteen. */
+static bool lay_fat(struct stream *m, int64_t d)
+{
+    int64_t all = up(d, 128), best = INT64_MAX;
+    for (int64_t w = all <= 64 ? 1 : 9; w <= (all <= 64 ? 8 : 16); w++) {
+        int64_t v = up(all, w), units = w <= 8 ? 8 / w : 1;
+        int64_t cost = v * up(units * w, 4) * 840 / units; /* of the busiest of four schedulers */
+        if (v > 8 || cost >= best) continue;
+        best = cost, m->v = v, m->w = w, m->units = units;
+    }
+    return best < INT64_MAX;
 }
 
 static bool any(const int64_t *bits, uint32_t n, bool set)
@@ -182,54 +195,64 @@ static uint32_t values(uint32_t n)
  * the text) and the 1024 bytes of every block that are the driver's. */
 static int64_t stages(struct depth s, const struct stream *m, int64_t more)
 {
-    int64_t part = m->w > 1 ? m->units * 2 * m->p * 20 * 4 : 0;
+    int64_t columns = m->w <= 4 ? 4 : m->w <= 8 ? 12 : 20;
+    int64_t part = (m->w > 1 ? m->units : 1) * 2 * m->p * columns * 4;
     int64_t n = ((s.shared + 1024) / m->resident - 1024 - part - more) / (m->units * m->slot);
     return n < 16 ? n : 16;
 }
 
-/* The form for a mix; false: only the plain one will do. Few rows get a deeper ring, the whole
- * shared memory, without a change in what is computed. */
+/* Bytes of a block's queries, where they are in shared memory. */
+static int64_t query_bytes(const struct stream *m)
+{
+    return m->q > 1 ? m->q * m->w * m->v * 512 : 0;
+}
+
+/* The form for a mix; false: only the plain one will do. A multiprocessor has one block, whose
+ * threads have registers for the sources of a round. */
 static bool mix_stream(const struct cg_emit *e, struct depth s, struct kind k, struct stream *m)
 {
     if (s.d % 8 || !aligned(e, false, 0, s.q + s.n) || !aligned(e, true, 0, s.q)) return false;
     m->qblocks = (s.q + 3) / 4;
     m->q = (s.q + m->qblocks - 1) / m->qblocks;
-    if (!lay(m, s.d, m->q == 1 ? 8 : 4)) return false;
+    if (!lay_fat(m, s.d) || (m->q > 1 && s.d > 8192)) return false;
     bool wide = any(k.v, s.n, false);
     m->slot = m->w * m->v * 128 * (wide ? 4 : 2);
-    m->units = m->w >= 4 ? 1 : m->q == 1 ? 4 / m->w : 8 / m->w;
     m->threads = m->units * m->w * 32;
-    int64_t most = wide && m->q > 1               ? 384 /* threads that registers allow */
-                   : m->v > 4 || wide || m->q > 1 ? 512
-                                                  : 896;
-    m->resident = (uint32_t)(most / m->threads > 1 ? most / m->threads : 1);
-    int64_t queries = m->q > 1 ? m->q * m->w * m->v * 512 : 0;
-    m->p = values(3 * (m->q + 1));
-    m->stages = stages(s, m, queries);
-    if (m->stages < 2) return false;
-    m->g = m->stages >= 6 ? 3 : m->stages >= 4 ? 2 : 1;
-    m->p = values(m->g * (m->q + 1));
-    if (s.rows <= s.sms) {
-        m->resident = 1;
-        m->units = m->w == 1 && m->q == 1 ? 1 : m->units;
-        m->threads = m->units * m->w * 32;
-        m->stages = stages(s, m, queries);
-    }
-    return true;
+    m->resident = 1;
+    /* registers: 4 a quad of a sum (and a query), 2 or 4 a quad held, some for the rest */
+    int64_t left = 512 / up(m->units * m->w, 4) - 48 - 4 * m->v * (m->q == 1 ? 2 : m->q);
+    int64_t most = left / (m->v * (wide ? 4 : 2)), half = 16 / (m->q + 1);
+    if (most < 1) most = 1;
+    if (most > 2 * half) most = 2 * half;
+    /* sources of a round: a reduction of 16 values costs half of one of 32, which pays where it is
+     * the only one */
+    m->g = (uint32_t)(s.n > half && s.n <= most ? s.n : most < half ? most : half);
+    do {
+        m->p = values(m->g * (m->q + 1));
+        m->stages = stages(s, m, query_bytes(m));
+    } while (m->stages < m->g + 3 && m->g > 1 && m->g--); /* copies go on meanwhile */
+    return m->stages >= 2;
 }
 
 static struct str stream_text(const struct cg_emit *e, struct stream m)
 {
+    struct sb waits = {0};
+    for (uint32_t c = 2; c <= (m.g > m.q ? m.g : m.q); c++)
+        sb_printf(&waits, "    case %u: cp_async_wait(%u); break;\n", c, (unsigned)m.stages - c);
     const struct cg_var vars[] = {
         {"V", cg_number(e, m.v)},         {"W", cg_number(e, m.w)},
         {"UNITS", cg_number(e, m.units)}, {"STAGES", cg_number(e, m.stages)},
-        {"SLOT", cg_number(e, m.slot)},   {"P", cg_number(e, m.p)}};
+        {"SLOT", cg_number(e, m.slot)},   {"P", cg_number(e, m.p)},
+        {"WAITS", waits.n ? waits.p : ""}};
     const char *quads = cg_section(e->a, text, "quads", NULL, 0).p;
     const char *body = cg_section(e->a, text, "stream", vars, sizeof vars / sizeof *vars).p;
-    return str_of(str_fmt(e->a, "%s%s", quads, body));
+    const char *both = str_fmt(e->a, "%s%s", quads, body);
+    sb_free(&waits);
+    return str_of(both);
 }
 
-static struct str mix_text(const struct cg_emit *e, struct depth s, const struct stream *m)
+static struct str mix_text(const struct cg_emit *e, struct depth s, struct kind k,
+                           const struct stream *m)
 {
     struct cg_var vars[16] = {
         {"CAP", cg_number(e, s.cap)},
@@ -241,9 +264,10 @@ static struct str mix_text(const struct cg_emit *e, struct depth s, const struct
     vars[4] = (struct cg_var){"Q", cg_number(e, m->q)};
     vars[5] = (struct cg_var){"G", cg_number(e, m->g)};
     vars[6] = (struct cg_var){"QBLOCKS", cg_number(e, m->qblocks)};
-    vars[7] = (struct cg_var){"RESIDENT", cg_number(e, m->resident)};
-    const char *body = cg_section(e->a, text, "mix_stream", vars, 8).p;
-    return str_of(str_fmt(e->a, "%s%s", stream_text(e, *m).p, body));
+    const char *held = any(k.v, s.n, false) ? "held_wide" : "held_narrow";
+    const char *body = cg_section(e->a, text, "mix_stream", vars, 7).p;
+    return str_of(str_fmt(e->a, "%s%s%s", stream_text(e, *m).p,
+                          cg_section(e->a, text, held, NULL, 0).p, body));
 }
 
 static void mix(const struct cg_emit *e, struct depth s)
@@ -252,7 +276,7 @@ static void mix(const struct cg_emit *e, struct depth s)
     struct stream m = {0};
     bool streams = mix_stream(e, s, k, &m);
     struct cg_step *step =
-        add(e, "depth_mix", types(e, s, k).p, mix_text(e, s, streams ? &m : NULL).p);
+        add(e, "depth_mix", types(e, s, k).p, mix_text(e, s, k, streams ? &m : NULL).p);
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 * s.qcap + s.cap + 3), *at = ref;
     table(&at, S_(0), s.q, s.qcap);
     table(&at, R_(0), s.q, s.qcap);
@@ -268,10 +292,12 @@ static void mix(const struct cg_emit *e, struct depth s)
         cg_launch(step, s.rows, 128, s.n * (int64_t)sizeof(float));
         return;
     }
-    int64_t queries = m.q > 1 ? m.q * m.w * m.v * 512 : 0;
-    int64_t blocks = up(s.rows, m.units), most = up(s.sms * m.resident, m.qblocks);
-    if (blocks > most) blocks = most;
-    cg_launch(step, blocks * m.qblocks, m.threads, m.units * m.stages * m.slot + queries);
+    /* few rows: fewer units a block, on more multiprocessors */
+    int64_t most = up(s.sms, m.qblocks), units = up(s.rows, most);
+    if (units > m.units) units = m.units;
+    int64_t blocks = up(s.rows, units);
+    cg_launch(step, (blocks < most ? blocks : most) * m.qblocks, units * m.w * 32,
+              units * m.stages * m.slot + query_bytes(&m));
 }
 
 static void grad_end(const struct cg_emit *e, struct depth s, int64_t chunks)
@@ -309,7 +335,7 @@ static struct cg_ref *grad_refs(struct depth s, struct kind k, struct cg_ref *at
 static bool grad_stream(const struct cg_emit *e, struct depth s, struct kind k, bool h_narrow,
                         struct stream *m, int64_t *acc)
 {
-    if (s.q > 2 || s.d % 8 || !lay(m, s.d, 4) || m->v > 4) return false;
+    if (s.q > 2 || s.d % 8 || !lay_thin(m, s.d)) return false;
     if (s.whole && !aligned(e, false, 1, 3)) return false; /* the mix, the query */
     if (!s.whole && !aligned(e, false, 2, 2 + s.q)) return false;
     if (!aligned(e, false, s.first_o, s.first_o + s.q) || !aligned(e, true, 0, s.n)) return false;
@@ -401,7 +427,7 @@ static void grad(const struct cg_emit *e, struct depth s, struct kind k)
 
 static bool parts(const struct cg_emit *e, struct depth s, struct kind k, struct stream *m)
 {
-    if (s.q == 1 || s.d % 8 || !lay(m, s.d, 4) || m->v > 4) return false;
+    if (s.q == 1 || s.d % 8 || !lay_thin(m, s.d)) return false;
     if (!aligned(e, false, 2, 2 + 2 * s.q) || !aligned(e, true, 0, s.n)) return false;
     if (!aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc)) return false;
     bool wide = any(k.v, s.n, false) || any(k.o, s.q, false);

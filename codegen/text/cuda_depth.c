@@ -99,16 +99,18 @@ enum {
 };
 /* Copies a warp's columns of a row of elements of `bytes` bytes to its part of a slot, zeros beyond
  * the row's end. */
-INLINE void @FN@_copy_span(char *slot, const void *p, const int bytes, int64_t row, int warp,
+INLINE void @FN@_copy_span(shared_at slot, const void *p, const int bytes, int row, int warp,
                            int lane) {
-    const char *from = (const char *)p + row * @FN@_D * bytes;
-    const int end = @FN@_D * bytes, span = @FN@_SPAN * bytes;
-    UNROLL for (int k = 0; k < (span + 511) / 512; k++) {
-        const int in = 512 * k + 16 * lane, at = warp * span + in;
-        if (in < span) cp_async16(slot + in, from + (at < end ? at : 0), at < end);
+    const int span = @FN@_SPAN * bytes, at = warp * span + 16 * lane, end = @FN@_D * bytes;
+    const char *from = (const char *)p + (int64_t)row * end + at;
+    const shared_at to = slot + 16 * lane;
+    UNROLL for (int k = 0; k < span; k += 512) {
+        if (span - k < 512 && 16 * lane >= span - k) continue;
+        const bool in = @FN@_WIDTH == @FN@_D || at + k < end;
+        cp_async16(to + k, in ? from + k : (const char *)p, in);
     }
 }
-INLINE void @FN@_copy(char *slot, const void *p, bool narrow, int64_t row, int warp, int lane) {
+INLINE void @FN@_copy(shared_at slot, const void *p, bool narrow, int row, int warp, int lane) {
     if (narrow)
         @FN@_copy_span(slot, p, 2, row, warp, lane);
     else
@@ -117,20 +119,22 @@ INLINE void @FN@_copy(char *slot, const void *p, bool narrow, int64_t row, int w
 INLINE int @FN@_after(int slot, int by) {
     return slot + by < @FN@_STAGES ? slot + by : slot + by - @FN@_STAGES;
 }
-/* Waits for the oldest c of STAGES groups of copies. */
+/* Waits for the oldest c of STAGES groups of copies, 1 <= c < STAGES. */
 INLINE void @FN@_await(int c) {
     switch (c) {
-    case 4: cp_async_wait(@FN@_STAGES > 4 ? @FN@_STAGES - 4 : 0); break;
-    case 3: cp_async_wait(@FN@_STAGES > 3 ? @FN@_STAGES - 3 : 0); break;
-    case 2: cp_async_wait(@FN@_STAGES > 2 ? @FN@_STAGES - 2 : 0); break;
-    default: cp_async_wait(@FN@_STAGES - 1); break;
+${WAITS}    default: cp_async_wait(@FN@_STAGES - 1); break;
     }
     __syncwarp();
 }
 /* Sums of P values over a unit's lanes. First halves of a warp trade halves of the values, and so
  * on, then the warps' sums meet in `part`, of which calls must use two by turns and whose columns
  * from W on are zeros. Lane l returns value l / (32 / P). */
-enum { @FN@_P = ${P}, @FN@_EACH = WARP / @FN@_P, @FN@_PART = 20 };
+enum {
+    @FN@_P = ${P}, @FN@_EACH = WARP / @FN@_P, /* lanes of a value */
+    @FN@_COLUMNS = @FN@_W <= 4 ? 4 : @FN@_W <= 8 ? 8 : 16,
+    @FN@_PART = @FN@_COLUMNS + (@FN@_W <= 4 ? 0 : 4), /* a row of `part`, without bank conflicts */
+    @FN@_SHARES = @FN@_EACH < @FN@_COLUMNS / 4 ? @FN@_EACH : @FN@_COLUMNS / 4
+};
 INLINE float @FN@_total(float x[@FN@_P], float (*part)[@FN@_PART], int unit, int warp, int lane) {
     UNROLL for (int level = 1; level <= 5; level++) {
         const int n = @FN@_P >> level; /* values left */
@@ -144,17 +148,40 @@ INLINE float @FN@_total(float x[@FN@_P], float (*part)[@FN@_PART], int unit, int
     float sum = x[0];
     UNROLL for (int d = @FN@_EACH / 2; d; d /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, d);
     if (@FN@_W == 1) return sum;
-    const int value = lane / @FN@_EACH, share = lane % @FN@_EACH;
-    if (share == 0) part[value][warp] = sum;
+    const int value = lane / @FN@_EACH, share = lane % @FN@_SHARES;
+    if (lane % @FN@_EACH == 0) part[value][warp] = sum;
     named_sync(1 + unit, @FN@_W * WARP);
     sum = 0;
-    UNROLL for (int i = 0; i < @FN@_P / 2; i += 4) {
+    UNROLL for (int i = 0; i < @FN@_COLUMNS / @FN@_SHARES; i += 4) {
         float y[4];
-        ld_f32x4(y, &part[value][share * (@FN@_P / 2) + i]);
+        ld_f32x4(y, &part[value][share * (@FN@_COLUMNS / @FN@_SHARES) + i]);
         sum += y[0] + y[1] + (y[2] + y[3]);
     }
-    UNROLL for (int d = @FN@_EACH / 2; d; d /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, d);
+    UNROLL for (int d = @FN@_SHARES / 2; d; d /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, d);
     return sum;
+}
+//== held_narrow
+/* What stays in registers of a quad between logit and sum. */
+struct @FN@_quad {
+    uint2 x;
+};
+INLINE void @FN@_hold(struct @FN@_quad *q, const char *slot, bool narrow, int i) {
+    (void)narrow;
+    q->x = *(const uint2 *)(slot + 2 * i);
+}
+INLINE void @FN@_held(float x[4], struct @FN@_quad q) {
+    x[0] = __uint_as_float(q.x.x << 16), x[1] = __uint_as_float(q.x.x & 0xffff0000u);
+    x[2] = __uint_as_float(q.x.y << 16), x[3] = __uint_as_float(q.x.y & 0xffff0000u);
+}
+//== held_wide
+struct @FN@_quad { /* what stays in registers of a quad between logit and sum */
+    float x[4];
+};
+INLINE void @FN@_hold(struct @FN@_quad *q, const char *slot, bool narrow, int i) {
+    @FN@_get4(q->x, slot, narrow, i);
+}
+INLINE void @FN@_held(float x[4], struct @FN@_quad q) {
+    UNROLL for (int e = 0; e < 4; e++) x[e] = q.x[e];
 }
 //== mix_stream
 struct @FN@_queries {
@@ -169,8 +196,8 @@ struct @FN@_flow { /* what is copied next, and where to */
     int row, j, slot;
 };
 INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_sources &source,
-                       const struct @FN@_kind &kind, char *ring, int rows, int n,
-                       int step, int warp, int lane) {
+                       const struct @FN@_kind &kind, shared_at ring, int rows, int n, int step,
+                       int warp, int lane) {
     if (f->row < rows) {
         @FN@_copy(ring + f->slot * @FN@_SLOT, source.v[f->j], @FN@_v_narrow(kind, f->j), f->row,
                   warp, lane);
@@ -179,45 +206,57 @@ INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_sources &source,
     cp_async_commit();
     f->slot = @FN@_after(f->slot, 1);
 }
+/* Adds a quad to the dot products with the queries, and to the square behind them. */
+INLINE void @FN@_dots(float y[@FN@_Q + 1], const float u[@FN@_Q][4], struct @FN@_quad q) {
+    float v[4];
+    @FN@_held(v, q);
+    UNROLL for (int e = 0; e < 4; e++) {
+        UNROLL for (int i = 0; i < @FN@_Q; i++) y[i] = fma1(u[i][e], v[e], y[i]);
+        y[@FN@_Q] = fma1(v[e], v[e], y[@FN@_Q]);
+    }
+}
 /* The lane of @FN@_total that has logit i of a round's source g; the mean square is i = Q. */
 INLINE int @FN@_lane(int g, int i) { return (g * (@FN@_Q + 1) + i) * @FN@_EACH; }
-/* Every source of a row is read from memory once for Q queries, `per` <= G sources a round: their
- * logits by one reduction, then an online softmax: sums so far shrink when a larger logit comes.
- * What a lane knows of logits is about its own one (@FN@_lane). With more than Q queries as many
- * blocks take the same rows at about the same time, and find them in the L2 cache.
+/* Every source of a row is read once for Q queries, `per` <= G sources a round, and stays in
+ * registers from the logits, which one reduction makes, to the sum; its slots are filled again
+ * before the reduction. Rounds are joined by an online softmax: sums so far shrink where a larger
+ * logit comes. What a lane knows of logits is about its own one (@FN@_lane). With more than Q
+ * queries as many blocks take the same rows at about the same time, and find them in the L2 cache.
  * Bytes a row: n sources and q mixes. */
-extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDENT})
+extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, 1)
 @FN@(const __grid_constant__ struct @FN@_queries query,
      const __grid_constant__ struct @FN@_sources source, float *s, float *r, float *lse,
      int64_t row_count, int64_t source_count, int64_t per_round,
      const __grid_constant__ struct @FN@_kind kind) {
     DYNAMIC_SHARED(char, shared);
     const int rows = (int)row_count, n = (int)source_count, per = (int)per_round;
-    __shared__ __align__(16) float part[@FN@_UNITS][2][@FN@_P][@FN@_PART];
+    __shared__ __align__(16) float part[@FN@_W > 1 ? @FN@_UNITS : 1][2][@FN@_P][@FN@_PART];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % @FN@_W;
-    const int unit = threadIdx.x / WARP / @FN@_W, from = blockIdx.x % @FN@_BLOCKS * @FN@_Q;
-    const int step = gridDim.x / @FN@_BLOCKS * @FN@_UNITS;
-    const int first = blockIdx.x / @FN@_BLOCKS * @FN@_UNITS + unit;
+    const int unit = threadIdx.x / WARP / @FN@_W, units = blockDim.x / WARP / @FN@_W;
+    const int from = blockIdx.x % @FN@_BLOCKS * @FN@_Q;
+    const int step = gridDim.x / @FN@_BLOCKS * units;
+    const int first = blockIdx.x / @FN@_BLOCKS * units + unit;
     const int column = warp * @FN@_SPAN + 4 * lane;
-    char *ring = shared + unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
-    float *queries = (float *)(shared + @FN@_UNITS * @FN@_STAGES * @FN@_SLOT);
+    float *queries = (float *)shared; /* several are there, a single one is in registers */
+    char *ring = shared + (@FN@_Q > 1 ? @FN@_Q * @FN@_WIDTH * 4 : 0) +
+                 unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
+    const shared_at ring_at = at_shared(ring);
     struct @FN@_flow flow = {first, 0, 0};
     for (int k = 0; k < @FN@_STAGES; k++)
-        @FN@_issue(&flow, source, kind, ring, rows, n, step, warp, lane);
-    float own[@FN@_V][4]; /* a single query is in registers, several are in shared memory */
+        @FN@_issue(&flow, source, kind, ring_at, rows, n, step, warp, lane);
+    float own[@FN@_V][1][4];
     if (@FN@_Q == 1) {
         UNROLL for (int k = 0; k < @FN@_V; k++) {
-            UNROLL for (int e = 0; e < 4; e++) own[k][e] = 0;
-            if (column + 128 * k < @FN@_D) ld_f32x4(own[k], query.u[from] + column + 128 * k);
+            UNROLL for (int e = 0; e < 4; e++) own[k][0][e] = 0;
+            if (column + 128 * k < @FN@_D) ld_f32x4(own[k][0], query.u[from] + column + 128 * k);
         }
     } else {
         for (int i = 0; i < @FN@_Q; i++)
-            for (int d = threadIdx.x; d < @FN@_WIDTH; d += @FN@_UNITS * @FN@_W * WARP)
+            for (int d = threadIdx.x; d < @FN@_WIDTH; d += blockDim.x)
                 queries[i * @FN@_WIDTH + d] =
                     d < @FN@_D ? query.u[from + i < @FN@_ALL ? from + i : from][d] : 0;
     }
-    for (int k = threadIdx.x; k < @FN@_UNITS * 2 * @FN@_P * @FN@_PART;
-         k += @FN@_UNITS * @FN@_W * WARP)
+    for (int k = threadIdx.x; k < (int)(sizeof part / sizeof(float)); k += blockDim.x)
         (&part[0][0][0][0])[k] = 0;
     __syncthreads();
 
@@ -230,32 +269,41 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
         UNROLL for (int k = 0; k < @FN@_Q * @FN@_V * 4; k++) (&acc[0][0][0])[k] = 0;
         for (int j = 0; j < n; j += per) {
             const int count = per < n - j ? per : n - j;
+            struct @FN@_quad held[@FN@_G][@FN@_V];
             float x[@FN@_P], v[4];
             UNROLL for (int k = 0; k < @FN@_P; k++) x[k] = 0;
-            @FN@_await(count);
-            UNROLL for (int k = 0; k < @FN@_V; k++) {
-                float u[@FN@_Q][4];
-                UNROLL for (int i = 0; i < @FN@_Q; i++) {
-                    if (@FN@_Q == 1)
-                        UNROLL for (int e = 0; e < 4; e++) u[i][e] = own[k][e];
-                    else
-                        ld_f32x4(u[i], queries + i * @FN@_WIDTH + column + 128 * k);
-                }
+            if (@FN@_Q == 1) { /* each source as it comes */
                 UNROLL for (int g = 0; g < @FN@_G; g++) {
                     if (g >= count) continue;
-                    @FN@_get4(v, ring + @FN@_after(slot, g) * @FN@_SLOT,
-                              @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
-                    float *y = x + g * (@FN@_Q + 1);
-                    UNROLL for (int e = 0; e < 4; e++) {
-                        UNROLL for (int i = 0; i < @FN@_Q; i++) y[i] = fma1(u[i][e], v[e], y[i]);
-                        y[@FN@_Q] = fma1(v[e], v[e], y[@FN@_Q]);
+                    @FN@_await(g + 1);
+                    UNROLL for (int k = 0; k < @FN@_V; k++) {
+                        @FN@_hold(&held[g][k], ring + @FN@_after(slot, g) * @FN@_SLOT,
+                                  @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
+                        @FN@_dots(x + 2 * g, own[k], held[g][k]);
+                    }
+                }
+            } else { /* each part of the queries once for all sources */
+                @FN@_await(count);
+                UNROLL for (int k = 0; k < @FN@_V; k++) {
+                    float u[@FN@_Q][4];
+                    UNROLL for (int i = 0; i < @FN@_Q; i++)
+                        ld_f32x4(u[i], queries + i * @FN@_WIDTH + column + 128 * k);
+                    UNROLL for (int g = 0; g < @FN@_G; g++) {
+                        if (g >= count) continue;
+                        @FN@_hold(&held[g][k], ring + @FN@_after(slot, g) * @FN@_SLOT,
+                                  @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
+                        @FN@_dots(x + g * (@FN@_Q + 1), u, held[g][k]);
                     }
                 }
             }
-            const float total = @FN@_total(x, part[unit][turn], unit, warp, lane);
+            __syncwarp(); /* all have read what the next copies replace */
+            for (int g = 0; g < count; g++)
+                @FN@_issue(&flow, source, kind, ring_at, rows, n, step, warp, lane);
+            slot = @FN@_after(slot, count);
+            const float total = @FN@_total(x, part[@FN@_W > 1 ? unit : 0][turn], unit, warp, lane);
             turn ^= 1;
             const float square = __shfl_sync(ALL_LANES, total, @FN@_lane(mine_g, @FN@_Q));
-            const float rj = rsqrt1(square * (1.0f / @FN@_D) + ${EPS}), logit = rj * total;
+            const float rj = __frsqrt_rn(square * (1.0f / @FN@_D) + ${EPS}), logit = rj * total;
             if (teller && mine_g < count) {
                 if (value_i == @FN@_Q && from == 0) r[(int64_t)row * n + j + mine_g] = rj;
                 if (value_i < @FN@_Q && from + value_i < @FN@_ALL)
@@ -266,37 +314,36 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
                 const float other = __shfl_sync(ALL_LANES, logit, @FN@_lane(g, mine_i));
                 if (g < count) high = max1(high, other);
             }
-            const float shrink = exp1(top - high), p = exp1(logit - high);
-            sum *= shrink;
-            top = high;
-            UNROLL for (int i = 0; i < @FN@_Q; i++) {
-                const float f = __shfl_sync(ALL_LANES, shrink, @FN@_lane(0, i));
-                UNROLL for (int k = 0; k < @FN@_V * 4; k++) (&acc[i][0][0])[k] *= f;
+            const float p = exp1(logit - high);
+            if (j) {
+                const float shrink = exp1(top - high);
+                sum *= shrink;
+                UNROLL for (int i = 0; i < @FN@_Q; i++) {
+                    const float f = __shfl_sync(ALL_LANES, shrink, @FN@_lane(0, i));
+                    UNROLL for (int k = 0; k < @FN@_V * 4; k++) (&acc[i][0][0])[k] *= f;
+                }
             }
+            top = high;
             UNROLL for (int g = 0; g < @FN@_G; g++) {
                 if (g >= count) continue;
                 float w[@FN@_Q];
-                sum += __shfl_sync(ALL_LANES, p, @FN@_lane(g, mine_i));
                 UNROLL for (int i = 0; i < @FN@_Q; i++)
                     w[i] = __shfl_sync(ALL_LANES, p, @FN@_lane(g, i));
+                sum += @FN@_Q == 1 ? w[0] : __shfl_sync(ALL_LANES, p, @FN@_lane(g, mine_i));
                 UNROLL for (int k = 0; k < @FN@_V; k++) {
-                    @FN@_get4(v, ring + @FN@_after(slot, g) * @FN@_SLOT,
-                              @FN@_v_narrow(kind, j + g), 4 * lane + 128 * k);
+                    @FN@_held(v, held[g][k]);
                     UNROLL for (int i = 0; i < @FN@_Q; i++)
                         UNROLL for (int e = 0; e < 4; e++)
                             acc[i][k][e] = fma1(w[i], v[e], acc[i][k][e]);
                 }
             }
-            __syncwarp(); /* all have read what the next copies replace */
-            for (int g = 0; g < count; g++)
-                @FN@_issue(&flow, source, kind, ring, rows, n, step, warp, lane);
-            slot = @FN@_after(slot, count);
         }
         if (teller && mine_g == 0 && value_i < @FN@_Q && from + value_i < @FN@_ALL)
             lse[(int64_t)row * @FN@_ALL + from + value_i] = top + log1(sum);
         const float inverse = div1(1.0f, sum);
         UNROLL for (int i = 0; i < @FN@_Q; i++) {
-            const float f = __shfl_sync(ALL_LANES, inverse, @FN@_lane(0, i));
+            const float all = __shfl_sync(ALL_LANES, inverse, @FN@_lane(0, i));
+            const float f = @FN@_Q == 1 ? inverse : all;
             if (from + i >= @FN@_ALL) continue;
             UNROLL for (int k = 0; k < @FN@_V; k++) {
                 UNROLL for (int e = 0; e < 4; e++) acc[i][k][e] *= f;
@@ -306,4 +353,5 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
             }
         }
     }
+    cp_async_wait(0); /* of empty groups */
 }

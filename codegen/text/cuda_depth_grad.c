@@ -83,9 +83,9 @@ struct @FN@_flow { /* what is copied next, and where to; j < 0: dh of query j + 
     int row, j, slot;
 };
 INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_queries &query,
-                       const struct @FN@_sources &source, const struct @FN@_kind &kind, char *ring,
-                       int rows, int n, int step, int warp, int lane) {
-    char *to = ring + f->slot * @FN@_SLOT;
+                       const struct @FN@_sources &source, const struct @FN@_kind &kind,
+                       shared_at ring, int rows, int n, int step, int warp, int lane) {
+    const shared_at to = ring + f->slot * @FN@_SLOT;
     if (f->row < rows) {
         if (f->j < 0) {
             const int i = f->j + @FN@_Q;
@@ -123,9 +123,10 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
     const int step = gridDim.x * @FN@_UNITS;
     const int first = blockIdx.x * @FN@_UNITS + unit;
     char *ring = shared + unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
+    const shared_at ring_at = at_shared(ring);
     struct @FN@_flow flow = {first, -@FN@_Q, 0};
     for (int k = 0; k < @FN@_STAGES; k++)
-        @FN@_issue(&flow, query, source, kind, ring, rows, n, step, warp, lane);
+        @FN@_issue(&flow, query, source, kind, ring_at, rows, n, step, warp, lane);
     float u[@FN@_Q][@FN@_V][4], du[@FN@_Q][@FN@_V][4], dh[@FN@_Q][@FN@_V][4], v[4], y[4];
     UNROLL for (int i = 0; i < @FN@_Q; i++)
         UNROLL for (int k = 0; k < @FN@_V; k++) {
@@ -169,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
             }
         __syncwarp(); /* all have read what the next copies replace */
         for (int i = 0; i < @FN@_Q; i++)
-            @FN@_issue(&flow, query, source, kind, ring, rows, n, step, warp, lane);
+            @FN@_issue(&flow, query, source, kind, ring_at, rows, n, step, warp, lane);
         slot = @FN@_after(slot, @FN@_Q);
         for (int j = 0; j < n; j += per) {
             const int count = per < n - j ? per : n - j;
@@ -229,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
             }
             __syncwarp();
             for (int g = 0; g < count; g++)
-                @FN@_issue(&flow, query, source, kind, ring, rows, n, step, warp, lane);
+                @FN@_issue(&flow, query, source, kind, ring_at, rows, n, step, warp, lane);
             slot = @FN@_after(slot, count);
         }
     }
@@ -253,9 +254,9 @@ struct @FN@_flow { /* what is copied next, and where to; j < 0: dh of query j + 
     int row, j, slot;
 };
 INLINE void @FN@_issue(struct @FN@_flow *f, const struct @FN@_queries &query,
-                       const struct @FN@_sources &source, const struct @FN@_kind &kind, char *ring,
-                       int rows, int n, int from, int step, int warp, int lane) {
-    char *to = ring + f->slot * @FN@_SLOT;
+                       const struct @FN@_sources &source, const struct @FN@_kind &kind,
+                       shared_at ring, int rows, int n, int from, int step, int warp, int lane) {
+    const shared_at to = ring + f->slot * @FN@_SLOT;
     if (f->row < rows) {
         const int i = from + f->j + @FN@_Q < @FN@_ALL ? from + f->j + @FN@_Q : from;
         if (f->j < 0)
@@ -285,9 +286,10 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
     const int step = gridDim.x / @FN@_BLOCKS * @FN@_UNITS;
     const int first = blockIdx.x / @FN@_BLOCKS * @FN@_UNITS + unit;
     char *ring = shared + unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
+    const shared_at ring_at = at_shared(ring);
     struct @FN@_flow flow = {first, -@FN@_Q, 0};
     for (int k = 0; k < @FN@_STAGES; k++)
-        @FN@_issue(&flow, query, source, kind, ring, rows, n, from, step, warp, lane);
+        @FN@_issue(&flow, query, source, kind, ring_at, rows, n, from, step, warp, lane);
     for (int k = threadIdx.x; k < @FN@_UNITS * 2 * @FN@_P * @FN@_PART;
          k += @FN@_UNITS * @FN@_W * WARP)
         (&part[0][0][0][0])[k] = 0;
@@ -321,7 +323,7 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
                           4 * lane + 128 * k);
         __syncwarp(); /* all have read what the next copies replace */
         for (int i = 0; i < @FN@_Q; i++)
-            @FN@_issue(&flow, query, source, kind, ring, rows, n, from, step, warp, lane);
+            @FN@_issue(&flow, query, source, kind, ring_at, rows, n, from, step, warp, lane);
         slot = @FN@_after(slot, @FN@_Q);
         for (int j = 0; j < n; j += per) {
             const int count = per < n - j ? per : n - j;
@@ -346,7 +348,7 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
             }
             __syncwarp();
             for (int g = 0; g < count; g++)
-                @FN@_issue(&flow, query, source, kind, ring, rows, n, from, step, warp, lane);
+                @FN@_issue(&flow, query, source, kind, ring_at, rows, n, from, step, warp, lane);
             slot = @FN@_after(slot, count);
             const float dot = @FN@_total(x, part[unit][turn], unit, warp, lane);
             turn ^= 1;

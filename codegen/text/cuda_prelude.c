@@ -21,6 +21,9 @@ typedef unsigned long long uint64_t;
     type *const name = (type *)dynamic_shared
 
 INLINE uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+/* A place in shared memory to which constants are added for nothing, for cp_async16. */
+typedef uint32_t shared_at;
+INLINE shared_at at_shared(const void *p) { return shared_address(p); }
 
 /* bf16 is the upper half of a float32: nearest, ties to even; every NaN becomes 0x7fff. */
 INLINE uint32_t pack_bf16(float low, float high) {
@@ -102,9 +105,12 @@ INLINE void cp_async8(void *dst, const void *src, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" 
                  ::"r"(shared_address(dst)), "l"(src), "r"(valid ? 8 : 0) : "memory");
 }
-INLINE void cp_async16(void *dst, const void *src, bool valid) {
+INLINE void cp_async16(shared_at dst, const void *src, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" 
-                 ::"r"(shared_address(dst)), "l"(src), "r"(valid ? 16 : 0) : "memory");
+                 ::"r"(dst), "l"(src), "r"(valid ? 16 : 0) : "memory");
+}
+INLINE void cp_async16(void *dst, const void *src, bool valid) {
+    cp_async16(shared_address(dst), src, valid);
 }
 /* Ends this thread's group of copies. */
 INLINE void cp_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -114,6 +120,8 @@ INLINE void cp_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "m
 #define UNROLL
 #define ALIGNED16(p) cudacpu_aligned(p, 16, __FILE__, __LINE__)
 #define INLINE static inline __attribute__((always_inline, unused))
+typedef char *shared_at;
+#define at_shared(p) ((shared_at)(p))
 #define DYNAMIC_SHARED(type, name) type *const name = (type *)cudacpu_dynamic
 #define f32_to_bf16 cudacpu_bf16
 #define f32_to_tf32 cudacpu_tf32
