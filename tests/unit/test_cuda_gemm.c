@@ -139,6 +139,25 @@ static void test_grouped(void **state)
     arena_close(a);
 }
 
+/* A vocabulary whose rows take blocks of 1024 threads, several passes each. */
+static void test_large_head(void **state)
+{
+    enum { VOCAB = 16388, WIDTH = 8, ROWS = 3 };
+    struct arena *a = arena_open("test");
+    struct cuda_ops *c = cuda_ops_open();
+    (void)state;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        struct k k = start(a, 0, STAGE_K);
+        ir_id h = mat(&k, "h", k.N, WIDTH), w = mat(&k, "w", dim_const(VOCAB), WIDTH);
+        ir_id y = ir_add(k.g, OP_head_loss, SRCS(h, w, ids(&k, VOCAB), mat(&k, "d", k.N, 1)),
+                         ATTRS(A_INT(bf16, bf16)), NULL);
+        finish(&k, y);
+        cuda_ops_add(c, "head_loss", bf16, 1e-5, k.g, y, (struct ir_bind){1, ROWS});
+    }
+    cuda_ops_run(c);
+    arena_close(a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -146,6 +165,7 @@ int main(void)
         cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_rows_alone),
         cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_large_head),
     };
     return cmocka_run_group_tests_name("cuda_gemm", tests, NULL, NULL);
 }
