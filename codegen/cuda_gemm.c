@@ -4,7 +4,8 @@
  * float32.
  *
  * Forms of our tiles on tensor cores, all of the same bits (text/cuda_gemm.c):
- *   few     16 x 64: M <= 16, or so many rows an expert
+ *   warps   16 x 16, pieces of K side by side in a block, one launch: M <= 16 and rows on 16 bytes
+ *   few     16 x 64: the other M <= 16, or so many rows an expert
  *   middle  64 x 64: M <= 64, likewise, and where wide tiles would be fewer than the SMs
  *   wide    128 x 128
  * Up to 64 rows are bound by reading B, once, in the type it has; for more, float32 operands are
@@ -24,7 +25,7 @@ struct form {
     int64_t bm, bn, bk, warps_m, warps_n, stages, piece;
 };
 static const struct form few = {16, 64, 64, 1, 4, 4, PIECE}, middle = {64, 64, 32, 2, 2, 4, PIECE},
-                         wide = {128, 128, 32, 2, 4, 4, PIECE}, simt = {64, 64, 16, 0, 0, 0, 0};
+                         wide = {128, 128, 32, 2, 4, 4, PIECE}, simt = {64, 64, 16, 0, 0, 0, PIECE};
 /* Grouped products have no form with pieces side by side, so they add in one chain, and a warp has
  * registers for 64 x 64. */
 static const struct form grouped_few = {16, 64, 64, 1, 4, 4, 0},
@@ -178,9 +179,23 @@ static int64_t stage_bytes(struct cg_matrix m, bool along, int64_t r, int64_t bk
     return lines * (width + (m.narrow || along ? 8 : 4)) * bytes_of(m);
 }
 
-/* A step of kernel `name` over tiles of form f; p says what the operands are. */
-static struct cg_step *tiled(const struct cg_emit *e, const char *name, const struct form *f,
-                             const struct cg_product *p)
+/* Bytes of an operand pair in a stage. */
+static int64_t pair_bytes(const struct form *f, const struct cg_product *p)
+{
+    return stage_bytes(p->a, !p->ta, f->bm, f->bk) + stage_bytes(p->b, p->tb, f->bn, f->bk);
+}
+
+static void append(const struct cg_emit *e, struct sb *s, const char *name,
+                   const struct cg_var *vars, size_t n)
+{
+    struct str part = cg_cuda_section(e->a, text, name, vars, n);
+    sb_add(s, part.p, part.n);
+}
+
+/* The text of kernel `name` over tiles of form f; p says what the operands are. */
+static struct str tile_text(const struct cg_emit *e, const char *name, const struct form *f,
+                            const struct cg_product *p, bool warps, const struct cg_var *more,
+                            size_t nmore)
 {
     const struct cg_var vars[] = {
         {"TA", type_of(p->a)},
@@ -200,19 +215,25 @@ static struct cg_step *tiled(const struct cg_emit *e, const char *name, const st
         {"WN", cg_number(e, f->warps_n)},
         {"STAGES", cg_number(e, f->stages)},
         {"PIECE", cg_number(e, f->piece)},
+        {"COPIERS", warps ? "WARP" : "THREADS"},
     };
-    bool own = f == &simt; /* its text has its sizes in it */
     struct sb s = {0};
-    struct str part =
-        cg_section(e->a, text, own ? "simt" : "mma", vars, own ? 5 : sizeof vars / sizeof *vars);
-    sb_add(&s, part.p, part.n);
-    part = cg_section(e->a, text, name, NULL, 0);
-    sb_add(&s, part.p, part.n);
-    struct cg_step *step = add(e, name, sb_take(&s, e->a));
+    bool own = f == &simt; /* its text has its sizes in it */
+    append(e, &s, own ? "simt" : "mma", vars, sizeof vars / sizeof *vars);
+    if (!own && !warps) append(e, &s, "tile", NULL, 0);
+    append(e, &s, name, more, nmore);
+    return sb_take(&s, e->a);
+}
+
+/* A step of kernel `name`, a block a tile. */
+static struct cg_step *tiled(const struct cg_emit *e, const char *name, const struct form *f,
+                             const struct cg_product *p)
+{
+    struct cg_step *step = add(e, name, tile_text(e, name, f, p, false, NULL, 0));
+    bool own = f == &simt;
     step->launch.threads = own ? 256 : (uint32_t)(32 * f->warps_m * f->warps_n);
     if (own) return step;
-    int64_t stages = f->stages * (stage_bytes(p->a, !p->ta, f->bm, f->bk) +
-                                  stage_bytes(p->b, p->tb, f->bn, f->bk)),
+    int64_t stages = f->stages * pair_bytes(f, p),
             tile = f->bm * (f->bn + 8) * 4; /* takes their place in the end */
     step->launch.shared = (uint32_t)(stages > tile ? stages : tile);
     return step;
@@ -237,7 +258,7 @@ static const struct form *form_of(const struct cg_product *p)
 /* Are there too few tiles to keep all SMs busy, a small one with reading? */
 static bool cut_in_pieces(const struct form *f, const struct cg_product *p)
 {
-    int64_t enough = f == &few ? 4 * SMS : f == &middle ? SMS / 2 : 0;
+    int64_t enough = f == &few ? 4 * SMS : f == &middle ? SMS / 2 : f == &simt ? SMS : 0;
     return p->batch == 1 && p->k > PIECE && tiles(p->m, f->bm) * tiles(p->n, f->bn) < enough;
 }
 
@@ -262,9 +283,32 @@ static void in_pieces(const struct cg_emit *e, const struct form *f, const struc
     cg_launch(s, tiles(p->m * p->n, 256), 256, 0);
 }
 
-static void own_product(const struct cg_emit *e, struct cg_product p)
+/* Few rows in one launch, where all of this suits; false: not done. Blocks of up to six warps, of
+ * which two fit on an SM: 12 warps there have 3 or more KB each on their way. */
+static bool few_rows(const struct cg_emit *e, const struct cg_target *t, const struct cg_product *p)
+{
+    enum { WARPS = 6, ROUNDS = 8, PART = 16 * 24 * 4 /* bytes of the sums of a piece */ };
+    struct form f = {16, 16, 64, 1, 1, 4, PIECE};
+    int64_t pieces = tiles(p->k, PIECE), rounds = tiles(pieces, WARPS);
+    if (!p->bf16 || p->m > f.bm || p->batch != 1 || !pieces || rounds > ROUNDS) return false;
+    if (!vector(p->a, p->ta ? p->m : p->k) || !vector(p->b, p->tb ? p->k : p->n)) return false;
+    int64_t warps = tiles(pieces, rounds), pair = pair_bytes(&f, p);
+    int64_t fit = (cg_cuda_shared(t) / 2 - 1024) / (warps * pair); /* a block has 1 KB of its own */
+    if (fit < 2) return false;
+    f.stages = least(fit, f.stages);
+    const struct cg_var more[] = {{"WARPS", cg_number(e, warps)}, {"ROUNDS", cg_number(e, rounds)}};
+    struct cg_step *s = add(e, "few", tile_text(e, "few", &f, p, true, more, 2));
+    cg_refs(e->a, s, CG_REFS(p->a.at, p->b.at, p->c.at));
+    cg_nums(e->a, s, CG_NUMS(p->m, p->n, p->k, p->a.ld, p->b.ld, p->c.ld, p->add));
+    int64_t stages = warps * f.stages * pair, parts = pieces * PART;
+    cg_launch(s, p->m ? tiles(p->n, f.bn) : 0, 32 * warps, stages > parts ? stages : parts);
+    return true;
+}
+
+static void own_product(const struct cg_emit *e, const struct cg_target *t, struct cg_product p)
 {
     const struct form *f = form_of(&p);
+    if (few_rows(e, t, &p)) return;
     if (p.bf16 && p.m > middle.bm) common_types(e, &p); /* else B is read once, as it is */
     if (cut_in_pieces(f, &p)) {
         in_pieces(e, f, &p);
@@ -282,7 +326,7 @@ void cg_cuda_product(const struct cg_emit *e, const struct cg_target *t, struct 
 {
     CHECK(!p.add || !p.c.narrow);
     if (t->no_library)
-        own_product(e, p);
+        own_product(e, t, p);
     else
         library(e, p);
 }

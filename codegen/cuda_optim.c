@@ -7,7 +7,9 @@ static const char text[] =
 #include "text/cuda_optim.c.inc"
     ;
 
-enum { THREADS = 256, ELEMENTS = 1024 /* of a block of an elementwise kernel */ };
+enum { THREADS = 256, ELEMENTS = 4096 /* of a block of an elementwise kernel */ };
+/* Tensors of a launch, 12 numbers each: 3.9 KB of parameters, of 4 KB that all drivers take. */
+enum { TENSORS = 40, COLUMNS = 4 /* of the table, before row strides */ };
 
 /* A float32 constant of C with all its digits. */
 static struct cg_var constant(const struct cg_emit *e, const char *name, double value)
@@ -15,68 +17,103 @@ static struct cg_var constant(const struct cg_emit *e, const char *name, double 
     return (struct cg_var){name, str_fmt(e->a, "%.9ef", value)};
 }
 
-/* An elementwise kernel over `operand`s in the order of its addresses (IR_NONE: result 0, without
- * gaps): its numbers and blocks. Refs are the caller's. */
-static struct cg_step *elementwise(const struct cg_emit *e, const char *name,
-                                   const struct cg_var *vars, size_t nvars, const uint32_t *operand,
-                                   size_t count)
+static int64_t float_bits(double value)
+{
+    float f = (float)value;
+    int32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+/* One tensor of an elementwise kernel: operands in the order of its addresses (IR_NONE: result 0,
+ * without gaps), what is common to all tensors behind them. */
+struct tensor {
+    const char *name;
+    const uint32_t *operand;
+    uint32_t count;
+    const struct cg_ref *common;
+    size_t commons;
+    double decay;
+};
+
+/* Sizes of the tensor as the first row of its table; whether all elements can go four at a time. */
+static bool sizes(const struct cg_emit *e, const struct tensor *x, int64_t *num, int64_t *blocks)
 {
     uint32_t real[4];
     size_t reals = 0;
-    for (size_t i = 0; i < count; i++)
-        if (operand[i] != IR_NONE) real[reals++] = operand[i];
+    for (size_t i = 0; i < x->count; i++)
+        if (x->operand[i] != IR_NONE) real[reals++] = x->operand[i];
     struct cg_flat f = cg_flat(e->g, e->n, real, reals, e->b);
-    int64_t pieces = (f.cols + ELEMENTS - 1) / ELEMENTS, num[6] = {f.cols, pieces};
+    int64_t pieces = (f.cols + ELEMENTS - 1) / ELEMENTS;
     bool aligned = true;
-    for (size_t i = 0; i < count; i++) {
-        num[2 + i] = operand[i] == IR_NONE ? f.cols : cg_flat_ld(e->g, e->n, operand[i], f);
-        aligned = aligned && (f.rows == 1 || num[2 + i] % 4 == 0);
-        if (operand[i] == IR_NONE) continue;
-        struct ir_dim offset = ir_view(e->g, ir_src(e->g, e->n, operand[i])).offset;
+    num[0] = *blocks = f.rows * pieces;
+    num[TENSORS] = f.cols, num[2 * TENSORS] = pieces, num[3 * TENSORS] = float_bits(x->decay);
+    for (size_t i = 0; i < x->count; i++) {
+        uint32_t k = x->operand[i];
+        int64_t ld = k == IR_NONE ? f.cols : cg_flat_ld(e->g, e->n, k, f);
+        num[(COLUMNS + i) * TENSORS] = ld;
+        aligned = aligned && (f.rows == 1 || ld % 4 == 0);
+        if (k == IR_NONE) continue;
+        struct ir_dim offset = ir_view(e->g, ir_src(e->g, e->n, k)).offset;
         aligned = aligned && offset.add % 4 == 0 && offset.mul % 4 == 0;
-        CHECK(!ir_narrow(e->g, ir_src(e->g, e->n, operand[i])));
+        CHECK(!ir_narrow(e->g, ir_src(e->g, e->n, k)));
     }
-    const struct cg_var width = {"W", aligned ? "4" : "1"};
+    return aligned;
+}
+
+/* A launch of one tensor, which `lower` joins with those of its neighbours. */
+static void elementwise(const struct cg_emit *e, const struct tensor *x, const struct cg_var *vars,
+                        size_t nvars)
+{
+    struct cg_ref ref[TENSORS * 4 + 2];
+    int64_t num[TENSORS * (COLUMNS + 4) + 1] = {0}, blocks;
+    bool aligned = sizes(e, x, num, &blocks);
+    size_t nref = 0, nnum = (size_t)TENSORS * (COLUMNS + x->count);
+    for (size_t t = 0; t < TENSORS; t++) /* unused rows of the table repeat the first one's */
+        for (size_t i = 0; i < x->count; i++)
+            ref[nref++] = x->operand[i] == IR_NONE ? R_(0) : S_(x->operand[i]);
+    for (size_t i = 0; i < x->commons; i++) ref[nref++] = x->common[i];
+    num[nnum++] = 1;
+    const struct cg_var table[] = {{"W", aligned ? "4" : "1"}, {"P", cg_number(e, x->count)}};
     const char *node = ir_name(e->g, e->n);
-    struct str head = cg_section(e->a, text, "piece", &width, 1);
-    struct str body = cg_section(e->a, text, name, vars, nvars);
-    struct cg_step *s = cg_add(e->a, e->out, name, str_of(str_fmt(e->a, "%s%s", head.p, body.p)),
-                               *node ? str_fmt(e->a, "%s %s", name, node) : name);
-    cg_nums(e->a, s, num, 2 + count);
-    cg_launch(s, f.rows * pieces, THREADS, 0);
-    return s;
+    struct str head = cg_section(e->a, text, "table", table, 2);
+    struct str body = cg_section(e->a, text, x->name, vars, nvars);
+    struct cg_step *s = cg_add(e->a, e->out, x->name, str_of(str_fmt(e->a, "%s%s", head.p, body.p)),
+                               *node ? str_fmt(e->a, "%s %s", x->name, node) : x->name);
+    cg_refs(e->a, s, ref, nref);
+    cg_nums(e->a, s, num, nnum);
+    cg_launch(s, blocks, THREADS, 0);
+    s->join = (struct cg_join){TENSORS, x->count, COLUMNS + x->count};
 }
 
 static void adamw(const struct cg_emit *e)
 {
     double b1 = ir_num(e->g, e->n, AK_beta1, 0.9), b2 = ir_num(e->g, e->n, AK_beta2, 0.95);
-    const struct cg_var vars[] = {constant(e, "BETA1", b1),
-                                  constant(e, "REST1", 1 - b1),
-                                  constant(e, "BETA2", b2),
-                                  constant(e, "REST2", 1 - b2),
-                                  constant(e, "EPS", ir_num(e->g, e->n, AK_eps, 1e-8)),
-                                  constant(e, "WD", ir_num(e->g, e->n, AK_weight_decay, 0))};
-    const uint32_t operand[] = {0, 2, 3, 1};
-    struct cg_step *s = elementwise(e, "adamw", vars, 6, operand, 4);
-    cg_refs(e->a, s, CG_REFS(S_(0), S_(2), S_(3), S_(1), S_(4), S_(5)));
+    const struct cg_var vars[] = {constant(e, "BETA1", b1), constant(e, "REST1", 1 - b1),
+                                  constant(e, "BETA2", b2), constant(e, "REST2", 1 - b2),
+                                  constant(e, "EPS", ir_num(e->g, e->n, AK_eps, 1e-8))};
+    static const uint32_t operand[] = {0, 2, 3, 1};
+    const struct cg_ref common[] = {S_(4), S_(5)};
+    double decay = ir_num(e->g, e->n, AK_weight_decay, 0);
+    elementwise(e, &(struct tensor){"adamw", operand, 4, common, 2, decay}, vars, 5);
 }
 
 static void momentum(const struct cg_emit *e)
 {
     const struct cg_var mu = constant(e, "MU", ir_num(e->g, e->n, AK_momentum, 0.95));
-    const uint32_t operand[] = {1, IR_NONE, 0};
+    static const uint32_t operand[] = {1, IR_NONE, 0};
+    const struct cg_ref common[] = {S_(2)};
     CHECK(!ir_narrow_result(e->g, e->n, 0));
-    struct cg_step *s = elementwise(e, "momentum", &mu, 1, operand, 3);
-    cg_refs(e->a, s, CG_REFS(S_(1), R_(0), S_(0), S_(2)));
+    elementwise(e, &(struct tensor){"momentum", operand, 3, common, 1, 0}, &mu, 1);
 }
 
 static void muon_step(const struct cg_emit *e)
 {
-    const struct cg_var vars[] = {constant(e, "SCALE", ir_num(e->g, e->n, AK_scale, 1)),
-                                  constant(e, "WD", ir_num(e->g, e->n, AK_weight_decay, 0))};
-    const uint32_t operand[] = {0, 1};
-    struct cg_step *s = elementwise(e, "muon_step", vars, 2, operand, 2);
-    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(3)));
+    const struct cg_var scale = constant(e, "SCALE", ir_num(e->g, e->n, AK_scale, 1));
+    static const uint32_t operand[] = {0, 1};
+    const struct cg_ref common[] = {S_(2), S_(3)};
+    double decay = ir_num(e->g, e->n, AK_weight_decay, 0);
+    elementwise(e, &(struct tensor){"muon_step", operand, 2, common, 2, decay}, &scale, 1);
 }
 
 /* ---- the norm ---- */

@@ -23,6 +23,14 @@ struct cg_ref {
     int64_t offset; /* bytes added to the address */
 };
 
+/* CUDA: steps of one kernel that follow each other may be one launch. The kernel has a table of up
+ * to `most` rows: `refs` addresses a row, first of all its references, and `cols` numbers a row,
+ * column by column, first of all its numbers; column 0 counts blocks up to and with each row. Then,
+ * the same in all, further references, and how many rows there are. Rows are independent. */
+struct cg_join {
+    uint32_t most, refs, cols; /* most 0: stays alone */
+};
+
 struct cg_step {
     const char *symbol;    /* function name; made of the content hash of `text`, set by cg_add */
     struct str text;       /* one complete C function (plus what it needs beyond the prelude) */
@@ -35,7 +43,8 @@ struct cg_step {
     int64_t items, grain; /* CPU: work items; at least `grain` of them go to one thread at a time */
     size_t scratch;       /* CPU: bytes of per-thread scratch */
     struct sa_launch
-        launch;   /* CUDA: grid, threads, dynamic shared memory; no blocks: nothing to do */
+        launch; /* CUDA: grid, threads, dynamic shared memory; no blocks: nothing to do */
+    struct cg_join join;
     bool product; /* CUDA: a matrix product of cuBLAS instead of a kernel: refs A, B, C, nums as
                      enum sa_product; neither symbol nor text */
 };

@@ -157,10 +157,34 @@ static struct sa_step *open_step(struct lowering *c, const struct cg_step *s, ir
     return &vec_last(&c->step);
 }
 
+/* Is step s, of one row, one more row of the table of the last step? Then it becomes that. */
+static bool join_step(struct lowering *c, ir_id n, const struct cg_step *s)
+{
+    uint32_t most = s->join.most, refs = s->join.refs, cols = s->join.cols;
+    if (!most || !c->step.n) return false;
+    struct sa_step *x = &vec_last(&c->step);
+    uint32_t kernel = *map_str(&c->symbols, str_of(s->symbol));
+    if (!kernel || x->kernel != kernel - 1) return false;
+    struct sa_buf *buf = c->buf.p + x->first_buf;
+    int64_t *num = c->num.p + x->first_int, rows = num[cols * most];
+    if (rows == most) return false;
+    for (size_t k = most * refs; k < s->nref; k++) {
+        struct sa_buf at = resolve(c, n, s->ref[k]);
+        if (at.arena != buf[k].arena || at.offset != buf[k].offset) return false;
+    }
+    for (uint32_t k = 0; k < refs; k++) buf[rows * refs + k] = resolve(c, n, s->ref[k]);
+    for (uint32_t k = 1; k < cols; k++) num[k * most + rows] = s->num[k * most];
+    num[rows] = num[rows - 1] + s->num[0];
+    num[cols * most] = rows + 1;
+    x->launch.grid[0] += s->launch.grid[0];
+    return true;
+}
+
 static void node_steps(struct lowering *c, ir_id n)
 {
     for (size_t i = 0; i < c->node[n].step.n; i++) {
         const struct cg_step *s = &c->node[n].step.p[i];
+        if (join_step(c, n, s)) continue;
         struct sa_step *x = open_step(c, s, n);
         x->num_bufs = (uint32_t)s->nref;
         for (size_t k = 0; k < s->nref; k++) vec_push(c->a, &c->buf, resolve(c, n, s->ref[k]));

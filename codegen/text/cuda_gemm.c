@@ -13,6 +13,7 @@ typedef ${TC} TC;
 enum { TRANS_A = ${ta}, TRANS_B = ${tb} }; /* A is stored as [k,m], B as [n,k] */
 enum { BM = ${BM}, BN = ${BN}, BK = ${BK}, WARPS_M = ${WM}, WARPS_N = ${WN}, STAGES = ${STAGES} };
 enum { THREADS = WARP * WARPS_M * WARPS_N, PIECE = ${PIECE}, VC = ${VC} };
+enum { COPIERS = ${COPIERS} }; /* threads that share stages: the block, or a warp */
 enum { TM = BM / WARPS_M / 16, TN = BN / WARPS_N / 16 }; /* 16x16 pieces of C of a warp */
 
 /* One tile of a product: a, b and c point to its corner. */
@@ -25,6 +26,9 @@ struct problem {
     bool add;    /* to what C holds */
 };
 
+INLINE void put(float *c, float x, bool add) { *c = add ? *c + x : x; }
+INLINE void put(uint16_t *c, float x, bool) { *c = f32_to_bf16(x); }
+
 /* An operand in shared memory: R rows (or columns) by BK. ALONG: k is the inner index, as in
  * global memory. Lines are padded so that the 8 rows of an ldmatrix, or the pairs of a warp, lie in
  * different banks. */
@@ -32,8 +36,8 @@ template <class T, bool ALONG, bool VECTOR, int R> struct operand {
     enum { LINES = ALONG ? R : BK, WIDTH = ALONG ? BK : R };
     enum { PITCH = WIDTH + (sizeof(T) == 2 || ALONG ? 8 : 4), SIZE = LINES * PITCH };
     /* A thread copies V elements of every PASS-th line. */
-    enum { V = VECTOR ? 16 / (int)sizeof(T) : 1, PER = WIDTH / V, PASS = THREADS / PER };
-    static_assert(THREADS % PER == 0 && LINES % PASS == 0, "threads divide a stage");
+    enum { V = VECTOR ? 16 / (int)sizeof(T) : 1, PER = WIDTH / V, PASS = COPIERS / PER };
+    static_assert(COPIERS % PER == 0 && LINES % PASS == 0, "threads divide a stage");
 
     /* Where this thread copies the next stage from, and how many rows and k are left from there. */
     struct source {
@@ -43,13 +47,14 @@ template <class T, bool ALONG, bool VECTOR, int R> struct operand {
     };
     INLINE source open(const T *from, int64_t ld, int rows, int depth)
     {
-        int line = threadIdx.x / PER, at = threadIdx.x % PER * V;
+        int own = threadIdx.x % COPIERS, line = own / PER, at = own % PER * V;
         return {from + line * ld + at, ld, rows - (ALONG ? line : at), depth - (ALONG ? at : line)};
     }
     /* Starts to copy BK k of all rows; zeros beyond the last ones. */
     INLINE void load(T *stage, source *s)
     {
-        T *to = stage + threadIdx.x / PER * PITCH + threadIdx.x % PER * V;
+        int own = threadIdx.x % COPIERS;
+        T *to = stage + own / PER * PITCH + own % PER * V;
         const T *from = s->from;
         UNROLL for (int i = 0; i < LINES; i += PASS) {
             bool valid = (ALONG ? i : 0) < s->rows && (ALONG ? 0 : i) < s->depth;
@@ -92,10 +97,9 @@ template <class T, bool ALONG, bool VECTOR, int R> struct operand {
 typedef operand<TA, !TRANS_A, ${VA}, BM> in_a;
 typedef operand<TB, TRANS_B, ${VB}, BN> in_b;
 
-/* One stage: BK products for every element. */
-INLINE void multiply(float sum[TM][2 * TN][4], const TA *a, const TB *b)
+/* One stage: BK products for every element from row m and column n on. */
+INLINE void multiply(float sum[TM][2 * TN][4], const TA *a, const TB *b, int m, int n)
 {
-    int warp = threadIdx.x / WARP, m = warp / WARPS_N * (16 * TM), n = warp % WARPS_N * (16 * TN);
     UNROLL for (int k = 0; k < BK; k += 16) {
         uint32_t fa[TM][4], fb[TN][4];
         UNROLL for (int i = 0; i < TM; i++) in_a::fragment<0>(fa[i], a, m + 16 * i, k);
@@ -105,7 +109,9 @@ INLINE void multiply(float sum[TM][2 * TN][4], const TA *a, const TB *b)
                 mma_bf16(sum[i][j], fa[i], fb[j / 2] + j % 2 * 2);
     }
 }
-
+} /* namespace */
+//== tile
+namespace tiles_@FN@ {
 /* Stores 16 bytes of C, or an element. */
 INLINE void store(float *c, const float *x, bool add)
 {
@@ -157,6 +163,8 @@ INLINE void run(const struct problem &p)
     TA *const a = (TA *)memory;
     TB *const b = (TB *)(memory + STAGES * in_a::SIZE * sizeof(TA));
     float sum[TM][2 * TN][4] = {}, total[TM][2 * TN][4] = {};
+    const int warp = threadIdx.x / WARP;
+    const int m = warp / WARPS_N * (16 * TM), n = warp % WARPS_N * (16 * TN);
     int steps = (p.k + BK - 1) / BK;
     in_a::source from_a = in_a::open(p.a, p.lda, p.m, p.k);
     in_b::source from_b = in_b::open(p.b, p.ldb, p.n, p.k);
@@ -176,7 +184,7 @@ INLINE void run(const struct problem &p)
             in_b::load(b + at * in_b::SIZE, &from_b);
         }
         cp_async_commit();
-        multiply(sum, a + s % STAGES * in_a::SIZE, b + s % STAGES * in_b::SIZE);
+        multiply(sum, a + s % STAGES * in_a::SIZE, b + s % STAGES * in_b::SIZE, m, n);
         if (PIECE > 0 && (s + 1) % (PIECE > 0 ? PIECE / BK : 1) == 0) end_piece(total, sum);
     }
     end_piece(total, sum);
@@ -184,15 +192,16 @@ INLINE void run(const struct problem &p)
 }
 } /* namespace */
 //== simt
-/* Tiles of products in float32: every element of C is one chain of fma over ascending k, beginning
- * at 0. So a row has the same bits alone, in a batch and on the CPU. Operands in two bytes are
- * widened as they are read. */
+/* Tiles of products in float32: an element of a piece of PIECE k is one chain of fma over ascending
+ * k, beginning at 0; the pieces are added in ascending order, whatever M is. Operands in two bytes
+ * are widened as they are read. */
 namespace tiles_@FN@ {
 typedef ${TA} TA; /* of A, B and C in memory */
 typedef ${TB} TB;
 typedef ${TC} TC;
 enum { TRANS_A = ${ta}, TRANS_B = ${tb} }; /* A is stored as [k,m], B as [n,k] */
 enum { BM = 64, BN = 64, BK = 16, THREADS = 256, PITCH = 68, EACH = BM * BK / THREADS };
+enum { PIECE = ${PIECE} };
 
 /* One tile of a product: a, b and c point to its corner. */
 struct problem {
@@ -232,7 +241,7 @@ template <bool ALONG> INLINE void keep(float (*to)[PITCH], const float x[EACH])
 INLINE void run(const struct problem &p)
 {
     __shared__ __align__(16) float a[2][BK][PITCH], b[2][BK][PITCH];
-    float sum[4][4] = {}, xa[EACH], xb[EACH];
+    float sum[4][4] = {}, total[4][4] = {}, xa[EACH], xb[EACH];
     int m = threadIdx.x / 16 * 4, n = threadIdx.x % 16 * 4, steps = (p.k + BK - 1) / BK;
     fetch<!TRANS_A>(xa, p.a, p.lda, p.m, 0, p.k);
     fetch<TRANS_B>(xb, p.b, p.ldb, p.n, 0, p.k);
@@ -249,12 +258,77 @@ INLINE void run(const struct problem &p)
             UNROLL for (int i = 0; i < 4; i++)
                 UNROLL for (int j = 0; j < 4; j++) sum[i][j] = fma1(fa[i], fb[j], sum[i][j]);
         }
+        if ((s + 1) % (PIECE / BK) && s + 1 < steps) continue;
+        UNROLL for (int i = 0; i < 4; i++)
+            UNROLL for (int j = 0; j < 4; j++) total[i][j] += sum[i][j], sum[i][j] = 0;
     }
     UNROLL for (int i = 0; i < 4; i++)
         UNROLL for (int j = 0; j < 4; j++)
-            if (m + i < p.m && n + j < p.n) put(p.c + (m + i) * p.ldc + n + j, sum[i][j], p.add);
+            if (m + i < p.m && n + j < p.n) put(p.c + (m + i) * p.ldc + n + j, total[i][j], p.add);
 }
 } /* namespace */
+//== few
+/* At most 16 rows. A block has 16 columns and all of K, a warp every WARPS-th piece of it, with
+ * stages of its own, so that nobody waits for another one; then the block adds the pieces in order.
+ * B is read once, and nothing is written on the way. Floor: B over the speed of memory. */
+namespace tiles_@FN@ {
+enum { WARPS = ${WARPS}, ROUNDS = ${ROUNDS}, STEPS = PIECE / BK, PART = BN + 8 };
+typedef float sums[TM][2 * TN][4];
+
+/* Begins the copy of step s of this warp. Steps beyond K copy nothing, and nobody reads them. */
+INLINE void fetch(const problem &p, TA *a, TB *b, int s)
+{
+    int k = (threadIdx.x / WARP + s / STEPS * WARPS) * PIECE + s % STEPS * BK;
+    if (k < p.k) {
+        auto from_a = in_a::open(p.a + k * (TRANS_A ? p.lda : 1), p.lda, p.m, p.k - k);
+        auto from_b = in_b::open(p.b + k * (TRANS_B ? 1 : p.ldb), p.ldb, p.n, p.k - k);
+        in_a::load(a + s % STAGES * in_a::SIZE, &from_a);
+        in_b::load(b + s % STAGES * in_b::SIZE, &from_b);
+    }
+    cp_async_commit();
+}
+} /* namespace */
+extern "C" __global__ void __launch_bounds__(tiles_@FN@::WARPS * WARP)
+@FN@(const tiles_@FN@::TA *a, const tiles_@FN@::TB *b, tiles_@FN@::TC *c, int64_t m, int64_t n, int64_t k, int64_t lda,
+     int64_t ldb, int64_t ldc, int64_t add)
+{
+    using namespace tiles_@FN@;
+    DYNAMIC_SHARED(unsigned char, memory);
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int64_t col = (int64_t)blockIdx.x * BN;
+    TA *const sa = (TA *)memory + warp * STAGES * in_a::SIZE;
+    TB *const sb = (TB *)((TA *)memory + WARPS * STAGES * in_a::SIZE) + warp * STAGES * in_b::SIZE;
+    const problem p = {a, b + col * (TRANS_B ? ldb : 1), c + col, lda, ldb, ldc, (int)m,
+                       (int)min64(BN, n - col), (int)k, add != 0};
+    sums done[ROUNDS] = {};
+    UNROLL for (int s = 0; s < STAGES - 1; s++) fetch(p, sa, sb, s);
+    UNROLL for (int r = 0; r < ROUNDS; r++)
+        for (int s = r * STEPS; s < (r + 1) * STEPS; s++) {
+            cp_async_wait(STAGES - 2);
+            __syncwarp(); /* what all lanes copied is there, and they have read the slot of s - 1 */
+            fetch(p, sa, sb, s + STAGES - 1);
+            if ((warp + r * WARPS) * PIECE + s % STEPS * BK < p.k)
+                multiply(done[r], sa + s % STAGES * in_a::SIZE, sb + s % STAGES * in_b::SIZE, 0, 0);
+        }
+    __syncthreads(); /* the stages are free */
+    float *const part = (float *)memory;
+    const int pieces = (p.k + PIECE - 1) / PIECE;
+    UNROLL for (int r = 0; r < ROUNDS; r++) {
+        int piece = warp + r * WARPS;
+        if (piece >= pieces) continue;
+        UNROLL for (int j = 0; j < 2; j++)
+            UNROLL for (int x = 0; x < 2; x++)
+                *(float2 *)(part + (piece * BM + lane / 4 + 8 * x) * PART + 8 * j + lane % 4 * 2) =
+                    make_float2(done[r][0][j][2 * x], done[r][0][j][2 * x + 1]);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < p.m * BN; i += WARPS * WARP) {
+        int row = i / BN, at = i % BN;
+        float sum = 0;
+        for (int z = 0; z < pieces; z++) sum += part[(z * BM + row) * PART + at];
+        if (at < p.n) put(p.c + row * p.ldc + at, sum, p.add);
+    }
+}
 //== product
 /* Block (x, y, z): tile of rows y and columns x of product z. */
 extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)

@@ -1,18 +1,20 @@
 /* The apply program on a GPU. ctl = norm, clip factor, 1 if finite, 0: nothing is written where
- * ctl[2] is 0. hyper = lr, 1 - beta1^t, 1 - beta2^t, 0. Elementwise kernels: a block has a piece of
- * 1024 elements of a row (tensors without gaps are one row), a thread four of them; numbers are the
- * columns, the pieces of a row and the row stride of every tensor in the order of the addresses. */
-//== piece
-/* Where a thread's elements are, and how many. */
-struct @FN@_piece {
-    int64_t row, col;
-    int count;
+ * ctl[2] is 0. hyper = lr, 1 - beta1^t, 1 - beta2^t, 0. A launch of an elementwise kernel has a table
+ * of up to 40 tensors; a block has a piece of 4096 elements of a row of one of them (tensors without
+ * gaps are one row). Their weight decays are numbers of the table, so that all are of one text. */
+//== table
+struct @FN@_tensors {
+    float *p[40][${P}];
 };
-INLINE struct @FN@_piece @FN@_mine(int64_t cols, int64_t pieces) {
-    int64_t row = blockIdx.x / (unsigned)pieces;
-    int64_t col = blockIdx.x % (unsigned)pieces * (int64_t)1024 + threadIdx.x * 4;
-    int64_t left = cols - col;
-    return {row, col, left < 4 ? left > 0 ? (int)left : 0 : 4};
+struct @FN@_sizes { /* end: pieces up to and with each tensor; pieces: of a row; decay: a float's bits */
+    int64_t end[40], cols[40], pieces[40], decay[40], ld[${P}][40];
+};
+/* The tensor of this block: the first one that ends behind its number. */
+INLINE int @FN@_tensor(const int64_t *end, int64_t count) {
+    int t = 0;
+    UNROLL for (int step = 32; step; step /= 2)
+        if (t + step <= count && end[t + step - 1] <= blockIdx.x) t += step;
+    return t;
 }
 INLINE void @FN@_load(float x[4], const float *p, int n) {
     if (${W} == 4 && n == 4) ld_f32x4(x, p);
@@ -22,62 +24,84 @@ INLINE void @FN@_store(float *p, const float x[4], int n) {
     if (${W} == 4 && n == 4) st_f32x4(p, x);
     else UNROLL for (int i = 0; i < 4; i++) if (i < n) p[i] = x[i];
 }
+/* In a kernel with `at` and `size`: t becomes this block's tensor, row and from its piece's row and
+ * first column, left the columns from there on. A thread has four at a time, 1024 columns apart. */
+#define PIECE_@FN@                                                                                 \
+    const int t = @FN@_tensor(size.end, count);                                                    \
+    const unsigned piece = blockIdx.x - (unsigned)(t ? size.end[t - 1] : 0);                       \
+    const unsigned across = (unsigned)size.pieces[t];                                              \
+    const int64_t row = piece / across, from = piece % across * (int64_t)4096;                     \
+    const int64_t left = size.cols[t] - from;                                                      \
+    const int all = (int)(left < 4096 ? left : 4096)
 //== adamw
 /* Floor: weight and moments in and out, the gradient in, 28 bytes an element. */
 extern "C" __global__ void __launch_bounds__(256)
-@FN@(float *weight, float *first, float *second, const float *gradient, const float *ctl,
-     const float *hyper, int64_t cols, int64_t pieces, int64_t ld_w, int64_t ld_m, int64_t ld_v,
-     int64_t ld_g)
+@FN@(const struct @FN@_tensors at, const float *ctl, const float *hyper,
+     const struct @FN@_sizes size, int64_t count)
 {
-    struct @FN@_piece at = @FN@_mine(cols, pieces);
-    if (ctl[2] == 0 || at.count == 0) return;
-    const float clip = ctl[1], decay = 1.0f - hyper[0] * ${WD};
+    PIECE_@FN@;
+    if (ctl[2] == 0) return;
+    const float clip = ctl[1], decay = 1.0f - hyper[0] * __int_as_float((int)size.decay[t]);
     const float step = div1(hyper[0], hyper[1]), unbias = div1(1.0f, hyper[2]);
-    weight += at.row * ld_w + at.col, first += at.row * ld_m + at.col;
-    second += at.row * ld_v + at.col, gradient += at.row * ld_g + at.col;
-    float w[4], m[4], v[4], g[4];
-    @FN@_load(g, gradient, at.count), @FN@_load(m, first, at.count);
-    @FN@_load(v, second, at.count), @FN@_load(w, weight, at.count);
-    UNROLL for (int i = 0; i < 4; i++) {
-        float gi = clip * g[i];
-        m[i] = ${BETA1} * m[i] + ${REST1} * gi;
-        v[i] = ${BETA2} * v[i] + ${REST2} * (gi * gi);
-        w[i] = decay * w[i] - div1(step * m[i], sqrt1(v[i] * unbias) + ${EPS});
+    float *weight = at.p[t][0] + row * size.ld[0][t] + from;
+    float *first = at.p[t][1] + row * size.ld[1][t] + from;
+    float *second = at.p[t][2] + row * size.ld[2][t] + from;
+    const float *gradient = at.p[t][3] + row * size.ld[3][t] + from;
+    UNROLL_BY(2) for (int c = threadIdx.x * 4; c < all; c += 1024) {
+        float w[4], m[4], v[4], g[4];
+        const int n = all - c < 4 ? all - c : 4;
+        @FN@_load(g, gradient + c, n), @FN@_load(m, first + c, n);
+        @FN@_load(v, second + c, n), @FN@_load(w, weight + c, n);
+        UNROLL for (int i = 0; i < 4; i++) {
+            float gi = clip * g[i];
+            m[i] = ${BETA1} * m[i] + ${REST1} * gi;
+            v[i] = ${BETA2} * v[i] + ${REST2} * (gi * gi);
+            w[i] = decay * w[i] - div1(step * m[i], sqrt1(v[i] * unbias) + ${EPS});
+        }
+        @FN@_store(first + c, m, n), @FN@_store(second + c, v, n);
+        @FN@_store(weight + c, w, n);
     }
-    @FN@_store(first, m, at.count), @FN@_store(second, v, at.count);
-    @FN@_store(weight, w, at.count);
 }
 //== momentum
+/* Floor: the average in and out, the gradient in, the update out, 16 bytes an element. */
 extern "C" __global__ void __launch_bounds__(256)
-@FN@(float *moment, float *update, const float *gradient, const float *ctl, int64_t cols,
-     int64_t pieces, int64_t ld_m, int64_t ld_u, int64_t ld_g)
+@FN@(const struct @FN@_tensors at, const float *ctl, const struct @FN@_sizes size, int64_t count)
 {
-    struct @FN@_piece at = @FN@_mine(cols, pieces);
-    if (ctl[2] == 0 || at.count == 0) return;
-    moment += at.row * ld_m + at.col, update += at.row * ld_u + at.col;
-    gradient += at.row * ld_g + at.col;
-    float m[4], g[4];
-    @FN@_load(g, gradient, at.count), @FN@_load(m, moment, at.count);
-    UNROLL for (int i = 0; i < 4; i++) {
-        g[i] = ctl[1] * g[i];
-        m[i] = ${MU} * m[i] + g[i];
-        g[i] = g[i] + ${MU} * m[i];
+    PIECE_@FN@;
+    if (ctl[2] == 0) return;
+    float *moment = at.p[t][0] + row * size.ld[0][t] + from;
+    float *update = at.p[t][1] + row * size.ld[1][t] + from;
+    const float *gradient = at.p[t][2] + row * size.ld[2][t] + from, clip = ctl[1];
+    UNROLL_BY(2) for (int c = threadIdx.x * 4; c < all; c += 1024) {
+        float m[4], g[4];
+        const int n = all - c < 4 ? all - c : 4;
+        @FN@_load(g, gradient + c, n), @FN@_load(m, moment + c, n);
+        UNROLL for (int i = 0; i < 4; i++) {
+            g[i] = clip * g[i];
+            m[i] = ${MU} * m[i] + g[i];
+            g[i] = g[i] + ${MU} * m[i];
+        }
+        @FN@_store(moment + c, m, n), @FN@_store(update + c, g, n);
     }
-    @FN@_store(moment, m, at.count), @FN@_store(update, g, at.count);
 }
 //== muon_step
+/* Floor: the weight in and out, the update in, 12 bytes an element. */
 extern "C" __global__ void __launch_bounds__(256)
-@FN@(float *weight, const float *update, const float *ctl, const float *hyper, int64_t cols,
-     int64_t pieces, int64_t ld_w, int64_t ld_x)
+@FN@(const struct @FN@_tensors at, const float *ctl, const float *hyper,
+     const struct @FN@_sizes size, int64_t count)
 {
-    struct @FN@_piece at = @FN@_mine(cols, pieces);
-    if (ctl[2] == 0 || at.count == 0) return;
-    weight += at.row * ld_w + at.col, update += at.row * ld_x + at.col;
-    float w[4], x[4];
-    @FN@_load(w, weight, at.count), @FN@_load(x, update, at.count);
-    UNROLL for (int i = 0; i < 4; i++)
-        w[i] = w[i] - hyper[0] * (${SCALE} * x[i] + ${WD} * w[i]);
-    @FN@_store(weight, w, at.count);
+    PIECE_@FN@;
+    if (ctl[2] == 0) return;
+    const float lr = hyper[0], decay = __int_as_float((int)size.decay[t]);
+    float *weight = at.p[t][0] + row * size.ld[0][t] + from;
+    const float *update = at.p[t][1] + row * size.ld[1][t] + from;
+    UNROLL_BY(2) for (int c = threadIdx.x * 4; c < all; c += 1024) {
+        float w[4], x[4];
+        const int n = all - c < 4 ? all - c : 4;
+        @FN@_load(w, weight + c, n), @FN@_load(x, update + c, n);
+        UNROLL for (int i = 0; i < 4; i++) w[i] = w[i] - lr * (${SCALE} * x[i] + decay * w[i]);
+        @FN@_store(weight + c, w, n);
+    }
 }
 //== grad_norm
 /* Sums of squares of pieces of up to 64 gradients, in double; a block a piece. end: pieces up to

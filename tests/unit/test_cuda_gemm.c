@@ -60,6 +60,8 @@ static void test_sizes(void **state)
         {40, 70, 600, false, true, true, NULL, NULL},
         {5, 77, 513, false, true, true, NULL, NULL},
         {24, 40, 530, true, true, false, NULL, NULL},
+        {16, 20, 1864, false, true, true, "1", "1"},
+        {3, 24, 1864, false, false, true, "10", "0"},
     };
     struct arena *a = arena_open("test");
     struct cuda_ops *c = cuda_ops_open();
@@ -78,12 +80,14 @@ static void test_rows_alone(void **state)
     struct cuda_ops *c = cuda_ops_open();
     (void)state;
     cuda_ops_no_library(c, true);
-    for (int form = 0; form < 4; form++)
+    for (int form = 0; form < 5; form++) /* form 4: warps that have two pieces each */
         for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-            struct size s = {rows[i], 72, 600, false, form != 1, form < 3, NULL, NULL};
-            if (form == 2) s.src = "1", s.res = "1";
+            struct size s = {rows[i], 72, 600, false, form != 1, form != 3, NULL, NULL};
+            bool narrow = form == 2 || form == 4;
+            if (form == 4) s.n = 24, s.k = 1864;
+            if (narrow) s.src = "1", s.res = "1";
             add(c, a, 100 * form + rows[i], s);
-            if (i) cuda_ops_same(c, (size_t)(rows[i - 1] * s.n * (form == 2 ? 2 : 4)));
+            if (i) cuda_ops_same(c, (size_t)(rows[i - 1] * s.n * (narrow ? 2 : 4)));
         }
     cuda_ops_run(c);
     arena_close(a);
@@ -161,10 +165,8 @@ static void test_large_head(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ops),
-        cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_rows_alone),
-        cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_ops),        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_grouped),
         cmocka_unit_test(test_large_head),
     };
     return cmocka_run_group_tests_name("cuda_gemm", tests, NULL, NULL);
