@@ -124,8 +124,11 @@ static void add_plan(struct kinds *k, const struct plan *p, double times, bool u
         x->calls[k->who] += (unsigned)times;
         if (!main || done[n] || x->who != k->who) continue;
         done[n] = true;
-        x->flops += times * bench_flops(g, n, plan_bind(p));
-        x->bytes += times * op_cost(g, n, plan_bind(p)).bytes;
+        for (ir_id m = n; m <= l->last_of_step[i]; m++) {
+            if (ir_at(g, m)->op != ir_at(g, n)->op) continue;
+            x->flops += times * bench_flops(g, m, plan_bind(p));
+            x->bytes += times * op_cost(g, m, plan_bind(p)).bytes;
+        }
     }
 }
 

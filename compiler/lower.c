@@ -16,6 +16,7 @@ struct lowering {
     VEC(struct sa_buf) buf;
     VEC(int64_t) num;
     VEC(uint32_t) node_of_step;
+    VEC(uint32_t) last_of_step;
     VEC(struct sa_value) value;
 };
 
@@ -154,6 +155,7 @@ static struct sa_step *open_step(struct lowering *c, const struct cg_step *s, ir
     for (size_t i = 0; i < s->nnum; i++) vec_push(c->a, &c->num, s->num[i]);
     vec_push(c->a, &c->step, x);
     vec_push(c->a, &c->node_of_step, n);
+    vec_push(c->a, &c->last_of_step, n);
     return &vec_last(&c->step);
 }
 
@@ -177,6 +179,7 @@ static bool join_step(struct lowering *c, ir_id n, const struct cg_step *s)
     num[rows] = num[rows - 1] + s->num[0];
     num[cols * most] = rows + 1;
     x->launch.grid[0] += s->launch.grid[0];
+    vec_last(&c->last_of_step) = n;
     return true;
 }
 
@@ -246,6 +249,7 @@ static void finish(struct lowering *c)
     l->step = c->step.p;
     l->kernel = c->kernel.p;
     l->node_of_step = c->node_of_step.p;
+    l->last_of_step = c->last_of_step.p;
     l->gpu = c->t->sm != 0;
     l->plan = (struct sa_plan){
         .kernels = c->code.p,

@@ -18,6 +18,8 @@ struct lowered {
     struct lower_kernel *kernel;
     struct memplan *mem;
     uint32_t *node_of_step; /* node of each step; the number of nodes for copies of outputs */
+    uint32_t *last_of_step; /* the last node of a launch for several (cg_join): those of its kind up
+                               to there; else the same */
     bool gpu;               /* kernels are CUDA C */
 };
 

@@ -70,8 +70,11 @@ static size_t find_units(struct arena *a, const struct lowered *l, struct unit *
         struct unit *u = &unit[n++];
         u->first = i;
         u->steps = 1;
-        if (node < nodes)
-            touch_node(a, l->mem, node, u);
+        if (node < nodes) /* and, in one launch, later ones of its kind */
+            for (ir_id k = node; k <= l->last_of_step[i]; k++) {
+                if (ir_at(l->mem->g, k)->op == ir_at(l->mem->g, node)->op)
+                    touch_node(a, l->mem, k, u);
+            }
         else
             touch_copy(a, &l->mem->copy.p[copies++], u);
     }
