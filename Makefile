@@ -27,7 +27,7 @@ say      = $(if $(V)$(findstring s,$(firstword -$(MAKEFLAGS))),,@echo '  $(1) $(
 
 # A build never installs; a missing header is one line, not a page of errors.
 GOALS := $(or $(MAKECMDGOALS),all)
-ifneq ($(filter-out check check-slow check-asan check-tsan check-gpu bench-gpu demo deps clean layers fmt fmt-check,$(GOALS)),)
+ifneq ($(filter-out check check-slow check-asan check-tsan check-gpu bench-gpu gpu-session demo deps clean layers fmt fmt-check,$(GOALS)),)
 HEADERS := yaml.h jansson.h xxhash.h pcre2.h microhttpd.h $(if $(filter tests $(BUILD)/test/%,$(GOALS)),cmocka.h)
 lacking := $(shell for h in $(HEADERS); do \
              printf '\043include <stdarg.h>\n\043include <stddef.h>\n\043include <stdint.h>\n\043define PCRE2_CODE_UNIT_WIDTH 8\n\043include <setjmp.h>\n\043include <%s>\n' $$h \
@@ -59,7 +59,7 @@ SECONDS     ?= 60
 
 .PHONY: all tests check check-clients check-random check-run check-slow check-asan check-tsan check-valgrind clean \
         deps demo fakecuda layers fmt fmt-check compile_commands.json fuzz bench bench-edit bench-kernels \
-        bench-depth bench-engine bench-twin bench-serve bench-tokenize gpu-bundle check-gpu bench-gpu $(FUZZ:%=fuzz-%)
+        bench-depth bench-engine bench-twin bench-serve bench-tokenize gpu-bundle check-gpu bench-gpu gpu-session $(FUZZ:%=fuzz-%)
 all: $(BUILD)/strata $(BUILD)/strata-app.o $(BUILD)/strata-gpu.o $(BUILD)/strata-lib.o $(BUILD)/strata-lib.h
 
 $(BUILD)/libstrata.a: $(OBJ_lib)
@@ -325,15 +325,18 @@ bench-serve: all
 	@BUILD=$(BUILD) bash tests/bench/serve.sh
 
 # The GPU suite. gpu-bundle builds what it needs into $(BUILD)/gpu, where there may be no GPU: programs that
-# want only glibc, with their libraries inside. check-gpu and bench-gpu run there or wherever that folder
-# and this tree were copied to; a machine with CUDA and Python (bench-gpu: with PyTorch) is enough.
+# want only glibc, with their libraries inside, and (with NVRTC here) the machine code of all their kernels;
+# the same in one file is $(BUILD)/gpu-carry/bundle.tar.xz. check-gpu, bench-gpu and, for both within one
+# budget of seconds, gpu-session run there or wherever either folder and this tree were copied to; a machine
+# with CUDA and Python (bench-gpu: with PyTorch) is enough, also without make:
+#   python3 tests/gpu/session.py --bin build/gpu-carry --out RESULTS --budget 540
 GPU       := $(BUILD)/gpu
 GPU_TESTS := test_compiled $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/test_cuda_*.c))
 GPU_LIBS  := -l:libyaml.a -l:libjansson.a -l:libxxhash.a -l:libpcre2-8.a -l:libmicrohttpd.a $(APP)/tls.o -lm -ldl -lpthread
 GPU_OUT   ?= tests/gpu-results
-gpu-bundle: $(GPU)/strata $(GPU)/bench_gpu $(GPU_TESTS:%=$(GPU)/%) $(GPU)/corpus.txt $(GPU)/libcmocka.so.0
+gpu-bundle: $(GPU)/strata $(GPU)/bench_gpu $(GPU_TESTS:%=$(GPU)/%) $(GPU)/corpus.txt $(GPU)/libcmocka.so.0 $(BUILD)/cubins $(FAKE_LIBS)
 	@git describe --always --dirty > $(GPU)/commit 2>/dev/null || echo unknown > $(GPU)/commit
-	@du -sh $(GPU)
+	@BUILD=$(BUILD) bash tests/gpu/bundle.sh
 $(GPU)/strata: $(BUILD)/obj/compiler/main.o $(BUILD)/libstrata.a | $(APP)/tls.o
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
@@ -346,16 +349,22 @@ $(GPU)/bench_gpu: tests/bench/bench_gpu.c $(BUILD)/libstrata.a | $(APP)/tls.o
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -s -o $@ $< $(BUILD)/libstrata.a $(LDFLAGS) $(GPU_LIBS)
+$(BUILD)/cubins: tests/gpu/cubins.c $(BUILD)/libstrata.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -o $@ $< $(BUILD)/libstrata.a $(LDFLAGS) $(LDLIBS)
 $(GPU)/libcmocka.so.0:
 	@mkdir -p $(@D)
 	@cp -L $$($(CC) -print-file-name=libcmocka.so) $@
 $(GPU)/corpus.txt: $(BUILD)/demo/kjv.txt
 	@mkdir -p $(@D)
 	@cp $< $@
+GPU_BUDGET ?= 3600
 check-gpu:
-	@python3 tests/gpu/check.py --bin $(GPU) --out $(GPU_OUT)
+	@python3 tests/gpu/check.py --bin $(GPU) --out $(GPU_OUT) --budget $(GPU_BUDGET)
 bench-gpu:
-	@python3 tests/bench/gpu.py --bin $(GPU) --out $(GPU_OUT)
+	@python3 tests/bench/gpu.py --bin $(GPU) --out $(GPU_OUT) --budget $(GPU_BUDGET)
+gpu-session:
+	@python3 tests/gpu/session.py --bin $(GPU) --out $(GPU_OUT) --budget $(GPU_BUDGET)
 
 clean:
 	rm -rf $(BUILD) build-asan build-asan-kernels build-tsan build-clang

@@ -2,7 +2,9 @@
  * on random tokens. cmd_bench.c alternates subjects and prints. */
 #ifndef STRATA_COMPILER_BENCH_H
 #define STRATA_COMPILER_BENCH_H
+#include "compiler/floor.h"
 #include "compiler/trainer.h"
+#include <jansson.h>
 
 enum bench_program { BENCH_train, BENCH_forward, BENCH_decode, BENCH_prefill };
 
@@ -42,9 +44,12 @@ double bench_step(struct bench *b);
 void bench_profile(struct bench *b);
 /* One table with a column of milliseconds a step for each of n profiled subjects (1 or 2): for each
  * kernel the best run of each of its calls, so that neighbours on the machine disturb little; for
- * products also the share of `flops` (a second; 0: the speed), for others bytes a second. */
+ * products also the share of `flops` (a second; 0: the speed), for others bytes a second. With
+ * `rates`, on a device, also the floor of each kind (of the first subject that has it). */
 void bench_profile_print(struct arena *a, struct bench *const *b, size_t n, double flops,
-                         struct sb *out);
+                         const struct floor_rates *rates, struct sb *out);
+/* The same of one subject: times, floors and work of every kind in a whole step. */
+json_t *bench_profile_json(struct arena *a, const struct bench *b, const struct floor_rates *rates);
 /* Operations of a node that count as its work: those of products and attention (not what is
  * computed twice on purpose), 0 for all others. */
 double bench_flops(const struct ir_graph *g, ir_id n, struct ir_bind b);

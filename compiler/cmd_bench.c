@@ -30,7 +30,10 @@ static const char help[] =
     "                     prefill: a prompt\n"
     "  --context N        of decode: tokens of a sequence, in whole pages of 64 (1024)\n"
     "  --batch N          of decode: sequences (1)\n"
-    "  --profile          where the time goes, by kind of kernel\n"
+    "  --profile          where the time goes, by kind of kernel; on a GPU beside the least that "
+    "each "
+    "kind\n"
+    "                     can take ('strata check --floor' tells that without a GPU)\n" FLOOR_HELP
     "  --first            only the way to the first step: what each part of it takes\n"
     "  --json             one JSON object on standard output instead of the text\n" RUN_DTYPE_HELP
         RUN_DEVICE_HELP RUN_HELP BENCH_URL_HELP;
@@ -44,6 +47,8 @@ struct options {
     struct bench_options bench;
     struct run_options run;
     struct bench_url_options url;
+    const char *ceilings;
+    struct floor_rates rates;
 };
 
 struct result { /* of one subject */
@@ -181,10 +186,11 @@ static void warm_up(struct bench *b, bool profile)
     if (profile) bench_profile(b);
 }
 
-static void show_profile(struct cli *c, struct bench *const *b, size_t n, const struct machine *m)
+static void show_profile(struct cli *c, struct bench *const *b, size_t n, const struct machine *m,
+                         const struct floor_rates *rates)
 {
     struct sb s = {0};
-    bench_profile_print(c->arena, b, n, m ? m->flops : 0, &s);
+    bench_profile_print(c->arena, b, n, m ? m->flops : 0, m ? NULL : rates, &s);
     fputs(s.p, stdout);
     sb_free(&s);
 }
@@ -267,9 +273,13 @@ static void show(const struct turn *t, const struct options *o)
         json_t *top = json_pack("{s:o, s:o}", t->device ? "device" : "machine",
                                 t->device ? device_json(t->device) : machine_json(t->machine),
                                 "subjects", json_array());
-        for (size_t i = 0; i < t->n; i++)
-            json_array_append_new(json_object_get(top, "subjects"),
-                                  subject_json(t->b[i], &t->r[i], t->machine));
+        for (size_t i = 0; i < t->n; i++) {
+            json_t *s = subject_json(t->b[i], &t->r[i], t->machine);
+            if (o->profile)
+                json_object_set_new(s, "profile",
+                                    bench_profile_json(t->c->arena, t->b[i], &o->rates));
+            json_array_append_new(json_object_get(top, "subjects"), s);
+        }
         if (t->n == 2) json_object_set_new(top, "ratio", json_pack("[f,f,f]", q[0], q[1], q[2]));
         print_json(top);
         return;
@@ -284,7 +294,7 @@ static void show(const struct turn *t, const struct options *o)
         printf("  quartiles     %.4f %.4f, of %zu pairs; of the best times %.4f\n", q[0], q[2],
                t->rounds, t->r[0].best / t->r[1].best);
     }
-    if (o->profile) show_profile(t->c, t->b, t->n, t->machine);
+    if (o->profile) show_profile(t->c, t->b, t->n, t->machine, &o->rates);
 }
 
 static enum bench_program program_of(const char *name)
@@ -304,7 +314,8 @@ int cmd_bench(int argc, char **argv)
                         .pairs = 100,
                         .program = "train",
                         .bench = {.batch = 1},
-                        .url = BENCH_URL_DEFAULTS};
+                        .url = BENCH_URL_DEFAULTS,
+                        .rates = FLOOR_H200};
     static struct bench b[2];
     cli_parse_range(&c, argc, argv, help, 0, 2,
                     CLI_OPTIONS({"steps", CLI_int, &o.steps}, {"pair", CLI_flag, &o.pair},
@@ -312,14 +323,17 @@ int cmd_bench(int argc, char **argv)
                                 {"context", CLI_int, &o.bench.context},
                                 {"batch", CLI_int, &o.bench.batch},
                                 {"profile", CLI_flag, &o.profile}, {"first", CLI_flag, &o.first},
-                                {"json", CLI_flag, &o.json}, RUN_DEVICE(o.run), RUN_DTYPE(o.run),
-                                RUN_OPTIONS(o.run), BENCH_URL_OPTIONS(o.url)));
+                                {"json", CLI_flag, &o.json}, {"ceilings", CLI_text, &o.ceilings},
+                                RUN_DEVICE(o.run), RUN_DTYPE(o.run), RUN_OPTIONS(o.run),
+                                BENCH_URL_OPTIONS(o.url)));
     if (o.url.url) {
         cli_no_set(&c);
         if (c.arg.n) cli_fail((enum rt_status)EXIT_USAGE, "--url takes no spec");
         o.url.json = o.json;
         return bench_url(&c, &o.url);
     }
+    if (!floor_read(o.ceilings, &o.rates))
+        cli_fail((enum rt_status)EXIT_USAGE, "--ceilings is three positive numbers, as 4.3,790,2");
     struct turn t = {.c = &c, .b = {&b[0], &b[1]}, .n = o.pair ? 2 : 1};
     o.bench.program = program_of(o.program);
     o.run.no_library = o.bench.program >= BENCH_decode; /* as generate does it */

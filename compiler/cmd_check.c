@@ -9,7 +9,8 @@
 #include <stdlib.h>
 
 static const char help[] =
-    "usage: strata check SPEC [--json] [--draw OUT.svg] [--device D] [--set KEY=VALUE]\n\n"
+    "usage: strata check SPEC [--json] [--draw OUT.svg] [--device D [--floor]] [--set "
+    "KEY=VALUE]\n\n"
     "Checks a spec and tells what it describes: parameters, layers, depth blocks, the\n"
     "sources every site reads, operations per token, what decoding keeps of a sequence, and the\n"
     "memory that training plans. Nothing is compiled or run.\n\n"
@@ -19,6 +20,8 @@ static const char help[] =
     "  --draw OUT.svg  a drawing: layers, blocks, and which sources each site reads\n"
     "  --device D      plan for a GPU: cuda or cuda:N for what is free there, or an amount of\n"
     "                  memory, as 80GB; says whether training fits, and what to change\n"
+    "  --floor         with --device: kernels of a training step by kind, what they must move and\n"
+    "                  compute, and the least time that takes\n" FLOOR_HELP
     "  --threads N     threads to plan memory for; default as in training\n"
     "  --set KEY=VALUE change a value of the spec, as model.residual.blocks=2\n\n"
     "Active parameters are what one token uses, with the head, without the embedding table and\n"
@@ -34,6 +37,7 @@ struct check {
     size_t num_sites;
     const char *verdict; /* with --device */
     bool fits;
+    const struct kinds *floor; /* with --floor */
 };
 
 /* ---- text ---- */
@@ -148,6 +152,14 @@ static void print_caches(const struct check *k)
                         s->states > 1 ? str_fmt(a, ", %s states", cli_count(a, s->states)) : ""));
 }
 
+static void print_floor(const struct check *k)
+{
+    struct sb s = {0};
+    kinds_print(k->floor, &s);
+    fputs(s.p, stdout);
+    sb_free(&s);
+}
+
 static void print_costs(const struct check *k)
 {
     const struct survey *v = k->v;
@@ -173,6 +185,7 @@ static void print_costs(const struct check *k)
     }
     print_bytes(k, "peak", v->memory.peak, "");
     if (k->verdict) printf("device         %s\n", k->verdict);
+    if (k->floor) print_floor(k);
 }
 
 /* ---- JSON ---- */
@@ -252,6 +265,7 @@ static void print_json(const struct check *k)
     if (k->verdict)
         json_object_set_new(all, "device",
                             json_pack("{s:b, s:s}", "fits", k->fits, "verdict", k->verdict));
+    if (k->floor) json_object_set_new(all, "floor", kinds_json(k->floor));
     if (!all || json_dumpf(all, stdout, JSON_INDENT(2))) BUG("no JSON");
     putchar('\n');
     json_decref(all);
@@ -285,11 +299,18 @@ int cmd_check(int argc, char **argv)
 {
     struct cli c = {0};
     const char *svg = NULL, *device = NULL;
-    bool json = false;
+    bool json = false, floor = false;
     int64_t threads = 0;
+    struct floor_rates rates = FLOOR_H200;
+    const char *ceilings = NULL;
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"json", CLI_flag, &json}, {"draw", CLI_text, &svg},
-                          {"device", CLI_text, &device}, {"threads", CLI_int, &threads}));
+                          {"device", CLI_text, &device}, {"threads", CLI_int, &threads},
+                          {"floor", CLI_flag, &floor}, {"ceilings", CLI_text, &ceilings}));
+    if (!floor_read(ceilings, &rates))
+        cli_fail((enum rt_status)EXIT_USAGE, "--ceilings is three positive numbers, as 4.3,790,2");
+    if (floor && !device)
+        cli_fail((enum rt_status)EXIT_USAGE, "--floor needs --device: floors are those of a GPU");
     if (threads < 0 || threads > 1024)
         cli_fail((enum rt_status)EXIT_USAGE, "--threads must be from 1 to 1024");
     const struct model *m = cli_model(&c, c.arg.p[0]);
@@ -297,6 +318,7 @@ int cmd_check(int argc, char **argv)
     const struct survey v = survey_model(&c, m, threads, fit.arch);
     struct check k = {.c = &c, .m = m, .v = &v, .fits = true};
     if (device) k.verdict = fit_verdict(&c, m, &fit, &v, &k.fits);
+    if (floor) k.floor = survey_kinds(&c, m, fit.arch, &rates);
     k.site = sites_of(c.arena, m, &k.num_sites);
     if (json) {
         print_json(&k);

@@ -459,7 +459,13 @@ void plan_profile(struct plan *plan, bool on)
 
 const struct exec_tally *plan_tally(const struct plan *plan)
 {
-    return plan->exec ? exec_tally(plan->exec) : gpu_exec_tally(plan->gpu_exec);
+    if (plan->exec) return exec_tally(plan->exec);
+    return plan->gpu_exec ? gpu_exec_tally(plan->gpu_exec) : NULL;
+}
+
+double plan_event_seconds(const struct plan *plan)
+{
+    return plan->gpu_exec ? gpu_exec_event_seconds(plan->gpu_exec) : 0;
 }
 
 void program_memory(const struct plan *plan, uint64_t bytes[SA_external])

@@ -132,8 +132,10 @@ const struct sa_plan *plan_flat(const struct plan *plan, void *memory[SA_externa
 bool plan_ready(const struct plan *plan);
 /* Measures every step of a ready plan from now on, from zero (on), or stops. */
 void plan_profile(struct plan *plan, bool on);
-/* Per step of plan_lowered; NULL where nothing was measured. */
+/* Per step of plan_lowered; NULL where nothing was measured. On a device every step's time has that
+ * of measuring in it, plan_event_seconds. */
 const struct exec_tally *plan_tally(const struct plan *plan);
+double plan_event_seconds(const struct plan *plan);
 /* Planned bytes per arena: persistent is that of all programs of the session together, scratch is
  * shared by all plans (the largest counts), slot is this plan's own. */
 void program_memory(const struct plan *plan, uint64_t bytes[SA_external]);

@@ -207,6 +207,6 @@ void run_init(struct run *r, uint64_t seed)
         fill_stored(r, pack_fresh(r->params, seed));
         return;
     }
-    weights_init(r->params, seed, r->weights);
+    weights_init(r->params, seed, r->weights, session_pool(r->session));
     run_push(r);
 }

@@ -49,17 +49,21 @@ struct programs {
     uint64_t thread_scratch;
 };
 
+static const struct plan *plan_of(struct cli *c, struct session *s, const struct ir_graph *g,
+                                  const char *name, int64_t B, int64_t T)
+{
+    struct program *p = program_open(s, g, name, (struct ir_bind){B, T});
+    if (p) return program_plan(p, B, T);
+    cli_diagnostics(c);
+    exit(EXIT_USER);
+}
+
 static void add_plan(struct programs *x, const struct ir_graph *g, const char *name, int64_t B,
                      int64_t T)
 {
     uint64_t bytes[SA_external];
     struct survey *v = x->v;
-    struct program *p = program_open(x->s, g, name, (struct ir_bind){B, T});
-    if (!p) {
-        cli_diagnostics(x->c);
-        exit(EXIT_USER);
-    }
-    const struct plan *plan = program_plan(p, B, T);
+    const struct plan *plan = plan_of(x->c, x->s, g, name, B, T);
     struct plan_size z = plan_size(plan);
     program_memory(plan, bytes);
     if (bytes[SA_scratch] > v->memory.activations) v->memory.activations = bytes[SA_scratch];
@@ -149,4 +153,26 @@ struct survey survey_model(struct cli *c, const struct model *m, int64_t threads
         v.memory.peak += v.memory.threads + (uint64_t)v.graph_bytes;
     session_close(x.s);
     return v;
+}
+
+const struct kinds *survey_kinds(struct cli *c, const struct model *m, const char *gpu,
+                                 const struct floor_rates *rates)
+{
+    const struct train_spec *t = &m->train;
+    const struct build_options plain = {0};
+    const struct session_options o = {.diag = c->diag, .gpu = gpu};
+    int64_t micro = t->present ? t->micro_batches : 1;
+    int64_t B = t->present ? t->batch_size / micro : 1, T = t->present ? t->seq_len : 512;
+    enum build_program which = t->present ? BUILD_train : BUILD_forward;
+    struct params *ps = params_of(c->arena, m);
+    struct kinds *k = kinds_open(c->arena, rates);
+    struct session *s;
+    cli_check(c, session_open(&o, &s, &c->err));
+    struct ir_graph *g = build_model(c->arena, m, ps, which, &plain);
+    if (t->present) build_gradients(g);
+    kinds_add(k, plan_of(c, s, g, t->present ? "train" : "forward", B, T), (double)micro, false);
+    if (t->present)
+        kinds_add(k, plan_of(c, s, build_apply(c->arena, m, ps), "apply", 1, 1), 1, true);
+    kinds_sort(k);
+    return k; /* names are of the session's arenas, which lives on */
 }

@@ -4,6 +4,7 @@
 #define STRATA_COMPILER_SURVEY_H
 #include "compiler/caches.h"
 #include "compiler/cli.h"
+#include "compiler/kinds.h"
 
 /* Parameters by part; e_score_correction_bias counts as ffn. */
 enum survey_part {
@@ -36,4 +37,8 @@ struct survey {
 /* Planned for a CPU, or (`gpu` is not NULL) for a GPU of that architecture, as sm_90a. Exits with
  * diagnostics where a program cannot be made. */
 struct survey survey_model(struct cli *c, const struct model *m, int64_t threads, const char *gpu);
+/* Kernels of a whole training step (of a forward run, without a train section) on a GPU of that
+ * architecture, by kind, sorted. In c's arena. */
+const struct kinds *survey_kinds(struct cli *c, const struct model *m, const char *gpu,
+                                 const struct floor_rates *rates);
 #endif

@@ -137,7 +137,8 @@ void trainer_start(struct trainer *t, const char *weights)
     if (weights)
         run_load(&t->run, weights, NULL);
     else
-        weights_init(t->run.params, t->run.model->train.seed, t->run.weights);
+        weights_init(t->run.params, t->run.model->train.seed, t->run.weights,
+                     session_pool(t->run.session));
     run_push(&t->run);
 }
 

@@ -10,14 +10,31 @@ struct tf_tensor part_tensor(const struct param_part *q)
     return t;
 }
 
-void weights_init(const struct params *ps, uint64_t seed, float *const *memory)
+struct filling {
+    struct init_rule rule;
+    uint64_t seed, stream;
+    float *to;
+};
+
+static void fill_piece(void *arg, int64_t lo, int64_t hi, unsigned worker)
 {
+    const struct filling *f = arg;
+    (void)worker;
+    init_fill(f->rule, f->seed, f->stream, (uint64_t)lo, (size_t)(hi - lo), f->to + lo);
+}
+
+void weights_init(const struct params *ps, uint64_t seed, float *const *memory, struct pool *pool)
+{
+    enum { PIECE = 1 << 14 };
     for (size_t i = 0; i < ps->n; i++) {
         const struct param *p = &ps->p[i];
         for (size_t k = 0; k < p->num_parts; k++) {
             const struct param_part *q = &p->part[k];
-            init_fill(p->init, seed, rng_stream(q->tensor), 0, (size_t)part_count(q),
-                      memory[i] + q->offset);
+            struct filling f = {p->init, seed, rng_stream(q->tensor), memory[i] + q->offset};
+            if (pool)
+                pool_run(pool, fill_piece, &f, part_count(q), PIECE);
+            else
+                fill_piece(&f, 0, part_count(q), 0);
         }
     }
 }

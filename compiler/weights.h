@@ -4,12 +4,13 @@
 #define STRATA_COMPILER_WEIGHTS_H
 #include "compiler/params.h"
 #include "runtime/tensorfile.h"
+#include "runtime/thread.h"
 
 /* The tensor of a part without its data: name, shape, float32. */
 struct tf_tensor part_tensor(const struct param_part *q);
-/* Fresh weights: a pure function of (seed, tensor name), so that a twin shares every common tensor.
- */
-void weights_init(const struct params *ps, uint64_t seed, float *const *memory);
+/* Fresh weights, by the pool or, where it is NULL, alone: a pure function of (seed, tensor name),
+ * so that a twin shares every common tensor. */
+void weights_init(const struct params *ps, uint64_t seed, float *const *memory, struct pool *pool);
 /* Where the values of a part lie in a file: as they are, or as MXFP4 codes with their scales. */
 struct weight_source {
     const struct tf_tensor *values, *scale; /* scale is NULL but for MXFP4 */

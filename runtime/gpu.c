@@ -398,6 +398,12 @@ enum rt_status gpu_event_record(struct gpu *g, struct CUevent_st *e, struct rt_e
     return RT_ok;
 }
 
+enum rt_status gpu_event_record_inside(struct gpu *g, struct CUevent_st *e, struct rt_error *err)
+{
+    TRY(cuEventRecordWithFlags(e, g->lane[g->now].stream, C_CU_EVENT_RECORD_EXTERNAL));
+    return RT_ok;
+}
+
 enum rt_status gpu_event_wait(struct gpu *g, struct CUevent_st *e, struct rt_error *err)
 {
     TRY(cuEventSynchronize(e));

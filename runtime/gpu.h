@@ -88,6 +88,8 @@ enum rt_status gpu_event_open(struct gpu *g, bool timing, struct CUevent_st **e,
                               struct rt_error *err);
 void gpu_event_close(struct gpu *g, struct CUevent_st *e);
 enum rt_status gpu_event_record(struct gpu *g, struct CUevent_st *e, struct rt_error *err);
+/* In a recording: every replay records the event there. */
+enum rt_status gpu_event_record_inside(struct gpu *g, struct CUevent_st *e, struct rt_error *err);
 enum rt_status gpu_event_wait(struct gpu *g, struct CUevent_st *e, struct rt_error *err);
 /* Seconds between two events with timing that have come. */
 enum rt_status gpu_event_seconds(struct gpu *g, struct CUevent_st *from, struct CUevent_st *to,

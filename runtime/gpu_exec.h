@@ -20,12 +20,16 @@ void gpu_exec_close(struct gpu_exec *x);
 /* Asks where everything is; again when something has moved. */
 void gpu_exec_place(struct gpu_exec *x, gpu_address *address, const void *arg);
 /* Launches all steps, without waiting. While profiling it waits for every run, and must not stand
- * in a recording. */
+ * in a recording: it makes one of its own. */
 enum rt_status gpu_exec_run(struct gpu_exec *x, struct rt_error *err);
 
-/* As exec_profile; times are the device's, between events around each step. */
+/* As exec_profile; times are the device's, between events around each step of a recording, so that
+ * they do not depend on how quickly the host launches. The first run after it is not measured: it
+ * loads what cuBLAS needs. */
 enum rt_status gpu_exec_profile(struct gpu_exec *x, bool on, struct rt_error *err);
 bool gpu_exec_profiling(const struct gpu_exec *x);
 /* Per step, NULL where nothing was measured. */
 const struct exec_tally *gpu_exec_tally(const struct gpu_exec *x);
+/* What an event adds to the time of the step before it: the shortest time between two of them. */
+double gpu_exec_event_seconds(const struct gpu_exec *x);
 #endif

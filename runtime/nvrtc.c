@@ -192,12 +192,12 @@ static enum rt_status compile(struct arena *a, const char *text, const char *key
 
 /* ---- the cache ---- */
 
-/* Depends on all that the result does. */
-static const char *key_of(struct arena *a, const char *text, const char *arch)
+/* Of all that the result depends on; `compiler` says which NVRTC, "" any. */
+static const char *key_of(struct arena *a, const char *text, const char *arch, const char *compiler)
 {
     struct sb s = {0};
     char hex[33];
-    sb_printf(&s, FORMAT "\n%s\n%s\n", cc_identity(a, cuda_path(CUDA_nvrtc)), arch);
+    sb_printf(&s, FORMAT "\n%s\n%s\n", compiler, arch);
     for (int i = 0; i < OPTIONS; i++) sb_printf(&s, "%s\n", options[i]);
     sb_str(&s, text);
     hash_hex(s.p, s.n, hex);
@@ -205,10 +205,10 @@ static const char *key_of(struct arena *a, const char *text, const char *arch)
     return str_dup(a, str_of(hex));
 }
 
-static bool look_up(struct arena *a, const char *key, struct nvrtc_image *out)
+static bool look_up(struct arena *a, const char *dir, const char *key, struct nvrtc_image *out)
 {
     struct str data;
-    if (!store_read_blob(a, folder(a), key, &data)) return false;
+    if (!store_read_blob(a, dir, key, &data)) return false;
     char *log;
     size_t n = strtoul(data.p, &log, 10);
     if (*log != '\n' || n > data.n - (size_t)(log + 1 - data.p)) return false;
@@ -222,28 +222,56 @@ static bool look_up(struct arena *a, const char *key, struct nvrtc_image *out)
     return true;
 }
 
-static enum rt_status keep_result(struct arena *a, const char *key, const struct nvrtc_image *image,
+static enum rt_status keep_result(const char *dir, const char *key, const struct nvrtc_image *image,
                                   struct rt_error *err)
 {
     struct sb s = {0};
     sb_printf(&s, "%zu\n%s", strlen(image->log), image->log);
     sb_add(&s, image->code.p, image->code.n);
-    enum rt_status st = store_write_blob(folder(a), key, (struct str){s.p, s.n}, err);
+    enum rt_status st = store_write_blob(dir, key, (struct str){s.p, s.n}, err);
     sb_free(&s);
-    if (!st) store_trim(io_dirname(a, folder(a)), STORE_MAX_BYTES);
     return st;
+}
+
+enum rt_status nvrtc_carry(struct arena *a, const char *dir, const char *text, const char *arch,
+                           const struct nvrtc_image *image, struct rt_error *err)
+{
+    return keep_result(dir, key_of(a, text, arch, ""), image, err);
+}
+
+/* Looks in the folder of STRATA_CUBINS, where there is one. */
+static bool carried(struct arena *a, const char *text, const char *arch, struct nvrtc_image *out)
+{
+    const char *dir = getenv("STRATA_CUBINS");
+    if (!dir || !*dir) return false;
+    if (look_up(a, dir, key_of(a, text, arch, ""), out)) return true;
+    fprintf(
+        stderr,
+        "strata: STRATA_CUBINS (%s) has no code of a text of %zu bytes for %s: NVRTC compiles it\n",
+        dir, strlen(text), arch);
+    return false;
+}
+
+/* From this machine's cache, or by NVRTC. */
+static enum rt_status make(struct arena *a, const char *text, const char *arch, bool keep,
+                           struct nvrtc_image *out, struct rt_error *err)
+{
+    RT_TRY(check_arch(a, arch, err));
+    const char *dir = folder(a);
+    const char *key = key_of(a, text, arch, cc_identity(a, cuda_path(CUDA_nvrtc)));
+    if (keep && look_up(a, dir, key, out)) return RT_ok;
+    RT_TRY(compile(a, text, key, arch, out, err));
+    if (!keep) return RT_ok;
+    RT_TRY(keep_result(dir, key, out, err));
+    store_trim(io_dirname(a, dir), STORE_MAX_BYTES);
+    return RT_ok;
 }
 
 enum rt_status nvrtc_compile(struct arena *a, const char *text, const char *arch, bool keep,
                              struct nvrtc_image *out, struct rt_error *err)
 {
     *out = (struct nvrtc_image){.log = ""};
-    RT_TRY(check_arch(a, arch, err));
-    const char *key = key_of(a, text, arch);
-    if (!keep || !look_up(a, key, out)) {
-        RT_TRY(compile(a, text, key, arch, out, err));
-        if (keep) RT_TRY(keep_result(a, key, out, err));
-    }
+    if (!keep || !carried(a, text, arch, out)) RT_TRY(make(a, text, arch, keep, out, err));
     read_log(a, out);
     return RT_ok;
 }

@@ -1,5 +1,7 @@
 /* CUDA C to machine code by NVRTC, which needs neither a GPU nor a driver, with a cache of what was
- * compiled before beside that of the CPU's kernels. */
+ * compiled before beside that of the CPU's kernels. Code may also be brought along: the folder
+ * STRATA_CUBINS is looked at first, and holds what any NVRTC made of the same text and options for
+ * the same architecture (nvrtc_carry); what it lacks is said on standard error, then compiled. */
 #ifndef STRATA_RUNTIME_NVRTC_H
 #define STRATA_RUNTIME_NVRTC_H
 #include "base/str.h"
@@ -33,8 +35,11 @@ enum rt_status nvrtc_known(struct arena *a, const char *arch, struct rt_error *e
  * lines are those of the log. */
 enum rt_status nvrtc_compile(struct arena *a, const char *text, const char *arch, bool keep,
                              struct nvrtc_image *out, struct rt_error *err);
-/* The same for n texts on up to `threads` threads at once (0: the cores this process may use); each
- * has its place in the cache. The first failure counts. */
+/* Puts an image of such a call into a folder for STRATA_CUBINS. RT_* as store_write_blob. */
+enum rt_status nvrtc_carry(struct arena *a, const char *dir, const char *text, const char *arch,
+                           const struct nvrtc_image *image, struct rt_error *err);
+/* nvrtc_compile for n texts on up to `threads` threads at once (0: the cores this process may use);
+ * each has its place in the cache. The first failure counts. */
 enum rt_status nvrtc_compile_all(struct arena *a, const char *const *text, size_t n,
                                  const char *arch, bool keep, unsigned threads,
                                  struct nvrtc_image *out, struct rt_error *err);

@@ -97,7 +97,7 @@ struct fixture *fixture_fresh(const char *name, struct str text, int64_t B, int6
     const struct spec_options o = {0};
     *f = (struct fixture){.arena = a, .name = name, .B = B, .T = T, .count = (double)(B * T)};
     make_params(f, d, text.n ? spec_parse(a, d, name, text, &o) : spec_load(a, d, name, &o));
-    weights_init(f->params, 0, f->weights);
+    weights_init(f->params, 0, f->weights, NULL);
     for (size_t i = 0; moved && i < f->params->n; i++) {
         const struct param *p = &f->params->p[i];
         if (p->kind != PARAM_vector) continue;

@@ -1,7 +1,11 @@
 /* Speed of single operations on a GPU, each from a recording of many runs: JSON with the bytes an
  * operation has to move and the products it has to do, for tests/bench/gpu.py, which knows the
- * card's ceilings. `bench_gpu [WORD]` runs the cases whose name holds WORD, `--list` names them;
- * `bench_gpu WORD small` with 64 tokens at most, to see that they run. */
+ * card's ceilings.
+ *
+ *   bench_gpu [--list] [--small] [--once] [WORD | =NAME]...
+ *
+ * The cases with that name, or whose name holds the word; all without one. --list names them,
+ * --small takes 64 tokens at most, to see that they run, --once runs each once, for profilers. */
 #include "codegen/kernel.h"
 #include "compiler/lower.h"
 #include "runtime/gpu_exec.h"
@@ -268,6 +272,10 @@ static const struct {
 
 /* ---- running ---- */
 
+struct how {
+    bool list, small, once;
+};
+
 static struct gpu *gpu;
 
 static void must(enum rt_status st, const struct rt_error *err)
@@ -389,14 +397,14 @@ static struct sa_plan part(const struct lowered *l, ir_id n)
     return p;
 }
 
-static void run(size_t c, bool small)
+static void run(size_t c, const struct how *how)
 {
     struct bench b = {.a = arena_open("bench_gpu"), .b = {cases[c].B, cases[c].T}};
-    if (small && b.b.T > 1) b.b = (struct ir_bind){1, 64};
+    if (how->small && b.b.T > 1) b.b = (struct ir_bind){1, 64};
     struct layout layout;
     struct rt_error err;
     struct memory m = {{0}};
-    double s[SAMPLES];
+    double s[SAMPLES] = {0};
     unsigned sm = 0;
     b.N = b.b.B * b.b.T;
     b.g = graph_open(b.a, "bench", STAGE_K, NULL, NULL);
@@ -424,9 +432,11 @@ static void run(size_t c, bool small)
     gpu_exec_place(one, address, &m);
     must(gpu_exec_run(all, &err), &err);
     must(gpu_wait(gpu, &err), &err);
-    measure(one, 1, s);
-    int runs = s[0] > 0 && s[0] < 0.002 ? (int)(0.005 / s[0]) + 1 : 2;
-    measure(one, runs < 400 ? runs : 400, s);
+    if (!how->once) {
+        measure(one, 1, s);
+        int runs = s[0] > 0 && s[0] < 0.002 ? (int)(0.005 / s[0]) + 1 : 2;
+        measure(one, runs < 400 ? runs : 400, s);
+    }
     printf("{\"name\": \"%s\", \"median_us\": %.3f, \"best_us\": %.3f, \"bytes\": %.0f, \"flops\": "
            "%.0f, \"steps\": %u}\n",
            cases[c].name, 1e6 * s[SAMPLES / 2], 1e6 * s[0], b.bytes, b.flops, op.num_steps);
@@ -439,17 +449,31 @@ static void run(size_t c, bool small)
     arena_close(b.a);
 }
 
+static bool wanted(const char *name, char *const *word, int n)
+{
+    bool any = !n;
+    for (int i = 0; i < n; i++)
+        any |= *word[i] == '=' ? !strcmp(name, word[i] + 1) : strstr(name, word[i]) != NULL;
+    return any;
+}
+
 int main(int argc, char **argv)
 {
     struct rt_error err;
-    const char *word = argc > 1 ? argv[1] : "";
-    bool list = !strcmp(word, "--list");
-    if (!list) must(gpu_open(0, &gpu, &err), &err);
+    struct how how = {0};
+    int at = 1;
+    for (; at < argc && begins(argv[at], "--"); at++) {
+        how.list |= !strcmp(argv[at], "--list");
+        how.small |= !strcmp(argv[at], "--small");
+        how.once |= !strcmp(argv[at], "--once");
+    }
+    if (!how.list) must(gpu_open(0, &gpu, &err), &err);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        if (list)
+        if (!wanted(cases[i].name, argv + at, argc - at)) continue;
+        if (how.list)
             printf("%s\n", cases[i].name);
-        else if (strstr(cases[i].name, word))
-            run(i, argc > 2 && !strcmp(argv[2], "small"));
+        else
+            run(i, &how);
     }
     gpu_close(gpu);
     return 0;

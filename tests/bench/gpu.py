@@ -1,57 +1,76 @@
 #!/usr/bin/env python3
 """`make bench-gpu`: how fast strata is on this GPU, beside PyTorch on the same card in the same call and
 as a share of the card's measured ceilings. Programs were built before (`make gpu-bundle`). Public Triton
-operators take part where their wheels can be imported (PYTHONPATH). Prints a table, writes JSON.
+operators take part where their wheels can be imported (PYTHONPATH). Prints a table, writes JSON after
+every part.
 
-  gpu.py [--bin build/gpu] [--out tests/gpu-results] [--only ops|mix|steps|train] [--quick]
+  gpu.py [--bin build/gpu] [--out tests/gpu-results] [--budget SECONDS] [--only PART]
 """
-import argparse
+import csv
 import json
 import os
-import subprocess
+import shutil
 import sys
-import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
-STEP = "specs/gpu-step.yaml"
-PEERS = ["eager", "compile", "fla", "fla+compile", "liger"]
+sys.path.insert(0, os.path.join(os.path.dirname(HERE), "gpu"))
+from suite import MISSED, Suite, arguments, write_json  # noqa: E402
+
+STEP = {k: f"specs/gpu-step{s}.yaml" for k, s in (("full", ""), ("block", "-block"), ("standard", "-standard"))}
+K3 = ["specs/mini-k3.yaml", *(x for s in ("seq_len=4096", "precision=bf16", "batch_size=16", "micro_batches=1")
+                              for x in ("--set", f"train.{s}"))]
+ROUNDS = 2  # of peers' steps
+NEAR = {"bytes": 4.3e12, "bf16": 790e12, "fp32": 50e12}  # ceilings where none were measured
 
 
 class Bench:
-    def __init__(self, o):
-        self.o, self.failed = o, []
-        self.out = {"commit": o.commit, "targets": []}
-        self.env = {**os.environ, "STRATA_CACHE": tempfile.mkdtemp(prefix="strata-bench-")}
+    def __init__(self, suite):
+        self.s, self.failed, self.peers = suite, [], {}
+        self.out = {"commit": suite.commit, "targets": [], "ops": [], "steps": {"strata": {}, "torch": {}}}
+        self.peak, self.texts = NEAR, 0
 
-    def run(self, argv, limit=300):
-        """The JSON objects that a program prints, a line each; none, with its words, when it fails."""
-        begin = time.time()
+    def save(self):
+        write_json(os.path.join(self.s.o.out, "bench.json"), {
+            **self.out, "failed": self.failed, "left_out": self.s.left_out, "broken": self.s.broken,
+            "texts_compiled_there": self.texts})
+
+    def finish(self, argv, r):
+        """The JSON that a program printed: one object, or one a line. Its words, when it failed."""
+        self.texts += r.err.count(MISSED)
+        if r.rc:
+            self.failed.append({"command": " ".join(argv), "status": r.rc, "output": r.err[-1500:]})
+            print(f"failed ({r.rc}): {' '.join(argv)}\n{r.err[-600:]}", flush=True)
         try:
-            p = subprocess.run(argv, cwd=ROOT, env=self.env, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, timeout=limit)
-            rc, text, err = p.returncode, p.stdout.decode(), p.stderr.decode(errors="replace")
-        except subprocess.TimeoutExpired:
-            rc, text, err = 124, "", "ran too long"
-        if rc:
-            self.failed.append({"command": " ".join(argv), "status": rc, "output": err[-1500:]})
-            print(f"failed ({rc}): {' '.join(argv)}\n{err[-600:]}", flush=True)
-        rows = [json.loads(x) for x in text.splitlines() if x.startswith("{")]
-        for r in rows:
-            r["wall_s"] = round(time.time() - begin, 1)
+            return [json.loads(r.out)]
+        except ValueError:
+            rows = []
+            for line in r.out.splitlines():
+                if line.startswith("{") and line.endswith("}"):
+                    rows.append(json.loads(line))
+            return rows
+
+    def run(self, argv, limit):
+        r = self.s.run(argv, limit)
+        rows = self.finish(argv, r)
+        for x in rows:
+            x["wall_s"] = round(r.seconds, 1)
         return rows
 
-    def torch(self, *args, limit=300):
-        r = self.run([sys.executable, os.path.join(HERE, "gpu_torch.py"), *args], limit)
+    def torch_argv(self, *args):
+        return [sys.executable, os.path.join(HERE, "gpu_torch.py"), *args]
+
+    def torch(self, *args, limit=90):
+        r = self.run(self.torch_argv(*args), limit)
         return r[0] if r else None
 
-    def strata(self, *args, limit=300):
-        r = self.run([os.path.join(self.o.bin, "strata"), *args], limit)
+    def strata(self, *args, limit=120):
+        r = self.run([self.s.strata, "bench", "--json", "--profile", "--device", "cuda", *args], limit)
         return r[0] if r else None
 
     def target(self, what, value, want, unit, least=False):
         ok = value is not None and (value >= want if least else value <= want)
+        self.out["targets"] = [t for t in self.out["targets"] if t["what"] != what]
         self.out["targets"].append({"what": what, "value": value, "want": want, "unit": unit, "met": ok})
         print(f"{'met ' if ok else 'MISS'} {what}: {value if value is None else round(value, 4)} {unit} "
               f"(wanted {'at least' if least else 'at most'} {want})", flush=True)
@@ -60,32 +79,51 @@ class Bench:
 def ceilings(b):
     c = b.torch("ceilings") or {}
     b.out["torch"] = c
-    peak = {}
     if c:
-        peak = {"bytes": c["copy"]["bytes"] / c["copy"]["best_ms"] * 1e3,
-                "bf16": c["bf16"]["flops"] / c["bf16"]["best_ms"] * 1e3,
-                "fp32": c["fp32"]["flops"] / c["fp32"]["best_ms"] * 1e3}
-        print(f"{c.get('device')}: copies {peak['bytes'] / 1e12:.2f} TB/s, bf16 products "
-              f"{peak['bf16'] / 1e12:.0f} TFLOP/s, float32 {peak['fp32'] / 1e12:.0f}", flush=True)
-    b.out["ceilings"] = peak
-    return peak
+        b.peak = {"bytes": c["copy"]["bytes"] / c["copy"]["best_ms"] * 1e3,
+                  "bf16": c["bf16"]["flops"] / c["bf16"]["best_ms"] * 1e3,
+                  "fp32": c["fp32"]["flops"] / c["fp32"]["best_ms"] * 1e3}
+        print(f"{c.get('device')}: copies {b.peak['bytes'] / 1e12:.2f} TB/s, bf16 products "
+              f"{b.peak['bf16'] / 1e12:.0f} TFLOP/s, float32 {b.peak['fp32'] / 1e12:.0f}", flush=True)
+    b.out["ceilings"] = {**b.peak, "measured": bool(c)}
 
 
-def floor_us(r, peak):
-    return 1e6 * max(r["bytes"] / peak["bytes"], r["flops"] / peak["bf16"])
+# ---- single operations ----
 
 
-def ops(b, peak):
-    rows = b.run([os.path.join(b.o.bin, "bench_gpu")], 400)
-    for r in rows:
-        if peak:
-            r["floor_us"] = round(floor_us(r, peak), 2)
-            r["share"] = round(r["floor_us"] / r["median_us"], 3) if r["median_us"] else None
-        print(f"{r['name']:34s} {r['median_us']:10.1f} us  floor {r.get('floor_us', 0):8.1f}  "
-              f"share {r.get('share') or 0:.2f}  {r['bytes'] / r['median_us'] / 1e6:6.2f} TB/s  "
-              f"{r['flops'] / r['median_us'] / 1e6:7.1f} TFLOP/s", flush=True)
-    b.out["ops"] = rows
-    by = {r["name"]: r for r in rows}
+def show_op(b, r):
+    floor = 1e6 * max(r["bytes"] / b.peak["bytes"], r["flops"] / b.peak["bf16"])
+    r["floor_us"] = round(floor, 2)
+    r["share"] = round(floor / r["median_us"], 3) if r["median_us"] else None
+    us = r["median_us"] or float("nan")
+    print(f"{r['name']:34s} {us:10.1f} us  floor {floor:8.1f}  share {r['share'] or 0:.2f}  "
+          f"{r['bytes'] / us / 1e6:6.2f} TB/s  {r['flops'] / us / 1e6:7.1f} TFLOP/s", flush=True)
+    b.out["ops"].append(r)
+
+
+def ops(b, words, limit):
+    """Cases whose name has one of the words. What a case breaks, the others do without."""
+    exe = os.path.join(b.s.bin, "bench_gpu")
+    names = b.s.run([exe, "--list"], 10).out.splitlines()
+    done = {r["name"] for r in b.out["ops"]}
+    names = [n for n in names if n not in done and any(w in n for w in words)]
+    end = time.time() + limit
+    while names and time.time() < end:
+        argv = [exe, *("=" + n for n in names)]
+        r = b.s.run(argv, end - time.time())
+        rows = b.finish(argv[:2], r)
+        for x in rows:
+            show_op(b, x)
+        names = names[len(rows):]
+        if names:
+            print(f"{names[0]}: no result", flush=True)
+            names = names[1:]
+        b.save()
+
+
+def depth_targets(b):
+    ops(b, ["depth_mix"], 60)
+    by = {r["name"]: r for r in b.out["ops"]}
 
     def us(name):
         return by[name]["median_us"] if name in by else None
@@ -96,89 +134,205 @@ def ops(b, peak):
     b.target("depth mix backward, share of copy bandwidth", g and g.get("share"), 0.80, "", True)
 
 
-def mixes(b):
-    out = []
-    for args in (["--tokens", "8192"], ["--tokens", "8192", "--backward"], ["--tokens", "1"],
-                 ["--tokens", "64"]):
-        for impl in PEERS:
-            if impl == "fla+compile":
-                continue
-            r = b.torch("mix", "--impl", impl, *args)
-            if r:
-                out.append({**r, "args": args})
-                print(f"PyTorch {impl:8s} mix {' '.join(args):28s} {1e3 * r['median_ms']:10.1f} us", flush=True)
-    b.out["mix_peers"] = out
+# ---- whole steps ----
+
+
+def subjects(r):
+    return r["subjects"] if r else []
+
+
+def show_kinds(name, x):
+    """The slowest kinds of a profile beside their floors."""
+    p = x.get("profile")
+    if not p:
+        return
+    print(f"{name}: {p['measured_ms']:.3f} ms in kernels one after the other, floor {p['floor_ms']:.3f} ms")
+    for k in p["kinds"][:14]:
+        print(f"  {k['ms']:9.3f} ms {100 * k['ms'] / p['measured_ms']:5.1f} %  floor {k['floor_ms']:8.3f}  "
+              f"{k['launches']:5d} launches  {k['name']}", flush=True)
 
 
 def steps(b):
-    """Alternating: ours, then each peer, over and over."""
-    rounds = 1 if b.o.quick else 2
-    twins = {"full": [STEP], "block": [STEP, "--set", "model.residual.blocks=8"],
-             "standard": ["specs/gpu-step-standard.yaml"]}
-    ours, theirs = {}, {}
-    for _ in range(rounds):
-        for kind, args in twins.items():
-            r = b.strata("bench", "--json", "--device", "cuda", *args)
-            if r and (kind not in ours or r["median_ms"] < ours[kind]["median_ms"]):
-                ours[kind] = r
-        for kind in twins:
-            for impl in PEERS if kind != "standard" else ["eager", "compile"]:
-                key = f"{kind} {impl}"
-                if impl == "liger" and kind == "full":
-                    continue  # stacks all sources at every site
-                r = b.torch("step", "--impl", impl, "--residual", kind, "--repeats", "20")
-                if r and (key not in theirs or r["median_ms"] < theirs[key]["median_ms"]):
-                    theirs[key] = r
-    for k, r in ours.items():
-        print(f"strata  {k:22s} {r['median_ms']:9.3f} ms", flush=True)
-    for k, r in theirs.items():
-        print(f"PyTorch {k:22s} {r['median_ms']:9.3f} ms{'' if r['graph'] else ' (no graph)'}", flush=True)
-    b.out["steps"] = {"strata": ours, "torch": theirs}
-    full = ours.get("full", {}).get("median_ms")
-    best = min((r["median_ms"] for k, r in theirs.items() if k.startswith("full")), default=None)
-    if best:
-        b.target("whole step, Full, over PyTorch's best", full and full / best, 1.0, "x")
-    b.target("whole step, Full", full, 28.18, "ms")
-    if "block" in ours and "standard" in ours:
-        b.target("Block over standard residuals",
-                 ours["block"]["median_ms"] / ours["standard"]["median_ms"], 1.03, "x")
+    ours = b.out["steps"]["strata"]
+    for kind, argv in (("full", [STEP["full"]]),
+                       ("block standard", ["--pair", STEP["block"], STEP["standard"], "--pairs", "40"])):
+        r = b.strata(*argv)
+        for name, x in zip(kind.split(), subjects(r)):
+            ours[name] = x
+            print(f"strata  {name:22s} {x['median_ms']:9.3f} ms", flush=True)
+            show_kinds(name, x)
+        if r and "ratio" in r:
+            ours["block over standard"] = r["ratio"]
+            b.target("Block over standard residuals", r["ratio"][1], 1.03, "x")
+        b.save()
+    b.target("whole step, Full", ours["full"]["median_ms"] if "full" in ours else None, 28.18, "ms")
 
 
 def training(b):
     """mini-k3 as it trains: T 4096, a batch that fills the card."""
-    r = b.strata("bench", "--json", "--device", "cuda", "specs/mini-k3.yaml", "--set", "train.seq_len=4096",
-                 "--set", "train.precision=bf16", "--set", "train.batch_size=16", "--set",
-                 "train.micro_batches=1", limit=500)
-    b.out["mini-k3"] = r
-    rate = r and 16 * 4096 * 1e3 / r["median_ms"]
-    b.target("mini-k3, tokens a second", rate, 66900, "tokens/s", True)
+    x = next(iter(subjects(b.strata(*K3, "--steps", "10", limit=200))), None)
+    b.out["mini-k3"] = x
+    if x:
+        show_kinds("mini-k3", x)
+    b.target("mini-k3, tokens a second", x and x["tokens_per_second"], 66900, "tokens/s", True)
+
+
+# ---- PyTorch ----
+
+
+def start_peers(b):
+    """torch.compile takes minutes of the CPU, so it goes on beside what is not timed; peers then wait for
+    their turn (--gate)."""
+    for kind in STEP:
+        gate = os.path.join(b.s.tmp, f"gate-{kind}")
+        argv = b.torch_argv("step", "--impl", "compile", "--residual", kind, "--gate", gate)
+        b.peers[f"{kind} compile"] = (argv, gate, b.s.start(argv))
+
+
+def peer(b, key, r):
+    if not r:
+        return
+    theirs = b.out["steps"]["torch"]
+    if key not in theirs or r["median_ms"] < theirs[key]["median_ms"]:
+        theirs[key] = r
+    print(f"PyTorch {key:22s} {r['median_ms']:9.3f} ms{'' if r['graph'] else ' (no graph)'}", flush=True)
+
+
+def release(b, key, limit):
+    """Lets a waiting peer measure; one that is not ready in time is given up."""
+    argv, gate, job = b.peers.pop(key)
+    end = time.time() + limit
+    while job.p.poll() is None and not os.path.exists(gate + ".ready") and time.time() < min(end, b.s.deadline):
+        time.sleep(0.1)
+    with open(gate, "w"):
+        pass
+    r = job.result(min(30, b.s.left()) if os.path.exists(gate + ".ready") else 0)
+    rows = b.finish(argv, r)
+    peer(b, key, rows[0] if rows else None)
+    b.save()
+
+
+def compiled_peers(b):
+    for key in list(b.peers):
+        release(b, key, 60)
+    verdict(b)
+
+
+def other_peers(b):
+    b.torch("step", "--impl", "eager", "--layers", "1", "--width", "128", "--repeats", "2")  # reads PyTorch
+    for kind in STEP:
+        peer(b, f"{kind} eager", b.torch("step", "--impl", "eager", "--residual", kind))
+    for impl in ("fla", "fla+compile", "liger"):
+        if impl.split("+")[0] not in b.out.get("torch", {}).get("operators", []):
+            continue
+        for kind in ("full", "block"):
+            if impl != "liger" or kind == "block":  # it stacks all sources at every site
+                peer(b, f"{kind} {impl}", b.torch("step", "--impl", impl, "--residual", kind, limit=150))
+    verdict(b)
+
+
+def verdict(b):
+    full = b.out["steps"]["strata"].get("full", {}).get("median_ms")
+    best = min((r["median_ms"] for k, r in b.out["steps"]["torch"].items() if k.startswith("full")), default=None)
+    if best:
+        b.target("whole step, Full, over PyTorch's best", full and full / best, 1.0, "x")
+
+
+def mixes(b):
+    out = b.out.setdefault("mix_peers", [])
+    for args in (["--tokens", "8192"], ["--tokens", "8192", "--backward"], ["--tokens", "1"], ["--tokens", "64"]):
+        for impl in ("eager", "compile", *b.out.get("torch", {}).get("operators", [])):
+            r = b.torch("mix", "--impl", impl, *args)
+            if r:
+                out.append({**r, "args": args})
+                print(f"PyTorch {impl:8s} mix {' '.join(args):28s} {1e3 * r['median_ms']:10.1f} us", flush=True)
+            b.save()
+
+
+# ---- hardware counters ----
+
+METRICS = ["gpu__time_duration.sum", "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+           "dram__bytes_read.sum", "dram__bytes_write.sum", "lts__t_sectors.sum",
+           "sm__throughput.avg.pct_of_peak_sustained_elapsed", "sm__warps_active.avg.pct_of_peak_sustained_active",
+           "smsp__issue_active.avg.pct_of_peak_sustained_active", "smsp__inst_executed.sum",
+           "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
+           "sm__inst_executed_pipe_fma.avg.pct_of_peak_sustained_active",
+           "sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_active",
+           "l1tex__data_bank_conflicts_pipe_lsu.sum", "launch__registers_per_thread",
+           "launch__occupancy_limit_registers", "launch__occupancy_limit_shared_mem", "launch__grid_size"] + [
+               f"smsp__average_warps_issue_stalled_{x}_per_issue_active.ratio" for x in (
+                   "long_scoreboard", "short_scoreboard", "barrier", "math_pipe_throttle", "lg_throttle",
+                   "mio_throttle", "wait", "not_selected")]
+
+
+def counters(b):
+    """One run of every operation under ncu, slowest over their floor first, into ncu.csv."""
+    tool = shutil.which("ncu") or shutil.which("/usr/local/cuda/bin/ncu")
+    if not tool:
+        print("skipped: no ncu")
+        return
+    rows = sorted(b.out["ops"], key=lambda r: r["median_us"] - r["floor_us"], reverse=True)
+    path = os.path.join(b.s.o.out, "ncu.csv")
+    exe = os.path.join(b.s.bin, "bench_gpu")
+    seen = 0
+    for r in rows:
+        if b.s.left() < 25:
+            b.s.left_out.append(f"ncu of {r['name']}")
+            continue
+        q = b.s.run([tool, "--clock-control", "none", "--csv", "--page", "raw", "--replay-mode", "kernel",
+                     "--launch-count", "24", "--metrics", ",".join(METRICS), exe,
+                     "--once", "=" + r["name"]], 40)
+        table = [x for x in q.out.splitlines() if x.startswith('"')]
+        if q.rc or len(table) < 3:
+            b.failed.append({"command": f"ncu {r['name']}", "status": q.rc, "output": (q.out + q.err)[-800:]})
+            print(f"ncu {r['name']}: {q.rc} {(q.out + q.err)[-300:]}", flush=True)
+            if not seen:  # it does not work here
+                return
+            continue
+        seen += 1
+        with open(path, "a", newline="") as f:
+            w = csv.writer(f)
+            for i, x in enumerate(csv.reader(table)):
+                if i or f.tell() == 0:
+                    w.writerow(["case" if i == 0 else r["name"], *x])
+    print(f"ncu: {seen} operations", flush=True)
+
+
+def parts(b):
+    """(name, seconds that it needs at least, function), the most valuable first."""
+    return [("ceilings", 15, lambda: ceilings(b)),
+            ("depth", 15, lambda: depth_targets(b)),
+            ("steps", 30, lambda: steps(b)),
+            ("mini-k3", 40, lambda: training(b)),
+            ("compiled peers", 15, lambda: compiled_peers(b)),
+            ("ops", 20, lambda: ops(b, [""], 120)),
+            ("ncu", 40, lambda: counters(b)),
+            ("peers", 30, lambda: other_peers(b)),
+            ("mix peers", 30, lambda: mixes(b))]
+
+
+def close(b):
+    for _, _, job in b.peers.values():
+        job.kill()
+
+
+def summary(b):
+    t = b.out["targets"]
+    print(f"{sum(x['met'] for x in t)} of {len(t)} targets met, {len(b.failed)} commands failed, "
+          f"{b.texts} texts were not in the bundle; {b.s.o.out}/bench.json")
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--bin", default="build/gpu")
-    p.add_argument("--out", default="tests/gpu-results")
-    p.add_argument("--only", default="", choices=["", "ops", "mix", "steps", "train"])
-    p.add_argument("--quick", action="store_true")
+    p = arguments(__doc__)
+    p.add_argument("--only", default="", help="of: " + ", ".join(n for n, _, _ in parts(None)))
     o = p.parse_args()
-    o.bin = os.path.abspath(o.bin)
-    if not os.path.exists(os.path.join(o.bin, "commit")):
-        sys.exit(f"{o.bin} is no bundle: 'make gpu-bundle' makes one, on a machine with the compilers")
-    with open(os.path.join(o.bin, "commit")) as f:
-        o.commit = f.read().strip()
-    b = Bench(o)
-    parts = {"ops": lambda: ops(b, peak), "steps": lambda: steps(b), "train": lambda: training(b),
-             "mix": lambda: mixes(b)}
-    peak = ceilings(b)
-    for name, fn in parts.items():
-        if o.only in ("", name):
-            fn()
-    b.out["failed"] = b.failed
-    os.makedirs(o.out, exist_ok=True)
-    with open(os.path.join(o.out, "bench.json"), "w") as f:
-        json.dump(b.out, f, indent=1)
-    met = sum(t["met"] for t in b.out["targets"])
-    print(f"{met} of {len(b.out['targets'])} targets met, {len(b.failed)} commands failed; {o.out}/bench.json")
+    b = Bench(Suite(o))
+    if o.only in ("", "compiled peers"):
+        start_peers(b)
+    b.s.parts([x for x in parts(b) if o.only in ("", x[0])], b.save)
+    close(b)
+    b.s.close()
+    summary(b)
     return 0
 
 

@@ -6,15 +6,20 @@ JSON object.
   gpu_torch.py mix  --impl I [--backward]        one depth mix: --sources --tokens --width
   gpu_torch.py step --impl I [--residual R]      a whole training step: --layers --width --heads
                                                  --ffn --vocab --batch --seq --blocks
+--gate FILE: writes FILE.ready after warming up and measures when FILE is there, so that the slow way
+to a compiled step does not disturb other measurements.
 I: eager, compile (torch.compile), fla, liger (public Triton operators, where they can be imported),
 fla+compile. R: full, block, standard. Sizes default to those of the issue's anchors; --device cpu
 with small sizes shows that the arithmetic is right.
 """
 import argparse
 import contextlib
+import importlib.util
 import json
+import os
 import statistics
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
@@ -122,12 +127,24 @@ class Model(torch.nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), targets.view(-1))
 
 
+def wait_for_turn(o):
+    if not o.gate:
+        return
+    if o.device != "cpu":
+        torch.cuda.synchronize()
+    with open(o.gate + ".ready", "w"):
+        pass
+    while not os.path.exists(o.gate):
+        time.sleep(0.05)
+
+
 def times(f, o):
     """Milliseconds of each of o.repeats runs after warming up: CUDA events, wall clock on a CPU."""
     out = []
+    f()
+    wait_for_turn(o)
     for i in range(o.warmup + o.repeats):
         if o.device == "cpu":
-            import time
             t = time.perf_counter()
             f()
             ms = 1e3 * (time.perf_counter() - t)
@@ -193,7 +210,8 @@ def run_mix(o):
 def run_step(o):
     torch.manual_seed(1)
     cuda = o.device != "cpu"
-    model = Model(o, mix_of("eager" if o.impl == "compile" else o.impl)).to(o.device)
+    with torch.device(o.device):
+        model = Model(o, mix_of("eager" if o.impl == "compile" else o.impl))
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1,
                             **({"fused": True, "capturable": True} if cuda else {}))
     tokens = torch.randint(o.vocab, (o.batch, o.seq), device=o.device)
@@ -230,6 +248,8 @@ def run_ceilings(o):
     for name, t in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         x, y = (torch.randn(k, k, device=o.device).to(t) for _ in range(2))
         out[name] = {**times(lambda: x @ y, o), "flops": 2 * k ** 3}
+    out["operators"] = [n for n, module in (("fla", "fla"), ("liger", "liger_kernel"))
+                        if importlib.util.find_spec(module)]
     return out
 
 
@@ -242,6 +262,7 @@ def main():
     p.add_argument("--device", default="cuda")
     p.add_argument("--backward", action="store_true")
     p.add_argument("--no-graph", action="store_true")
+    p.add_argument("--gate")
     for name, default in dict(sources=9, tokens=8192, width=0, layers=24, heads=16, ffn=2816,
                               vocab=32768, batch=2, seq=1024, blocks=8, warmup=5, repeats=30).items():
         p.add_argument("--" + name, type=int, default=default)

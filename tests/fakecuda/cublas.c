@@ -118,6 +118,7 @@ static void multiply(const struct product *x, long long z, float *packed, float 
 static unsigned run_product(void *data)
 {
     const struct product *x = data;
+    if (fake_null()) return 0;
     size_t m = (size_t)x->m, k = (size_t)x->k;
     float *packed = malloc((m * k + 1) * sizeof *packed), *sum = malloc((m + 1) * sizeof *sum);
     if (!packed || !sum) abort();

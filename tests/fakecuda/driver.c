@@ -190,6 +190,15 @@ unsigned cuCtxSetCurrent(struct CUctx_st *c)
 
 /* ---- modules ---- */
 
+/* Of STRATA_FAKE_NULL. */
+static unsigned load_nothing(struct CUmod_st **out)
+{
+    *out = calloc(1, sizeof **out);
+    if (!*out) abort();
+    (*out)->fd = -1;
+    return 0;
+}
+
 unsigned cuModuleLoadData(struct CUmod_st **out, const void *image)
 {
     LOCKED;
@@ -199,6 +208,7 @@ unsigned cuModuleLoadData(struct CUmod_st **out, const void *image)
     memcpy(&head, image, sizeof head);
     if (memcmp(head.magic, FAKE_MAGIC, sizeof FAKE_MAGIC)) return INVALID_IMAGE;
     if (strcmp(head.arch, "sm_90") && strcmp(head.arch, "sm_90a")) return NO_BINARY;
+    if (!head.bytes) return load_nothing(out);
     char path[64];
     const char *why = "no memory file", *p = (const char *)image + sizeof head;
     int fd = memfd_create("strata fake cubin", MFD_CLOEXEC);
@@ -231,8 +241,10 @@ unsigned cuModuleUnload(struct CUmod_st *m)
         next = f->next;
         free(f->name), free(f);
     }
-    cudacpu_unload(m->code);
-    close(m->fd);
+    if (m->code) {
+        cudacpu_unload(m->code);
+        close(m->fd);
+    }
     free(m);
     return code;
 }
@@ -247,7 +259,9 @@ unsigned cuModuleGetFunction(struct CUfunc_st **function, struct CUmod_st *m, co
     *function = f;
     if (f) return 0;
     f = calloc(1, sizeof *f);
-    if (!f || !cudacpu_bounds(m->code, name, &f->bytes, &f->threads)) {
+    if (!f) abort();
+    f->threads = 1024;
+    if (m->code && !cudacpu_bounds(m->code, name, &f->bytes, &f->threads)) {
         free(f);
         return NOT_FOUND;
     }
@@ -357,7 +371,7 @@ static unsigned allocate(cu_ptr *out, size_t n)
         return C_CUDA_ERROR_OUT_OF_MEMORY;
     struct allocation *a = free_row();
     *a = (struct allocation){p + SLACK, n, mapped, NULL};
-    if (n <= (size_t)1 << 30) memset(a->p, 0xff, n);
+    if (n <= (size_t)1 << 30 && !fake_null()) memset(a->p, 0xff, n);
     if (checked) a->region = cudacpu_region(a->p, n, false, true);
     if (key == -2) key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
     if (key >= 0 && pkey_mprotect(a->p, room, PROT_READ | PROT_WRITE, key)) abort();

@@ -8,6 +8,9 @@
  *   STRATA_FAKE_EAGER=1   runs work when it is submitted
  *   STRATA_FAKE_ORDER=N   runs graphs in the N-th of many orders that their edges allow
  *   STRATA_FAKE_SPILLS=S  the log of NVRTC has spills for kernels whose name has S in it
+ *   STRATA_FAKE_TEXTS=DIR gets every text that NVRTC is given, DIR/ARCH-HASH.cu (make gpu-bundle)
+ *   STRATA_FAKE_NULL=1    nothing is compiled or run, memory stays untouched and reads as zeros:
+ * for the texts of programs that are too large for this machine
  *
  * Stricter than a GPU where that finds mistakes: work of streams runs when somebody waits for it,
  * in the order of submission (a result that is read too early is not there, a source changed too
@@ -18,6 +21,7 @@
 #define STRATA_TESTS_FAKECUDA_H
 #include "cudacpu_build.h"
 #include "runtime/cuda_api.h"
+#include <stdlib.h>
 
 #define API(lib, result, name, arguments) result name arguments;
 #include "runtime/cuda_api.def"
@@ -43,7 +47,7 @@ enum {
     CAPTURED_EVENT = 907,
 };
 
-/* What NVRTC's fake gives as a cubin: this, then the object. */
+/* What NVRTC's fake gives as a cubin: this, then the object (none of STRATA_FAKE_NULL). */
 struct fake_image {
     char magic[16];
     char arch[16]; /* sm_90a */
@@ -67,6 +71,12 @@ struct CUfunc_st {
     unsigned threads, most_shared;
 };
 
+/* Whether STRATA_FAKE_NULL is set. */
+static inline bool fake_null(void)
+{
+    const char *s = getenv("STRATA_FAKE_NULL");
+    return s && *s == '1';
+}
 /* One piece of work: fn gets a copy of its data. 0, or the error that it ends with. */
 typedef unsigned fake_fn(void *data);
 /* All that the driver's functions do happens under one lock. */

@@ -2,6 +2,7 @@
  * they report races and accesses out of bounds. */
 #include "fake.h"
 #include "base/io.h"
+#include "base/map.h"
 #include "base/str.h"
 #include <dlfcn.h>
 #include <stdio.h>
@@ -107,6 +108,27 @@ static const char *own_folder(struct arena *a)
     return dladdr(at, &info) ? io_dirname(a, info.dli_fname) : ".";
 }
 
+static void make_image(struct _nvrtcProgram *p, const char *arch, struct str object)
+{
+    struct fake_image head = {.magic = FAKE_MAGIC, .checked = CHECKED, .bytes = object.n};
+    snprintf(head.arch, sizeof head.arch, "%s", arch);
+    char *image = arena_alloc(p->a, sizeof head + object.n, 64, STRATA_SITE);
+    memcpy(image, &head, sizeof head);
+    memcpy(image + sizeof head, object.p, object.n);
+    p->image = (struct str){image, sizeof head + object.n};
+}
+
+/* To the folder of STRATA_FAKE_TEXTS. */
+static bool keep_text(struct _nvrtcProgram *p, const char *arch)
+{
+    const char *dir = getenv("STRATA_FAKE_TEXTS");
+    char hex[33];
+    if (!dir || !*dir) return true;
+    hash_hex(p->text, strlen(p->text), hex);
+    const char *path = str_fmt(p->a, "%s/%s-%s.cu", dir, arch, hex);
+    return !io_write_atomic(path, p->text, strlen(p->text));
+}
+
 static const char *build(struct _nvrtcProgram *p, const char *dir, const char *arch)
 {
     struct arena *a = p->a;
@@ -124,12 +146,7 @@ static const char *build(struct _nvrtcProgram *p, const char *dir, const char *a
     const char *why = cudacpu_build(a, &s);
     if (!why && io_read(a, s.object, SIZE_MAX / 2, &object)) why = "no object";
     if (why) return why;
-    struct fake_image head = {.magic = FAKE_MAGIC, .checked = CHECKED, .bytes = object.n};
-    snprintf(head.arch, sizeof head.arch, "%s", arch);
-    char *image = arena_alloc(a, sizeof head + object.n, 64, STRATA_SITE);
-    memcpy(image, &head, sizeof head);
-    memcpy(image + sizeof head, object.p, object.n);
-    p->image = (struct str){image, sizeof head + object.n};
+    make_image(p, arch, object);
     return NULL;
 }
 
@@ -145,6 +162,11 @@ unsigned nvrtcCompileProgram(struct _nvrtcProgram *p, int n, const char *const *
         return 0;
     }
     if (!str_starts(str_of(arch), "sm_")) return C_NVRTC_ERROR_INVALID_OPTION;
+    if (!keep_text(p, arch)) return 1;
+    if (fake_null()) {
+        make_image(p, arch, (struct str){"", 0});
+        return 0;
+    }
     char *dir = str_fmt(p->a, "%s/strata-nvrtc-XXXXXX", tmp && *tmp ? tmp : P_tmpdir);
     if (!mkdtemp(dir)) return 1;
     const char *why = build(p, dir, arch);

@@ -435,6 +435,26 @@ unsigned cuEventRecord(struct CUevent_st *e, struct CUstream_st *s)
     return fake_submit(s, record, &e, sizeof e);
 }
 
+/* By a replayed graph. */
+static unsigned record_inside(void *data)
+{
+    struct CUevent_st *e = *(struct CUevent_st **)data;
+    e->pending++;
+    return record(data);
+}
+
+unsigned cuEventRecordWithFlags(struct CUevent_st *e, struct CUstream_st *s, unsigned flags)
+{
+    if (!flags) return cuEventRecord(e, s);
+    LOCKED;
+    fake_log(s, "record-event inside");
+    if (flags != C_CU_EVENT_RECORD_EXTERNAL || !fake_capturing(s)) return INVALID_VALUE;
+    e->recorded = true;
+    e->from = s;
+    e->capture = 0;
+    return fake_submit(s, record_inside, &e, sizeof e);
+}
+
 static bool of_event(const struct op *o, const void *e)
 {
     return o->fn == record && memcmp(o->data, &e, sizeof e) == 0;
@@ -471,6 +491,7 @@ struct launch {
 static unsigned run_launch(void *data)
 {
     const struct launch *x = data;
+    if (fake_null()) return 0;
     return fake_run(x->f, &x->l, x->parameters);
 }
 
@@ -521,14 +542,18 @@ struct copy {
 static unsigned run_copy(void *data)
 {
     const struct copy *c = data;
-    memmove(c->to, c->from ? c->from : (const void *)c->bytes, c->n);
+    bool to_host = !fake_on_device((uintptr_t)c->to, c->n);
+    if (!fake_null())
+        memmove(c->to, c->from ? c->from : (const void *)c->bytes, c->n);
+    else if (to_host)
+        memset(c->to, 0, c->n);
     return 0;
 }
 
 static unsigned run_fill(void *data)
 {
     const struct copy *c = data;
-    memset(c->to, c->value, c->n);
+    if (!fake_null()) memset(c->to, c->value, c->n);
     return 0;
 }
 
@@ -540,7 +565,7 @@ static unsigned copy_now(const char *what, void *to, const void *from, size_t n,
     if (code || !right) return code ? code : INVALID_VALUE;
     code = flush_to(of_blocking, NULL);
     fake_access(true);
-    if (!code) memmove(to, from, n);
+    if (!code && !fake_null()) memmove(to, from, n);
     fake_access(false);
     return code;
 }

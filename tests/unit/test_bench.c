@@ -1,5 +1,6 @@
 /* What `bench` counts and reports. Speeds are not tested: they belong to the machine. */
 #include "compiler/bench.h"
+#include "compiler/survey.h"
 #include "compiler/machine.h"
 #include "scratch.h"
 #include <math.h>
@@ -62,12 +63,38 @@ static void test_train(void **state)
     assert_int_equal(b.t.skipped, 0);
     struct bench *both[] = {&b, &b};
     struct sb s = {0};
-    bench_profile_print(c.arena, both, 2, 1e12, &s);
+    bench_profile_print(c.arena, both, 2, 1e12, NULL, &s);
     assert_non_null(strstr(s.p, "attention_grad"));
     assert_non_null(strstr(s.p, "optimiser "));
     assert_non_null(strstr(s.p, "matmul AB' 24x128x32")); /* gate and up are one product */
     sb_free(&s);
     bench_close(&b);
+    arena_close(c.arena);
+}
+
+/* The floor of a training step on a GPU: products of a known size, at least. */
+static void test_floor(void **state)
+{
+    (void)state;
+    struct cli c = new_cli();
+    struct floor_rates rates = FLOOR_H200;
+    assert_false(floor_read("4,790", &rates) || floor_read("4,0,2", &rates) ||
+                 floor_read("4,790,2x", &rates));
+    assert_true(floor_read("2,500,3", &rates));
+    assert_true(rates.bytes == 2e12 && rates.bf16 == 500e12 && rates.launch == 3e-6);
+    const char *path = str_dup(c.arena, str_of(in_dir("counted.yaml")));
+    assert_int_equal(io_write_atomic(path, spec, sizeof spec - 1), 0);
+    const struct kinds *k = survey_kinds(&c, cli_model(&c, path), "sm_90a", &rates);
+    double work = 0, least = 0, launches = 0;
+    bool optimiser = false;
+    for (size_t i = 0; i < k->row.n; i++) {
+        const struct kind *x = &k->row.p[i];
+        work += x->work, least += x->floor.seconds, launches += x->calls[0];
+        optimiser |= x->group == KIND_optimiser && !strcmp(x->name, "adamw") && x->calls[0];
+        assert_true(x->floor.seconds >= x->floor.bytes / 2e12);
+    }
+    assert_true(optimiser && work == 3 * 2 * B * T * (PRODUCTS + SCORES));
+    assert_true(least >= 0.99 * 3e-6 * (launches - 2)); /* copies of outputs have no node */
     arena_close(c.arena);
 }
 
@@ -93,7 +120,8 @@ static void test_decode(void **state)
     assert_true(b.B == 3 && b.T == 1);
     double scores = SCORES * 64 / ((T + 1) / 2.0);
     assert_true(fabs(b.flops - 2 * 3 * (PRODUCTS + scores)) < 1);
-    double weights = 4 * (PRODUCTS + 3 * D), caches = L * 3 * 64 * 2 * D * 4; /* 40 tokens in pages */
+    double weights = 4 * (PRODUCTS + 3 * D),
+           caches = L * 3 * 64 * 2 * D * 4; /* 40 tokens in pages */
     assert_true(b.bytes > weights + caches && b.bytes < 1.2 * (weights + caches) + 3 * V * 4);
     assert_true(bench_step(&b) > 0);
     bench_close(&b);
@@ -116,9 +144,9 @@ static void test_machine(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_train), cmocka_unit_test(test_forward),
-                                       cmocka_unit_test(test_decode),
-                                       cmocka_unit_test(test_machine)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_train), cmocka_unit_test(test_floor), cmocka_unit_test(test_forward),
+        cmocka_unit_test(test_decode), cmocka_unit_test(test_machine)};
     if (!scratch_open()) return 1;
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     scratch_close();

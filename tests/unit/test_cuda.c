@@ -363,6 +363,29 @@ static void cached(void **state)
     assert_false(second.cached);
 }
 
+/* Code that was brought along needs no NVRTC and no cache; what lacks there does. */
+static void carried(void **state)
+{
+    (void)state;
+    const char *dir = in_dir("carried");
+    char log[] = "ptxas info    : Compiling entry function 'k' for 'sm_90a'\n"
+                 "ptxas info    : Used 40 registers\n";
+    const struct nvrtc_image made = {.code = str_of("code of k"), .log = log};
+    struct nvrtc_image got;
+    assert_int_equal(nvrtc_carry(a, dir, "text of k", "sm_90a", &made, &err), RT_ok);
+    setenv("STRATA_CUBINS", dir, 1);
+    assert_int_equal(nvrtc_compile(a, "text of k", "sm_90a", true, &got, &err), RT_ok);
+    assert_true(got.cached && str_eq(got.code, made.code) && got.kernels == 1);
+    assert_int_equal(got.kernel[0].registers, 40);
+    struct rt_error none;
+    if (cuda_load(CUDA_nvrtc, NULL, &none) == RT_ok) {
+        const char *other = str_fmt(a, "// not there\n%s", kernels);
+        assert_int_equal(nvrtc_compile(a, other, "sm_90a", true, &got, &err), RT_ok);
+        assert_true(!got.cached && got.kernels == 2);
+    }
+    unsetenv("STRATA_CUBINS");
+}
+
 static void *compile_one(void *number)
 {
     struct arena *own = arena_open("thread");
@@ -438,8 +461,9 @@ int main(void)
         cmocka_unit_test(broken_libraries), cmocka_unit_test(devices),
         cmocka_unit_test(old_nvrtc),        cmocka_unit_test(no_compiler),
         cmocka_unit_test(structure),        cmocka_unit_test(blobs),
-        cmocka_unit_test(architectures),    cmocka_unit_test(cached),
-        cmocka_unit_test(threads),          cmocka_unit_test(bad_text),
+        cmocka_unit_test(architectures),    cmocka_unit_test(carried),
+        cmocka_unit_test(cached),           cmocka_unit_test(threads),
+        cmocka_unit_test(bad_text),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
