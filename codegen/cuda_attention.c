@@ -162,9 +162,10 @@ static void launch_tiles(const struct cg_emit *e, struct cg_step *s, int64_t hea
 /* ---- by tensor cores ---- */
 
 /* The form for bf16 operands: a block's warps have 16 m rows each and go through tiles of `other`
- * rows, of which two are in shared memory. */
+ * rows, of which two are in shared memory, in the backward `chunk` rows of them at a time. */
 struct flash {
-    int64_t m, warps, other, bytes, blocks; /* blocks: of a multiprocessor at a time, at least */
+    int64_t m, warps, other, chunk, rows, bytes; /* rows: of a block */
+    int64_t blocks;                              /* of a multiprocessor at a time, at least */
 };
 
 /* Is operand i bf16 and every head of its rows aligned to 16 bytes? */
@@ -193,40 +194,56 @@ static bool can_flash_grad(const struct cg_emit *e, const struct attend *x)
            x->hd + x->vd <= WIDEST;
 }
 
-static int64_t flash_bytes(const struct attend *x, const struct flash *f, int64_t own, int64_t stat)
+/* Columns of a head in shared memory. */
+static int64_t flash_cols(int64_t size)
 {
-    int64_t h = (x->hd + 15) / 16 * 16 + 8, v = (x->vd + 15) / 16 * 16 + 8;
-    return 2 * (16 * f->m * f->warps * (h + own * v) + 2 * f->other * (h + v)) +
-           8 * f->other * stat;
+    return (size + 15) / 16 * 16 + 8;
 }
 
 /* 32 queries a warp, so that a tile of keys is read from shared memory by few warps; sums of wide
  * values leave no registers for that. */
 static struct flash flash_of(const struct attend *x)
 {
-    struct flash f = {.m = 2, .warps = 4, .other = x->vd <= 64 ? 64 : 32, .blocks = 2};
+    int64_t h = flash_cols(x->hd), v = flash_cols(x->vd);
+    struct flash f = {.m = 2, .warps = 4, .other = x->hd <= 128 ? 64 : 32, .blocks = 2};
     if (x->vd > 128) f = (struct flash){.m = 1, .warps = 8, .other = 32, .blocks = 1};
-    f.bytes = flash_bytes(x, &f, 0, 0);
+    f.rows = 16 * f.m * f.warps;
+    f.bytes = 2 * (f.rows * h + 2 * f.other * (h + v));
     return f;
 }
 
-/* The backward, where a block keeps two tiles of its own. stat: numbers beside a row of the others.
- */
-static struct flash flash_grad_of(const struct attend *x, int64_t stat)
+/* The backward of keys and values: two warps share 32 keys, of the widest heads 16. */
+static struct flash flash_dkv_of(const struct attend *x)
 {
-    struct flash f = {.m = 1, .warps = 8, .blocks = 1};
-    f.other = x->hd + x->vd + 16 * stat > 256 ? 32 : 64;
-    f.bytes = flash_bytes(x, &f, 1, stat);
+    int64_t h = flash_cols(x->hd), v = flash_cols(x->vd);
+    struct flash f = {.m = x->hd > 192 || x->vd > 192 ? 1 : 2, .warps = 8, .blocks = 1};
+    f.other = x->hd + x->vd > 256 ? 32 : 64;
+    f.chunk = x->hd + x->vd > 128 ? 16 : 32;
+    f.rows = 16 * f.m * f.warps / 2;
+    f.bytes = 2 * ((f.rows + 2 * f.other) * (h + v) + 2 * f.rows * f.chunk) + 16 * f.other;
     return f;
 }
 
-static void set_flash(const struct cg_emit *e, struct vars *v, const struct flash *f)
+/* The backward of queries, where a block keeps two tiles of its own. */
+static struct flash flash_dq_of(const struct attend *x)
+{
+    int64_t h = flash_cols(x->hd), v = flash_cols(x->vd);
+    struct flash f = {.m = 2, .warps = 4, .other = 32, .chunk = 32, .blocks = 2};
+    if (x->hd > 128) f = (struct flash){.m = 1, .warps = 8, .other = 32, .chunk = 32, .blocks = 1};
+    if (x->hd + x->vd <= 128) f.other = 64;
+    f.rows = 16 * f.m * f.warps;
+    f.bytes = 2 * (f.rows + 2 * f.other) * (h + v);
+    return f;
+}
+
+static void set_flash(const struct cg_emit *e, struct vars *v, const struct flash *f, bool keys)
 {
     set(v, "WARPS", cg_number(e, f->warps));
     set(v, "M", cg_number(e, f->m));
     set(v, "BLOCKS", cg_number(e, f->blocks));
-    set(v, "BK", cg_number(e, f->other));
-    set(v, "BQ", cg_number(e, f->other));
+    set(v, "CHUNK", cg_number(e, f->chunk));
+    set(v, "BK", cg_number(e, keys ? f->rows : f->other));
+    set(v, "BQ", cg_number(e, keys ? f->other : f->rows));
 }
 
 /* ---- both forms ---- */
@@ -241,14 +258,34 @@ static void attention(const struct cg_emit *e, const struct cg_target *t)
     set_sizes(e, &v, &x);
     set_value(e, &v, true, 0, "O", x.vd);
     if (can_flash(e, &x) && f.bytes <= x.limit) {
-        set_flash(e, &v, &f);
+        set_flash(e, &v, &f, false);
         s = add(e, flash_text, NULL, "flash", &v);
-        launch_tiles(e, s, x.h, 16 * f.m * f.warps, 32 * f.warps, f.bytes);
+        launch_tiles(e, s, x.h, f.rows, 32 * f.warps, f.bytes);
     } else {
         s = add(e, text, NULL, "attention", &v);
         launch_tiles(e, s, x.h, 16 * x.r, 256, bytes);
     }
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), R_(0), R_(1), R_(2)));
+}
+
+/* The backward by tensor cores: what both gradients need of a row, [B][H][T], then each of them. */
+static void flash_grad(const struct cg_emit *e, const struct attend *x, const struct vars *sizes,
+                       const struct flash *kf, const struct flash *qf)
+{
+    int64_t count = e->b.B * e->b.T * x->h, delta = count * (int64_t)sizeof(float);
+    struct vars kv = *sizes, qv = *sizes;
+    set_flash(e, &kv, kf, true);
+    set_flash(e, &qv, qf, false);
+    e->out->workspace = 2 * (size_t)delta;
+    struct cg_step *s = add(e, flash_text, NULL, "flash_delta", sizes);
+    cg_refs(e->a, s, CG_REFS(S_(3), S_(5), S_(4), W_(0), W_(delta)));
+    launch_tiles(e, s, x->h, 32, 256, 0);
+    s = add(e, flash_text, NULL, "flash_dkv", &kv);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), W_(0), S_(5), W_(delta), R_(1), R_(2)));
+    launch_tiles(e, s, x->kv, kf->rows, 32 * kf->warps, kf->bytes);
+    s = add(e, flash_text, NULL, "flash_dq", &qv);
+    cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), W_(0), S_(5), W_(delta), R_(0)));
+    launch_tiles(e, s, x->h, qf->rows, 32 * qf->warps, qf->bytes);
 }
 
 static void attention_grad(const struct cg_emit *e, const struct cg_target *t)
@@ -263,28 +300,22 @@ static void attention_grad(const struct cg_emit *e, const struct cg_target *t)
     set_value(e, &v, true, 0, "DQ", x.hd);
     set_value(e, &v, true, 1, "DK", x.hd);
     set_value(e, &v, true, 2, "DV", x.vd);
+    struct flash kf = flash_dkv_of(&x), qf = flash_dq_of(&x);
+    if (can_flash_grad(e, &x) && kf.bytes <= x.limit && qf.bytes <= x.limit) {
+        flash_grad(e, &x, &v, &kf, &qf);
+        return;
+    }
     e->out->workspace = (size_t)count * sizeof(float);
     struct cg_step *s = add(e, text, NULL, "attention_delta", &v);
     cg_refs(e->a, s, CG_REFS(S_(3), S_(5), W_(0)));
     cg_nums(e->a, s, CG_NUMS(count));
     cg_launch(s, (count + 7) / 8, 256, 0);
-    struct flash kf = flash_grad_of(&x, 2), qf = flash_grad_of(&x, 0);
-    bool fast = can_flash_grad(e, &x) && kf.bytes <= x.limit && qf.bytes <= x.limit;
-    if (fast) set_flash(e, &v, &kf);
-    s = fast ? add(e, flash_text, NULL, "flash_dkv", &v)
-             : add(e, text, "attention_scores", "attention_dkv", &v);
+    s = add(e, text, "attention_scores", "attention_dkv", &v);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(4), S_(5), W_(0), R_(1), R_(2)));
-    launch_tiles(e, s, x.kv, fast ? 16 * kf.warps : 16 * x.r, fast ? 32 * kf.warps : 256,
-                 fast ? kf.bytes : bytes);
-    if (fast) {
-        v.n -= 5;
-        set_flash(e, &v, &qf);
-    }
-    s = fast ? add(e, flash_text, NULL, "flash_dq", &v)
-             : add(e, text, "attention_scores", "attention_dq", &v);
+    launch_tiles(e, s, x.kv, 16 * x.r, 256, bytes);
+    s = add(e, text, "attention_scores", "attention_dq", &v);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(4), S_(5), W_(0), R_(0)));
-    launch_tiles(e, s, x.h, fast ? 16 * qf.warps : 16 * x.r, fast ? 32 * qf.warps : 256,
-                 fast ? qf.bytes : bytes);
+    launch_tiles(e, s, x.h, 16 * x.r, 256, bytes);
 }
 
 void cg_cuda_attention(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,

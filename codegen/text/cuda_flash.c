@@ -2,15 +2,16 @@
  * Probabilities and their gradients are rounded to bf16 for the products, sums are float32. */
 //== flash
 /* A block has ${WARPS} warps of ${M}*16 queries of one head; it goes through the keys they see in tiles of ${BK} on absolute
- * positions, of which the next is on its way while one is worked on. Floor: 2 (HD + VD) T^2/2 FLOPs a
- * head at the rate of mma.sync. */
+ * positions, of which the next is on its way while one is worked on. Probabilities are relative to a score of the
+ * row that its largest so far exceeds by slack at most, a factor of 2^8: sums are multiplied only when it grows
+ * by more, which is rare. Floor: 2 (HD + VD) T^2/2 FLOPs a head at the rate of mma.sync. */
 extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
 @FN@(const uint16_t *q, const uint16_t *k, const uint16_t *v, ${TO} *o, float *lse, float *most,
      int64_t steps, int64_t tiles)
 {
     enum { H = ${H}, G = H / ${KV}, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, WARPS = ${WARPS}, M = ${M}, BQ = 16 * M * WARPS };
     enum { BK = ${BK}, NK = BK / 8, HP = (HD + 15) / 16 * 16, VP = (VD + 15) / 16 * 16, NV = VP / 8 };
-    const float scale = ${SCALE}f, base2 = scale * 1.44269504088896341f;
+    const float scale = ${SCALE}f, base2 = scale * 1.44269504088896341f, slack = 8 / base2;
     DYNAMIC_SHARED(uint16_t, qs); /* [BQ][HP + 8] */
     uint16_t *const ks = qs + BQ * (HP + 8), *const vs = ks + 2 * BK * (HP + 8); /* two tiles each */
     const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
@@ -26,8 +27,10 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     mma_copy<BK, HD, 32 * WARPS>(ks, k + (int64_t)begin * ${LD_K}, ${LD_K}, steps - begin);
     mma_copy<BK, VD, 32 * WARPS>(vs, v + (int64_t)begin * ${LD_V}, ${LD_V}, steps - begin);
     cp_async_commit();
-    float acc[M][NV][4] = {}, top[M][2], sum[M][2];
-    UNROLL for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -1e30f, sum[m][0] = sum[m][1] = 0;
+    float acc[M][NV][4] = {}, top[M][2], largest[M][2], sum[M][2];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int half = 0; half < 2; half++)
+            top[m][half] = largest[m][half] = -1e30f, sum[m][half] = 0;
     int stage = 0;
     for (int k0 = begin; k0 < end; k0 += BK, stage ^= 1) {
         cp_async_wait(0);
@@ -40,186 +43,316 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
                                          steps - next);
             cp_async_commit();
         }
-        /* A tile of which the warp sees nothing; with M = 2 the jump would cost too many registers. */
-        if constexpr (M == 1)
-            if (k0 > w0 + 15 || w0 >= end || (W > 0 && k0 + BK - 1 <= w0 - W)) continue;
-        float s[M][NK][4];
+        /* A tile of which the warp sees nothing; with wide values the jump would cost too many registers. */
+        if constexpr (VD <= 64)
+            if (k0 > w0 + 16 * M - 1 || (W > 0 && k0 + BK - 1 <= w0 - W)) continue;
+        float s[M][NK][4], best[M][2];
         mma_dots<M, NK, HP>(s, qs + 16 * M * warp * (HP + 8), ks + stage * BK * (HP + 8));
-        const bool edge = k0 + BK - 1 > w0 || (W > 0 && k0 <= w0 + 16 * M - 1 - W);
-        UNROLL for (int m = 0; m < M; m++) {
-            if (edge)
+        if (k0 + BK - 1 > w0 || (W > 0 && k0 <= w0 + 16 * M - 1 - W))
+            UNROLL for (int m = 0; m < M; m++)
                 UNROLL for (int n = 0; n < NK; n++)
                     UNROLL for (int e = 0; e < 4; e++) {
                         const int row = w0 + 16 * m + g + e / 2 * 8, key = k0 + 8 * n + 2 * t + e % 2;
                         if (key > row || (W > 0 && key <= row - W)) s[m][n][e] = -INFF;
                     }
+        bool grows = false;
+        UNROLL for (int m = 0; m < M; m++)
             UNROLL for (int half = 0; half < 2; half++) {
-                float best = top[m][half], total = 0;
-                UNROLL for (int n = 0; n < NK; n++)
-                    best = max1(max1(s[m][n][2 * half], s[m][n][2 * half + 1]), best);
-                best = max1(best, __shfl_xor_sync(ALL_LANES, best, 1));
-                best = max1(best, __shfl_xor_sync(ALL_LANES, best, 2));
-                const float factor = exp2_fast(mul1(top[m][half] - best, base2)), shift = mul1(best, base2);
+                float x = s[m][0][2 * half];
+                UNROLL for (int i = 1; i < 2 * NK; i++) x = max_fast(x, s[m][i / 2][2 * half + i % 2]);
+                x = max_fast(x, __shfl_xor_sync(ALL_LANES, x, 1));
+                x = max_fast(x, __shfl_xor_sync(ALL_LANES, x, 2));
+                best[m][half] = x;
+                largest[m][half] = max_fast(largest[m][half], x);
+                grows |= x > top[m][half] + slack;
+            }
+        if (__any_sync(ALL_LANES, grows))
+            UNROLL for (int m = 0; m < M; m++)
+                UNROLL for (int half = 0; half < 2; half++) {
+                    const float x = best[m][half] > top[m][half] + slack ? best[m][half] : top[m][half];
+                    const float factor = exp2_fast(mul1(top[m][half] - x, base2));
+                    UNROLL for (int n = 0; n < NV; n++)
+                        UNROLL for (int e = 2 * half; e < 2 * half + 2; e++)
+                            acc[m][n][e] = mul1(acc[m][n][e], factor);
+                    sum[m][half] = mul1(sum[m][half], factor);
+                    top[m][half] = x;
+                }
+        uint32_t p[NK / 2][M][4];
+        UNROLL for (int m = 0; m < M; m++) {
+            UNROLL for (int half = 0; half < 2; half++) {
+                const float shift = mul1(top[m][half], base2);
+                float total = 0;
                 UNROLL for (int n = 0; n < NK; n++)
                     UNROLL for (int e = 2 * half; e < 2 * half + 2; e++) {
                         s[m][n][e] = exp2_fast(fma1(s[m][n][e], base2, -shift));
                         total += s[m][n][e];
                     }
-                UNROLL for (int n = 0; n < NV; n++)
-                    UNROLL for (int e = 2 * half; e < 2 * half + 2; e++)
-                        acc[m][n][e] = mul1(acc[m][n][e], factor);
-                sum[m][half] = fma1(sum[m][half], factor, total);
-                top[m][half] = best;
+                sum[m][half] += total;
             }
+            UNROLL for (int n = 0; n < NK; n += 2) mma_again(p[n / 2][m], s[m][n], s[m][n + 1]);
         }
-        mma_sums<M, NV, NK>(acc, s, vs + stage * BK * (VP + 8));
+        mma_sums<M, NV, NK / 2>(acc, p, vs + stage * BK * (VP + 8));
     }
     UNROLL for (int m = 0; m < M; m++) {
         float part[2];
         UNROLL for (int half = 0; half < 2; half++) {
-            float all = sum[m][half];
-            all += __shfl_xor_sync(ALL_LANES, all, 1);
-            all += __shfl_xor_sync(ALL_LANES, all, 2);
-            part[half] = div1(1.0f, all);
+            sum[m][half] += __shfl_xor_sync(ALL_LANES, sum[m][half], 1);
+            sum[m][half] += __shfl_xor_sync(ALL_LANES, sum[m][half], 2);
+            part[half] = div1(1.0f, sum[m][half]);
+        }
+        mma_store<NV, VD, ${VEC_O}>(o + (row0 + w0 + 16 * m) * ${LD_O} + h * VD, ${LD_O}, acc[m], part,
+                                    end - w0 - 16 * m);
+    }
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int half = 0; half < 2; half++) {
             const int row = w0 + 16 * m + g + 8 * half;
             if (t || row >= end) continue;
-            lse[(row0 + row) * H + h] = mul1(top[m][half], scale) + log1(all);
-            most[(row0 + row) * H + h] = mul1(top[m][half], scale);
+            lse[(row0 + row) * H + h] = mul1(top[m][half], scale) + log1(sum[m][half]);
+            most[(row0 + row) * H + h] = mul1(largest[m][half], scale);
         }
-        mma_store<NV, VD>(o + (row0 + w0 + 16 * m) * ${LD_O} + h * VD, ${LD_O}, acc[m], part,
-                          end - w0 - 16 * m);
-    }
+}
+//== flash_delta
+/* For the backward: lse times log2 e, and o . do of ${VD} columns, each [B][H][steps]. Eight lanes a row of a head. Bound
+ * by memory. */
+extern "C" __global__ void __launch_bounds__(256)
+@FN@(const ${TO} *o, const ${TD} *d, const float *lse, float *shift, float *delta, int64_t steps,
+     int64_t tiles)
+{
+    enum { H = ${H}, VD = ${VD}, V = ${VEC_O} < ${VEC_D} ? ${VEC_O} : ${VEC_D}, LANES = 8, ROWS = 256 / LANES };
+    const unsigned seq = blockIdx.x / (unsigned)tiles, h = seq % H;
+    const int64_t r = blockIdx.x % (unsigned)tiles * ROWS + threadIdx.x / LANES, row = seq / H * steps + r;
+    const int lane = threadIdx.x % LANES;
+    float sum = 0, x[V], y[V];
+    if (r < steps)
+        for (int c = lane * V; c < VD; c += LANES * V) {
+            ld_row<V>(x, o + row * ${LD_O} + h * VD + c);
+            ld_row<V>(y, d + row * ${LD_D} + h * VD + c);
+            UNROLL for (int e = 0; e < V; e++) sum = fma1(x[e], y[e], sum);
+        }
+    UNROLL for (int i = LANES / 2; i; i /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, i);
+    if (lane || r >= steps) return;
+    shift[seq * steps + r] = mul1(lse[row * H + h], 1.44269504088896341f);
+    delta[seq * steps + r] = sum;
 }
 //== flash_dkv
-/* Gradients of keys and values: a block has ${WARPS} warps of 16 keys of a key head and goes through its query heads,
- * and for each through tiles of ${BQ} queries, in order. Scores are made transposed, [key][query], so that they are
- * the first operand of the products that follow without leaving registers. */
-extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, 1)
-@FN@(const uint16_t *q, const uint16_t *k, const uint16_t *v, const float *lse, const uint16_t *d,
-     const float *delta, ${TDK} *dk, ${TDV} *dv, int64_t steps, int64_t tiles)
+/* Gradients of keys and values: a block has ${BK} keys of a key head and goes through its query heads, and for each
+ * through tiles of ${BQ} queries, in order. Scores are made transposed, [key][query], so that they are the first
+ * operand of the products that follow without leaving registers. A pair of warps has 16 M keys: the first makes
+ * probabilities P from scores and sums dv = P do, the second dP = v do and sums dk = P (dP - delta) q, with the P
+ * that the first rounded to bf16, CHUNK queries at a time. So the sums of both fit into registers, and while one
+ * takes exponentials the other multiplies. */
+template <bool FIRST>
+INLINE void @FN@_half(const uint16_t *q, const uint16_t *k, const uint16_t *v, const float *shift,
+                      const uint16_t *d, const float *delta, ${TDK} *dk, ${TDV} *dv, int64_t steps, int64_t tiles)
 {
-    enum { H = ${H}, KV = ${KV}, G = H / KV, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, WARPS = ${WARPS}, BK = 16 * WARPS };
-    enum { BQ = ${BQ}, NQ = BQ / 8, HP = (HD + 15) / 16 * 16, VP = (VD + 15) / 16 * 16 };
-    const float scale = ${SCALE}f, log2e = 1.44269504088896341f, base2 = scale * log2e;
+    enum { H = ${H}, KV = ${KV}, G = H / KV, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, THREADS = 32 * ${WARPS}, M = ${M} };
+    enum { PAIRS = ${WARPS} / 2, BK = 16 * M * PAIRS, BQ = ${BQ}, CHUNK = ${CHUNK}, NQ = CHUNK / 8 };
+    enum { HP = (HD + 15) / 16 * 16, VP = (VD + 15) / 16 * 16, K = FIRST ? HP : VP, N = FIRST ? VP : HP };
+    enum { BLOCK = 1, PAIR = 2, HOLD = M * K / 4 + M * N / 2 + M * CHUNK / 2 <= 208 };
+    const float base2 = ${SCALE}f * 1.44269504088896341f;
     DYNAMIC_SHARED(uint16_t, ks); /* [BK][HP + 8] */
     uint16_t *const vs = ks + BK * (HP + 8), *const qs = vs + BK * (VP + 8); /* qs, os: two tiles */
     uint16_t *const os = qs + 2 * BQ * (HP + 8);
-    float *const ls = (float *)(os + 2 * BQ * (VP + 8)), *const ds = ls + 2 * BQ;
-    const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    uint16_t *const ps = os + 2 * BQ * (VP + 8); /* [2][PAIRS][CHUNK / 16 * M][32] of 8 */
+    float *const ls = (float *)(ps + 2 * PAIRS * 16 * M * CHUNK), *const ds = ls + 2 * BQ;
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, pair = threadIdx.x / WARP % PAIRS;
     const unsigned others = gridDim.x / (unsigned)tiles;
-    const int kv = blockIdx.x % others % KV, k0 = blockIdx.x / others * BK;
-    const int64_t row0 = blockIdx.x % others / KV * steps;
-    const int end = W > 0 ? min64(steps, k0 + BK - 1 + W) : steps; /* later rows see none of the keys */
-    const int w0 = k0 + 16 * warp, each = (end - k0 + BQ - 1) / BQ;
-    mma_copy<BK, HD, 32 * WARPS>(ks, k + (row0 + k0) * ${LD_K} + kv * HD, ${LD_K}, steps - k0);
-    mma_copy<BK, VD, 32 * WARPS>(vs, v + (row0 + k0) * ${LD_V} + kv * VD, ${LD_V}, steps - k0);
-    float ak[1][HP / 8][4] = {}, av[1][VP / 8][4] = {};
-    /* Tile i of all query heads, i = -1: nothing yet. */
-    for (int i = -1; i < G * each; i++) {
-        if (i >= 0) {
-            cp_async_wait(0);
-            __syncthreads(); /* this tile has come, the one before is done with */
+    const int kv = blockIdx.x % others % KV, b = blockIdx.x % others / KV, k0 = blockIdx.x / others * BK;
+    const int T = (int)steps, end = W > 0 ? min64(T, k0 + BK - 1 + W) : T; /* later rows see none of the keys */
+    const int64_t row0 = (int64_t)b * T;
+    const int w0 = k0 + 16 * M * pair;
+    int h = kv * G, q0 = k0, stage = 0, turn = 0;
+    auto fetch = [&](int to) { /* tile (h, q0) */
+        mma_copy<BQ, HD, THREADS>(qs + to * BQ * (HP + 8), q + (row0 + q0) * ${LD_Q} + h * HD, ${LD_Q}, end - q0);
+        mma_copy<BQ, VD, THREADS>(os + to * BQ * (VP + 8), d + (row0 + q0) * ${LD_D} + h * VD, ${LD_D}, end - q0);
+        static_assert(2 * BQ <= THREADS, "a thread copies one of a row's two numbers");
+        const int r = threadIdx.x % BQ;
+        if (threadIdx.x < 2 * BQ) {
+            const float *const from = (threadIdx.x < BQ ? shift : delta) + ((int64_t)b * H + h) * T;
+            cp_async4((threadIdx.x < BQ ? ls : ds) + to * BQ + r, q0 + r < end ? from + q0 + r : from, q0 + r < end);
         }
-        if (i + 1 < G * each) {
-            const int h = kv * G + (i + 1) / each, q0 = k0 + (i + 1) % each * BQ;
-            const int to = (i + 1) % 2;
-            mma_copy<BQ, HD, 32 * WARPS>(qs + to * BQ * (HP + 8), q + (row0 + q0) * ${LD_Q} + h * HD, ${LD_Q},
-                                         end - q0);
-            mma_copy<BQ, VD, 32 * WARPS>(os + to * BQ * (VP + 8), d + (row0 + q0) * ${LD_D} + h * VD, ${LD_D},
-                                         end - q0);
-            for (int r = threadIdx.x; r < 2 * BQ; r += 32 * WARPS) {
-                const bool is = q0 + r % BQ < end;
-                const int64_t at = is ? (row0 + q0 + r % BQ) * H + h : 0;
-                cp_async4((r < BQ ? ls : ds) + to * BQ + r % BQ, (r < BQ ? lse : delta) + at, is);
-            }
-            cp_async_commit();
-        }
-        if (i < 0) continue;
-        const int q0 = k0 + i % each * BQ;
-        if (q0 + BQ - 1 < w0 || (W > 0 && q0 > w0 + 15 + W - 1)) continue;
-        const int stage = i % 2;
-        float p[1][NQ][4], s[1][NQ][4];
-        mma_dots<1, NQ, HP>(p, ks + 16 * warp * (HP + 8), qs + stage * BQ * (HP + 8));
-        UNROLL for (int n = 0; n < NQ; n++)
-            UNROLL for (int e = 0; e < 4; e++) {
-                const int at = 8 * n + 2 * t + e % 2;
-                const int row = q0 + at, key = w0 + g + e / 2 * 8;
-                const bool sees = row < end && key <= row && (W == 0 || key > row - W);
-                p[0][n][e] = sees ? exp2_fast(fma1(p[0][n][e], base2, -mul1(ls[stage * BQ + at], log2e))) : 0.0f;
-            }
-        mma_sums<1, VP / 8, NQ>(av, p, os + stage * BQ * (VP + 8));
-        mma_dots<1, NQ, VP>(s, vs + 16 * warp * (VP + 8), os + stage * BQ * (VP + 8));
-        UNROLL for (int n = 0; n < NQ; n++)
-            UNROLL for (int e = 0; e < 4; e++) {
-                const int at = 8 * n + 2 * t + e % 2;
+        cp_async_commit();
+    };
+    mma_copy<BK, HD, THREADS>(ks, k + (row0 + k0) * ${LD_K} + kv * HD, ${LD_K}, T - k0);
+    mma_copy<BK, VD, THREADS>(vs, v + (row0 + k0) * ${LD_V} + kv * VD, ${LD_V}, T - k0);
+    fetch(0);
+    cp_async_wait(0);
+    named_sync(BLOCK, THREADS);
+    const uint16_t *const own = (FIRST ? ks : vs) + 16 * M * pair * (K + 8);
+    uint32_t held[HOLD ? K / 16 : 1][M][4];
+    if constexpr (HOLD) mma_hold<M, K>(held, own);
+    float acc[M][N / 8][4] = {};
+    while (true) {
+        const int at = q0; /* of this tile; then h and q0 go to the next */
+        q0 += BQ;
+        if (q0 >= end) q0 = k0, h++;
+        const bool more = h < (kv + 1) * G;
+        if (more) fetch(stage ^ 1);
+        const uint16_t *const one = FIRST ? qs + stage * BQ * (HP + 8) : os + stage * BQ * (VP + 8);
+        const uint16_t *const two = FIRST ? os + stage * BQ * (VP + 8) : qs + stage * BQ * (HP + 8);
+        UNROLL_BY(1) for (int c = 0; c < BQ; c += CHUNK) {
+            const int from = at + c; /* rows beyond the end are zeros and add nothing */
+            if (from >= end || from + CHUNK - 1 < w0 || (W > 0 && from > w0 + 16 * M - 1 + W - 1)) continue;
+            float s[M][NQ][4];
+            uint32_t p[NQ / 2][M][4];
+            if constexpr (HOLD)
+                mma_dots<M, NQ, K>(s, held, one + c * (K + 8));
+            else
+                mma_dots<M, NQ, K>(s, own, one + c * (K + 8));
+            uint4 *const shared = (uint4 *)ps + (turn * PAIRS + pair) * (NQ / 2 * M * 32) + lane;
+            turn ^= 1;
+            if constexpr (FIRST) {
+                UNROLL for (int n = 0; n < NQ; n++) {
+                    float l[2];
+                    ld_row<2>(l, ls + stage * BQ + c + 8 * n + 2 * t);
+                    UNROLL for (int m = 0; m < M; m++)
+                        UNROLL for (int e = 0; e < 4; e++) s[m][n][e] = exp2_fast(fma1(s[m][n][e], base2, -l[e % 2]));
+                }
+                if (from < w0 + 16 * M - 1 || (W > 0 && from + CHUNK - 1 >= w0 + W))
+                    UNROLL for (int m = 0; m < M; m++)
+                        UNROLL for (int n = 0; n < NQ; n++)
+                            UNROLL for (int e = 0; e < 4; e++) {
+                                const int row = from + 8 * n + 2 * t + e % 2, key = w0 + 16 * m + g + e / 2 * 8;
+                                if (key > row || (W > 0 && key <= row - W)) s[m][n][e] = 0;
+                            }
+                UNROLL for (int i = 0; i < NQ / 2; i++)
+                    UNROLL for (int m = 0; m < M; m++) {
+                        mma_again(p[i][m], s[m][2 * i], s[m][2 * i + 1]);
+                        shared[(i * M + m) * 32] = make_uint4(p[i][m][0], p[i][m][1], p[i][m][2], p[i][m][3]);
+                    }
+                named_sync(PAIR + pair, 64);
+            } else {
+                named_sync(PAIR + pair, 64);
+                UNROLL for (int i = 0; i < NQ / 2; i++) {
+                    float less[2][2];
+                    ld_row<2>(less[0], ds + stage * BQ + c + 16 * i + 2 * t);
+                    ld_row<2>(less[1], ds + stage * BQ + c + 16 * i + 8 + 2 * t);
+                    UNROLL for (int m = 0; m < M; m++) {
+                        const uint4 x = shared[(i * M + m) * 32];
+                        const uint32_t u[4] = {x.x, x.y, x.z, x.w};
+                        UNROLL for (int e = 0; e < 8; e++) { /* block e / 4 */
+                            const uint32_t w = u[e / 4 * 2 + e % 4 / 2];
+                            const float y = __uint_as_float(e % 2 ? w & 0xffff0000u : w << 16);
+                            float *const z = &s[m][2 * i + e / 4][e % 4];
+                            *z = mul1(y, *z - less[e / 4][e % 2]);
+                        }
+                    }
+                }
                 /* A row that sees one key only: its probability is 1 whatever the score. */
-                const bool fixed = W == 1 || q0 + at == 0;
-                s[0][n][e] = fixed ? 0.0f : mul1(p[0][n][e], s[0][n][e] - ds[stage * BQ + at]);
+                if (W == 1 || from == 0)
+                    UNROLL for (int m = 0; m < M; m++)
+                        UNROLL for (int n = 0; n < NQ; n++)
+                            UNROLL for (int e = 0; e < 4; e++)
+                                if (W == 1 || 8 * n + 2 * t + e % 2 == 0) s[m][n][e] = 0;
+                UNROLL for (int i = 0; i < NQ / 2; i++)
+                    UNROLL for (int m = 0; m < M; m++) mma_again(p[i][m], s[m][2 * i], s[m][2 * i + 1]);
             }
-        mma_sums<1, HP / 8, NQ>(ak, s, qs + stage * BQ * (HP + 8));
+            mma_sums<M, N / 8, NQ / 2>(acc, p, two + c * (N + 8));
+        }
+        if (!more) break;
+        cp_async_wait(0);
+        named_sync(BLOCK, THREADS); /* the next tile has come, this one is done with */
+        stage ^= 1;
     }
-    const float by[2] = {scale, scale}, one[2] = {1, 1};
-    mma_store<HP / 8, HD>(dk + (row0 + w0) * ${LD_DK} + kv * HD, ${LD_DK}, ak[0], by, steps - w0);
-    mma_store<VP / 8, VD>(dv + (row0 + w0) * ${LD_DV} + kv * VD, ${LD_DV}, av[0], one, steps - w0);
+    const float f = FIRST ? 1.0f : ${SCALE}f, by[2] = {f, f};
+    UNROLL for (int m = 0; m < M; m++) {
+        const int r = w0 + 16 * m;
+        if constexpr (FIRST)
+            mma_store<N / 8, VD, ${VEC_DV}>(dv + (row0 + r) * ${LD_DV} + kv * VD, ${LD_DV}, acc[m], by, T - r);
+        else
+            mma_store<N / 8, HD, ${VEC_DK}>(dk + (row0 + r) * ${LD_DK} + kv * HD, ${LD_DK}, acc[m], by, T - r);
+    }
+}
+extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
+@FN@(const uint16_t *q, const uint16_t *k, const uint16_t *v, const float *shift, const uint16_t *d,
+     const float *delta, ${TDK} *dk, ${TDV} *dv, int64_t steps, int64_t tiles)
+{
+    if (threadIdx.x < 16 * ${WARPS})
+        @FN@_half<true>(q, k, v, shift, d, delta, dk, dv, steps, tiles);
+    else
+        @FN@_half<false>(q, k, v, shift, d, delta, dk, dv, steps, tiles);
 }
 //== flash_dq
-/* Gradients of queries: a block has ${WARPS} warps of 16 queries of a head and goes through the keys they see. */
-extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, 1)
-@FN@(const uint16_t *q, const uint16_t *k, const uint16_t *v, const float *lse, const uint16_t *d,
+/* Gradients of queries: a block has ${WARPS} warps of ${M}*16 queries of a head and goes through the keys they see, CHUNK
+ * at a time. */
+extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
+@FN@(const uint16_t *q, const uint16_t *k, const uint16_t *v, const float *shift, const uint16_t *d,
      const float *delta, ${TDQ} *dq, int64_t steps, int64_t tiles)
 {
-    enum { H = ${H}, G = H / ${KV}, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, WARPS = ${WARPS}, BQ = 16 * WARPS };
-    enum { BK = ${BK}, NK = BK / 8, HP = (HD + 15) / 16 * 16, VP = (VD + 15) / 16 * 16 };
-    const float scale = ${SCALE}f, log2e = 1.44269504088896341f, base2 = scale * log2e;
+    enum { H = ${H}, G = H / ${KV}, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, THREADS = 32 * ${WARPS}, M = ${M} };
+    enum { BQ = 16 * M * ${WARPS}, BK = ${BK}, CHUNK = ${CHUNK}, NK = CHUNK / 8, HP = (HD + 15) / 16 * 16 };
+    enum { VP = (VD + 15) / 16 * 16, HOLD = M * HP / 4 + M * HP / 2 + M * CHUNK <= 176 };
+    const float base2 = ${SCALE}f * 1.44269504088896341f;
     DYNAMIC_SHARED(uint16_t, qs); /* [BQ][HP + 8] */
     uint16_t *const os = qs + BQ * (HP + 8), *const ks = os + BQ * (VP + 8); /* ks, vs: two tiles */
     uint16_t *const vs = ks + 2 * BK * (HP + 8);
     const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const unsigned others = gridDim.x / (unsigned)tiles;
-    const int h = blockIdx.x % others % H, q0 = ((int)tiles - 1 - (int)(blockIdx.x / others)) * BQ;
-    const int64_t row0 = blockIdx.x % others / H * steps;
-    const int end = min64(q0 + BQ, steps), w0 = q0 + 16 * warp;
+    const unsigned others = gridDim.x / (unsigned)tiles, seq = blockIdx.x % others;
+    const int h = seq % H, q0 = ((int)tiles - 1 - (int)(blockIdx.x / others)) * BQ;
+    const int T = (int)steps;
+    const int64_t row0 = (int64_t)(seq / H) * T;
+    const int end = min64(q0 + BQ, T), w0 = q0 + 16 * M * warp;
     const int begin = W > 0 ? max64(0, q0 - W + 1) / BK * BK : 0;
-    k += row0 * ${LD_K} + h / G * HD;
-    v += row0 * ${LD_V} + h / G * VD;
-    mma_copy<BQ, HD, 32 * WARPS>(qs, q + (row0 + q0) * ${LD_Q} + h * HD, ${LD_Q}, end - q0);
-    mma_copy<BQ, VD, 32 * WARPS>(os, d + (row0 + q0) * ${LD_D} + h * VD, ${LD_D}, end - q0);
-    mma_copy<BK, HD, 32 * WARPS>(ks, k + (int64_t)begin * ${LD_K}, ${LD_K}, steps - begin);
-    mma_copy<BK, VD, 32 * WARPS>(vs, v + (int64_t)begin * ${LD_V}, ${LD_V}, steps - begin);
-    cp_async_commit();
-    float acc[1][HP / 8][4] = {}, shift[2], less[2];
-    UNROLL for (int half = 0; half < 2; half++) {
-        const int row = w0 + g + 8 * half;
-        const int64_t at = (row0 + row) * H + h;
-        shift[half] = row < end ? mul1(lse[at], log2e) : 0.0f;
-        less[half] = row < end ? delta[at] : 0.0f;
-    }
+    auto fetch = [&](int to, int k0) {
+        mma_copy<BK, HD, THREADS>(ks + to * BK * (HP + 8), k + (row0 + k0) * ${LD_K} + h / G * HD, ${LD_K}, T - k0);
+        mma_copy<BK, VD, THREADS>(vs + to * BK * (VP + 8), v + (row0 + k0) * ${LD_V} + h / G * VD, ${LD_V}, T - k0);
+        cp_async_commit();
+    };
+    mma_copy<BQ, HD, THREADS>(qs, q + (row0 + q0) * ${LD_Q} + h * HD, ${LD_Q}, end - q0);
+    mma_copy<BQ, VD, THREADS>(os, d + (row0 + q0) * ${LD_D} + h * VD, ${LD_D}, end - q0);
+    fetch(0, begin);
+    float acc[M][HP / 8][4] = {}, l[M][2], less[M][2];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int half = 0; half < 2; half++) {
+            const int row = w0 + 16 * m + g + 8 * half;
+            l[m][half] = row < end ? shift[(int64_t)seq * T + row] : 0.0f;
+            less[m][half] = row < end ? delta[(int64_t)seq * T + row] : 0.0f;
+        }
+    cp_async_wait(0);
+    __syncthreads();
+    const uint16_t *const own = qs + 16 * M * warp * (HP + 8), *const od = os + 16 * M * warp * (VP + 8);
+    uint32_t held[HOLD ? HP / 16 : 1][M][4];
+    if constexpr (HOLD) mma_hold<M, HP>(held, own);
     int stage = 0;
     for (int k0 = begin; k0 < end; k0 += BK, stage ^= 1) {
-        cp_async_wait(0);
-        __syncthreads(); /* this tile has come, the one before is done with */
-        if (k0 + BK < end) {
-            const int next = k0 + BK;
-            mma_copy<BK, HD, 32 * WARPS>(ks + (stage ^ 1) * BK * (HP + 8), k + (int64_t)next * ${LD_K}, ${LD_K},
-                                         steps - next);
-            mma_copy<BK, VD, 32 * WARPS>(vs + (stage ^ 1) * BK * (VP + 8), v + (int64_t)next * ${LD_V}, ${LD_V},
-                                         steps - next);
-            cp_async_commit();
+        if (k0 > begin) {
+            cp_async_wait(0);
+            __syncthreads(); /* this tile has come, the one before is done with */
         }
-        if (k0 > w0 + 15 || w0 >= end || (W > 0 && k0 + BK - 1 <= w0 - W)) continue;
-        float s[1][NK][4], dp[1][NK][4];
-        mma_dots<1, NK, HP>(s, qs + 16 * warp * (HP + 8), ks + stage * BK * (HP + 8));
-        mma_dots<1, NK, VP>(dp, os + 16 * warp * (VP + 8), vs + stage * BK * (VP + 8));
-        UNROLL for (int n = 0; n < NK; n++)
-            UNROLL for (int e = 0; e < 4; e++) {
-                const int row = w0 + g + e / 2 * 8, key = k0 + 8 * n + 2 * t + e % 2;
-                /* A row that sees one key only: its probability is 1 whatever the score. */
-                const bool counts = key <= row && (W == 0 || key > row - W) && W != 1 && row != 0;
-                const float p = exp2_fast(fma1(s[0][n][e], base2, -shift[e / 2]));
-                s[0][n][e] = counts ? mul1(p, dp[0][n][e] - less[e / 2]) : 0.0f;
-            }
-        mma_sums<1, HP / 8, NK>(acc, s, ks + stage * BK * (HP + 8));
+        if (k0 + BK < end) fetch(stage ^ 1, k0 + BK);
+        UNROLL_BY(1) for (int c = 0; c < BK; c += CHUNK) {
+            const int from = k0 + c;
+            if (from > w0 + 16 * M - 1 || (W > 0 && from + CHUNK - 1 <= w0 - W)) continue;
+            const uint16_t *const kc = ks + (stage * BK + c) * (HP + 8), *const vc = vs + (stage * BK + c) * (VP + 8);
+            float s[M][NK][4], dp[M][NK][4];
+            if constexpr (HOLD)
+                mma_dots<M, NK, HP>(s, held, kc);
+            else
+                mma_dots<M, NK, HP>(s, own, kc);
+            mma_dots<M, NK, VP>(dp, od, vc);
+            UNROLL for (int m = 0; m < M; m++)
+                UNROLL for (int n = 0; n < NK; n++)
+                    UNROLL for (int e = 0; e < 4; e++) {
+                        const float p = exp2_fast(fma1(s[m][n][e], base2, -l[m][e / 2]));
+                        s[m][n][e] = mul1(p, dp[m][n][e] - less[m][e / 2]);
+                    }
+            if (from + CHUNK - 1 > w0 || (W > 0 && from <= w0 + 16 * M - 1 - W))
+                UNROLL for (int m = 0; m < M; m++)
+                    UNROLL for (int n = 0; n < NK; n++)
+                        UNROLL for (int e = 0; e < 4; e++) {
+                            const int row = w0 + 16 * m + g + e / 2 * 8, key = from + 8 * n + 2 * t + e % 2;
+                            /* A row that sees one key only: its probability is 1 whatever the score. */
+                            const bool counts = key <= row && (W == 0 || key > row - W) && W != 1 && row != 0;
+                            if (!counts) s[m][n][e] = 0;
+                        }
+            uint32_t x[NK / 2][M][4];
+            UNROLL for (int i = 0; i < NK / 2; i++)
+                UNROLL for (int m = 0; m < M; m++) mma_again(x[i][m], s[m][2 * i], s[m][2 * i + 1]);
+            mma_sums<M, HP / 8, NK / 2>(acc, x, kc);
+        }
     }
-    const float by[2] = {scale, scale};
-    mma_store<HP / 8, HD>(dq + (row0 + w0) * ${LD_DQ} + h * HD, ${LD_DQ}, acc[0], by, end - w0);
+    const float by[2] = {${SCALE}f, ${SCALE}f};
+    UNROLL for (int m = 0; m < M; m++)
+        mma_store<HP / 8, HD, ${VEC_DQ}>(dq + (row0 + w0 + 16 * m) * ${LD_DQ} + h * HD, ${LD_DQ}, acc[m], by,
+                                         end - w0 - 16 * m);
 }

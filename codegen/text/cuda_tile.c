@@ -131,15 +131,26 @@ INLINE void softmax_join(float *top, float *sum, float t, float s, float *mine, 
  * that ldmatrix reads at once lie in different banks ---- */
 
 /* Begins the copy to[ROWS][LD] = rows of COLS elements (a multiple of 8), `ld` apart and aligned to
- * 16 bytes, of which `have` exist; the rest, and columns up to a multiple of 16, are zeros. */
+ * 16 bytes, of which `have` exist; the rest, and columns up to a multiple of 16, are zeros. A thread's
+ * pieces lie at constant distances, so that a whole tile costs one address and an instruction a piece. */
 template <int ROWS, int COLS, int THREADS>
 INLINE void mma_copy(uint16_t *to, const uint16_t *from, int64_t ld, int64_t have) {
     enum { ACROSS = (COLS + 15) / 16 * 2, LD = ACROSS * 8 + 8 };
-    UNROLL_BY(2) for (int i = threadIdx.x; i < ROWS * ACROSS; i += THREADS) {
-        const int r = i / ACROSS, c = i % ACROSS * 8;
-        const bool is = r < have && c < COLS;
-        cp_async16(to + r * LD + c, is ? from + r * ld + c : from, is);
+    enum { LANES = ACROSS % 16 == 0 ? 16 : ACROSS % 8 == 0 ? 8 : ACROSS % 4 == 0 ? 4 : 2, STEP = THREADS / LANES };
+    const int r0 = threadIdx.x / LANES, c0 = threadIdx.x % LANES * 8;
+    to += r0 * LD + c0;
+    from += r0 * ld + c0;
+    if (have >= ROWS && COLS % 16 == 0 && ROWS % STEP == 0) {
+        UNROLL for (int r = 0; r < ROWS; r += STEP)
+            UNROLL for (int c = 0; c < 8 * ACROSS; c += 8 * LANES)
+                cp_async16_all(to + r * LD + c, from + r * ld + c);
+        return;
     }
+    UNROLL_BY(1) for (int r = 0; r + r0 < ROWS; r += STEP)
+        UNROLL_BY(1) for (int c = 0; c < 8 * ACROSS; c += 8 * LANES) {
+            const bool is = r + r0 < have && c + c0 < COLS;
+            cp_async16(to + r * LD + c, is ? from + r * ld + c : from - r0 * ld - c0, is);
+        }
 }
 /* a: 16 rows and 16 columns of a tile as the first operand. */
 INLINE void mma_rows(uint32_t a[4], const uint16_t *tile, int ld) {
@@ -163,16 +174,28 @@ INLINE void mma_again(uint32_t a[4], const float c0[4], const float c1[4]) {
     a[0] = pack_bf16(c0[0], c0[1]), a[1] = pack_bf16(c0[2], c0[3]);
     a[2] = pack_bf16(c1[0], c1[1]), a[3] = pack_bf16(c1[2], c1[3]);
 }
+/* First operands over the columns from k on of 16 M rows: from a tile whose rows are LD apart, or from
+ * registers where mma_hold has put all of them. */
+template <int M, int LD> INLINE void mma_first(uint32_t x[M][4], const uint16_t *a, int k) {
+    UNROLL for (int m = 0; m < M; m++) mma_rows(x[m], a + 16 * m * LD + k, LD);
+}
+template <int M, int LD> INLINE void mma_first(uint32_t x[M][4], const uint32_t (*a)[M][4], int k) {
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int i = 0; i < 4; i++) x[m][i] = a[k / 16][m][i];
+}
+template <int M, int K> INLINE void mma_hold(uint32_t a[K / 16][M][4], const uint16_t *tile) {
+    UNROLL for (int k = 0; k < K; k += 16) mma_first<M, K + 8>(a[k / 16], tile, k);
+}
 /* c[m][16][8 NB] = rows 16 m.. of a times 8 NB rows of b, over K columns, m < M. */
-template <int M, int NB, int K>
-INLINE void mma_dots(float c[M][NB][4], const uint16_t *a, const uint16_t *b) {
+template <int M, int NB, int K, class A>
+INLINE void mma_dots(float c[M][NB][4], A a, const uint16_t *b) {
     enum { LD = K + 8 };
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int n = 0; n < NB; n++)
             UNROLL for (int e = 0; e < 4; e++) c[m][n][e] = 0;
-    UNROLL_BY(2) for (int k = 0; k < K; k += 16) {
+    UNROLL for (int k = 0; k < K; k += 16) {
         uint32_t x[M][4], y[4];
-        UNROLL for (int m = 0; m < M; m++) mma_rows(x[m], a + 16 * m * LD + k, LD);
+        mma_first<M, LD>(x, a, k);
         UNROLL for (int n = 0; n < NB; n += 2) {
             mma_cols(y, b + 8 * n * LD + k, LD);
             UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n], x[m], y);
@@ -180,30 +203,46 @@ INLINE void mma_dots(float c[M][NB][4], const uint16_t *a, const uint16_t *b) {
         }
     }
 }
-/* c[m][16][8 NB] += w[m][16][8 NK], rounded to bf16, times the first 8 NK rows of b. */
+/* c[m][16][8 NB] += w[k][m], first operands over 16 rows of b each, times the first 16 NK rows of b. */
 template <int M, int NB, int NK>
-INLINE void mma_sums(float c[M][NB][4], const float w[M][NK][4], const uint16_t *b) {
+INLINE void mma_sums(float c[M][NB][4], const uint32_t w[NK][M][4], const uint16_t *b) {
     enum { LD = 8 * NB + 8 };
-    UNROLL for (int k = 0; k < NK; k += 2) {
-        uint32_t x[M][4], y[4];
-        UNROLL for (int m = 0; m < M; m++) mma_again(x[m], w[m][k], w[m][k + 1]);
+    UNROLL for (int k = 0; k < NK; k++)
         UNROLL for (int n = 0; n < NB; n += 2) {
-            mma_down(y, b + 8 * k * LD + 8 * n, LD);
-            UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n], x[m], y);
-            UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n + 1], x[m], y + 2);
+            uint32_t y[4];
+            mma_down(y, b + 16 * k * LD + 8 * n, LD);
+            UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n], w[k][m], y);
+            UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n + 1], w[k][m], y + 2);
         }
-    }
 }
-/* A result's 16 rows of COLS columns times f (per half), of which `have` exist. */
-template <int NB, int COLS, class T>
+/* Two neighbouring pairs of a row of 16 columns, pair i at columns 8 i + 2 t, to four at columns
+ * 8 (t % 2) + 4 (t / 2): a lane exchanges one pair with its neighbour. */
+INLINE void mma_widen(uint32_t x[2]) {
+    const bool odd = threadIdx.x % 2;
+    const uint32_t other = __shfl_xor_sync(ALL_LANES, odd ? x[0] : x[1], 1);
+    x[0] = odd ? other : x[0];
+    x[1] = odd ? x[1] : other;
+}
+/* A result's 16 rows of COLS columns times f (per half), of which `have` exist. V: elements at once that
+ * its rows are aligned to, at least 2. From 4 on lanes exchange pairs, so that the four of a row store 16
+ * columns side by side: whole sectors of memory. */
+template <int NB, int COLS, int V, class T>
 INLINE void mma_store(T *to, int64_t ld, const float c[NB][4], const float f[2], int64_t have) {
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     UNROLL for (int half = 0; half < 2; half++) {
-        if (g + 8 * half >= have) continue;
-        UNROLL for (int n = 0; n < NB; n++) {
-            const float x[2] = {mul1(c[n][2 * half], f[half]) + 0.0f,
-                                mul1(c[n][2 * half + 1], f[half]) + 0.0f};
-            if (8 * n < COLS) st_row<2>(to + (g + 8 * half) * ld + 8 * n + 2 * t, x);
+        T *const row = to + (g + 8 * half) * ld;
+        UNROLL for (int n = 0; n < NB; n += 2) {
+            float x[2][2];
+            UNROLL for (int i = 0; i < 2; i++)
+                UNROLL for (int e = 0; e < 2; e++) x[i][e] = mul1(c[n + i][2 * half + e], f[half]) + 0.0f;
+            if constexpr (V >= 4 && COLS % 16 == 0 && sizeof(T) == 2) {
+                uint32_t y[2] = {pack_bf16(x[0][0], x[0][1]), pack_bf16(x[1][0], x[1][1])};
+                mma_widen(y);
+                if (g + 8 * half < have) *(uint2 *)(row + 8 * (n + t % 2) + t / 2 * 4) = make_uint2(y[0], y[1]);
+            } else {
+                UNROLL for (int i = 0; i < 2; i++)
+                    if (g + 8 * half < have && 8 * (n + i) < COLS) st_row<2>(row + 8 * (n + i) + 2 * t, x[i]);
+            }
         }
     }
 }

@@ -84,7 +84,10 @@ static void test_heads(void **state)
         {1, 1, 192, 128, 0, {1, 140}, false, false, false},
         {2, 1, 64, 64, 0, {1, 150}, false, true, true},
         {1, 1, 128, 128, 70, {1, 133}, false, true, false},
-        {1, 1, 192, 128, 0, {1, 70}, true, true, false},
+        {1, 1, 192, 128, 0, {1, 135}, false, true, false},
+        {1, 1, 192, 128, 0, {1, 35}, true, true, false},
+        {1, 1, 256, 64, 0, {1, 70}, false, true, false},
+        {4, 2, 32, 32, 20, {2, 140}, false, true, true},
         {2, 1, 72, 40, 33, {2, 35}, true, true, false},
     };
     struct arena *a = arena_open("heads");
