@@ -6,8 +6,9 @@
  * row reductions a team has team * v columns and blockIdx.y counts such tiles: one access of v
  * elements (16 bytes of bf16, 32 of float32) a thread and operand, all independent; these regions
  * are meant to run at the speed of memory. Sums of a row have an order that depends on C only.
- * Column sums: a block adds a chunk of rows, at least 32, in registers, then over its teams;
- * partial sums are added 64 to one until one is left. */
+ * Column sums: a block adds a chunk of rows in registers, then over its teams, and a second kernel
+ * the blocks' sums. A chunk is two rows of every team, or what makes four blocks a multiprocessor.
+ */
 #include "codegen/cuda_rows.h"
 
 #pragma GCC diagnostic ignored "-Woverlength-strings"
@@ -20,7 +21,7 @@ enum {
     LONG_BLOCK = 512, /* of rows beyond WARP_COLS, at most */
     WARP_COLS = 1024, /* longest row of a warp */
     MAX_LOADED = 128, /* elements that a thread without reductions holds */
-    PARTS = 64,       /* partial column sums that one block makes one */
+    CHUNKS = 528,     /* partial column sums at most, four for each multiprocessor of an H200 */
 };
 
 static int ceil_div(int64_t a, int64_t b)
@@ -64,6 +65,10 @@ static void tiles_of_rows(struct cuda_rows *c)
     int64_t lanes = e->cols / c->v;
     c->team = power_of_two(lanes);
     c->threads = BLOCK;
+    if (!e->chunked && lanes > CUDA_WARP && lanes <= BLOCK && lanes % CUDA_WARP) {
+        c->team = (int)lanes; /* nobody is idle beyond the row */
+        c->threads = BLOCK / c->team * c->team;
+    }
     if (dim_eq(e->rows, dim_const(1)) && lanes > CUDA_WARP) {
         c->team = ceil_div(lanes < BLOCK ? lanes : BLOCK, CUDA_WARP) * CUDA_WARP;
         c->threads = c->team;
@@ -95,7 +100,6 @@ static void plan(struct cuda_rows *c, struct arena *a, const struct ir_graph *r)
     if ((int64_t)e->kept * own + sums > room) rows_analyse(e, a, r, ROWS_AGAIN);
     e->place = place;
     c->clones = c->team < CUDA_WARP && (c->sums_in_memory || (e->reduces && c->team > 1));
-    c->chunk = 4 * c->teams > 32 ? 4 * c->teams : 32;
 }
 
 /* Results and operands as they lie in memory. */
@@ -140,25 +144,24 @@ static struct cg_step *region_step(struct arena *a, const struct ir_graph *g, ir
     return &vec_last(&out->step);
 }
 
-/* Steps that make one row of `count` partial sums at `from` in the workspace. */
-static int64_t finish_steps(struct arena *a, const struct cuda_rows *c, struct cg_lowering *out,
-                            size_t result, int64_t from, int64_t count, int64_t free)
+/* Rows of one partial column sum. */
+static int64_t chunk_of(const struct cuda_rows *c, int64_t rows)
+{
+    int64_t least = 2 * c->teams, share = ceil_div(rows, CHUNKS);
+    return share <= least ? least : ceil_div(share, c->teams) * (int64_t)c->teams;
+}
+
+/* The step that makes one row of `count` partial sums at `from` in the workspace. */
+static void finish_sums(struct arena *a, const struct cuda_rows *c, struct cg_lowering *out,
+                        size_t result, int64_t from, int64_t count)
 {
     const struct ir_graph *r = c->e->r;
     int64_t cols = ir_cols(r, r->out.p[result].id).add;
-    while (count > 1) {
-        int64_t left = ceil_div(count, PARTS);
-        struct cg_step *s =
-            cg_add(a, out, "colsum", cg_section(a, text, "colsum", NULL, 0), "rows colsum");
-        cg_refs(a, s, CG_REFS(W_(from), left > 1 ? W_(free) : R_(result)));
-        cg_nums(a, s, CG_NUMS(count, cols));
-        cg_launch(s, left, BLOCK, 0);
-        s->launch.grid[1] = (uint32_t)ceil_div(cols, CUDA_WARP);
-        CHECK(s->launch.grid[1] <= UINT16_MAX);
-        from = free, count = left;
-        if (left > 1) free += (left * cols * 4 + 63) / 64 * 64;
-    }
-    return free;
+    struct cg_step *s =
+        cg_add(a, out, "colsum", cg_section(a, text, "colsum", NULL, 0), "rows colsum");
+    cg_refs(a, s, CG_REFS(W_(from), R_(result)));
+    cg_nums(a, s, CG_NUMS(count, cols));
+    cg_launch(s, ceil_div(cols, CUDA_WARP), CUDA_WARP * CUDA_WARP, 0);
 }
 
 void cg_cuda_rows(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
@@ -169,7 +172,7 @@ void cg_cuda_rows(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_
     struct cg_step *s = region_step(a, g, n, out, &c);
     const struct rows_gen *e = c.e;
     int64_t rows = dim_value(e->rows, b), offset = 0;
-    int64_t blocks = ceil_div(rows, e->chunked ? c.chunk : c.teams);
+    int64_t chunk = chunk_of(&c, rows), blocks = ceil_div(rows, e->chunked ? chunk : c.teams);
     size_t args = rows_args(e), results = e->r->out.n;
     CHECK(args == ir_at(g, n)->nsrc);
     s->label = str_fmt(a, "%s [%lld,%lld]", *ir_name(g, n) ? ir_name(g, n) : "rows",
@@ -186,12 +189,12 @@ void cg_cuda_rows(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_
         offset += (blocks * ir_cols(e->r, o).add * 4 + 63) / 64 * 64;
     }
     cg_refs(a, s, ref, args + results);
-    cg_nums(a, s, CG_NUMS(rows));
+    const int64_t num[] = {rows, chunk};
+    cg_nums(a, s, num, e->chunked ? 2 : 1);
     cg_launch(s, blocks, c.threads, 0);
     s->launch.grid[1] = (uint32_t)c.tiles;
     CHECK(c.tiles <= UINT16_MAX);
     for (size_t i = 0; i < results && blocks > 1; i++)
-        if (e->kind[e->r->out.p[i].id] == COLSUM)
-            offset = finish_steps(a, &c, out, i, part[i], blocks, offset);
+        if (e->kind[e->r->out.p[i].id] == COLSUM) finish_sums(a, &c, out, i, part[i], blocks);
     out->workspace = (size_t)offset > out->workspace ? (size_t)offset : out->workspace;
 }

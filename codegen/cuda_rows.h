@@ -14,7 +14,6 @@ struct cuda_rows {
     int threads;         /* of a block = team * teams but for clones of one row */
     int pieces;          /* a thread has so many times v columns of its row */
     int64_t tiles;       /* blockIdx.y: tiles of team * v columns */
-    int chunk;           /* rows of one partial column sum */
     bool clones;         /* a team may be without a row of its own; it works on another's, since
                             its warp's shuffles need it, and stores nothing */
     bool sums_in_memory; /* column sums have no room in registers: one team adds in memory */

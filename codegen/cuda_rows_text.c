@@ -91,7 +91,7 @@ static void parameters(struct cuda_rows *c)
         sb_printf(&s, "%s *__restrict__ y%zu, ", type_of(e, args + i), i);
     sb_char(&s, 0);
     rows_line(e, "extern \"C\" __global__ void __launch_bounds__(%d, 1)", c->threads);
-    rows_line(e, "@FN@(%sint64_t rows)", s.p);
+    rows_line(e, "@FN@(%sint64_t rows%s)", s.p, e->chunked ? ", int64_t chunk" : "");
     sb_free(&s);
 }
 
@@ -392,57 +392,89 @@ static void begin_sums(struct cuda_rows *c)
     }
 }
 
-/* Adds column sum i over the teams of the block: over those of a warp, then warp by warp. */
-static void add_teams(struct cuda_rows *c, size_t i)
+/* Columns of a block, or of one of its tiles. */
+static int width(const struct cuda_rows *c)
+{
+    return c->pieces * c->team * c->v;
+}
+
+/* Adds column sum i over the teams of a warp and has each warp's in its row of `part`. */
+static void put_warp_sums(struct cuda_rows *c, size_t i, bool full)
 {
     struct rows_gen *e = c->e;
-    int size = sum_size(c, i);
-    const char *at = size > 1 ? str_fmt(e->a, "j * %d + %s", c->team, lane(c)) : lane(c);
-    rows_enter(e, str_fmt(e->a, "UNROLL for (int j = 0; j < %d; j++) {", size));
-    for (int d = c->team; d < CUDA_WARP; d *= 2)
-        rows_line(e, "c%zu[j] += __shfl_xor_sync(ALL_LANES, c%zu[j], %d);", i, i, d);
+    if (c->team < CUDA_WARP) {
+        rows_enter(e, str_fmt(e->a, "UNROLL for (int j = 0; j < %d; j++) {", sum_size(c, i)));
+        for (int d = c->team; d < CUDA_WARP; d *= 2)
+            rows_line(e, "c%zu[j] += __shfl_xor_sync(ALL_LANES, c%zu[j], %d);", i, i, d);
+        rows_leave(e);
+    }
+    rows_enter(e, str_fmt(e->a, "if (threadIdx.x %% WARP < %d) {", full ? c->team : 1));
+    if (full) {
+        rows_line(e, "float *const to = part + threadIdx.x / WARP * %d + %s * %d;", width(c),
+                  lane(c), c->v);
+        rows_enter(e, str_fmt(e->a, "UNROLL for (int j = 0; j < %d; j++) {", sum_size(c, i)));
+        rows_line(e, "to[j / %d * %d + j %% %d] = c%zu[j];", c->v, c->team * c->v, c->v, i);
+        rows_leave(e);
+    } else {
+        rows_line(e, "part[threadIdx.x / WARP * %d] = c%zu[0];", width(c), i);
+    }
     rows_leave(e);
-    rows_enter(e, str_fmt(e->a, "for (int w = 0; w < %d; w++) {", c->threads / CUDA_WARP));
-    rows_enter(e, str_fmt(e->a, "if ((int)threadIdx.x / WARP == w && threadIdx.x %% WARP < %d) {",
-                          c->team));
-    rows_enter(e, str_fmt(e->a, "UNROLL for (int j = 0; j < %d; j++) {", size));
-    rows_line(e, "if (w) c%zu[j] = part[%s] + c%zu[j];", i, at, i);
-    rows_line(e, "part[%s] = c%zu[j];", at, i);
+}
+
+/* Writes column sum i of the block: over its warps, in their order. */
+static void add_warp_sums(struct cuda_rows *c, size_t i, bool full)
+{
+    struct rows_gen *e = c->e;
+    int warps = c->threads / CUDA_WARP, n = full ? width(c) : 1;
+    const char *first = "0";
+    if (full && c->tiles > 1) first = str_fmt(e->a, "blockIdx.y * %d", width(c));
+    rows_enter(e, str_fmt(e->a, "for (int j = threadIdx.x; j < %d; j += %d) {", n, c->threads));
+    rows_line(e, "float sum = part[j];");
+    rows_line(e, "UNROLL for (int w = 1; w < %d; w++) sum += part[w * %d + j];", warps, width(c));
+    if (full)
+        rows_line(e, "if (%s + j < %lld) y%zu[blockIdx.x * (int64_t)%lld + %s + j] = sum;", first,
+                  (long long)e->cols, i, (long long)e->cols, first);
+    else
+        rows_line(e, "%sy%zu[blockIdx.x] = sum;", c->tiles > 1 ? "if (blockIdx.y == 0) " : "", i);
     rows_leave(e);
-    rows_leave(e);
-    rows_line(e, "__syncthreads();");
-    rows_leave(e);
-    rows_enter(e, str_fmt(e->a, "if ((int)threadIdx.x < %d) {", c->team));
-    rows_line(e, "UNROLL for (int j = 0; j < %d; j++) c%zu[j] = part[%s];", size, i, at);
-    rows_leave(e);
+}
+
+/* Writes what one team has of column sum i. */
+static void put_sums(struct cuda_rows *c, size_t i, bool full)
+{
+    struct rows_gen *e = c->e;
+    if (!full) {
+        rows_line(e, "if (threadIdx.x == 0%s) y%zu[blockIdx.x] = c%zu[0];",
+                  c->tiles > 1 ? " && blockIdx.y == 0" : "", i, i);
+        return;
+    }
+    int64_t align = e->cols * 4 & -(e->cols * 4);
+    open_columns(c, true, true);
+    rows_line(e, "store<%d, %d>(y%zu + blockIdx.x * (int64_t)%lld + i, c%zu%s);", c->v,
+              (int)(align < 16 ? align : 16), i, (long long)e->cols, i,
+              c->pieces > 1 ? str_fmt(e->a, " + c * %d", c->v) : "");
+    close_columns(c);
 }
 
 /* Writes the block's column sums, row blockIdx.x of the partial sums. */
 static void end_sums(struct cuda_rows *c)
 {
     struct rows_gen *e = c->e;
-    int size = 1;
-    for (size_t i = 0; i < e->r->out.n; i++)
-        if (is_colsum(e, i) && sum_size(c, i) > size) size = sum_size(c, i);
-    if (c->teams > 1) rows_line(e, "__shared__ float part[%d];", size * c->team);
+    bool again = false;
+    if (c->teams > 1) rows_line(e, "__shared__ float part[%d];", c->threads / CUDA_WARP * width(c));
     for (size_t i = 0; i < e->r->out.n; i++) {
         if (!is_colsum(e, i)) continue;
         bool full = e->kind[ir_src(e->r, e->r->out.p[i].id, 0)] == FULL;
         if (full && c->sums_in_memory) continue;
-        if (c->teams > 1) add_teams(c, i);
-        int64_t cols = full ? e->cols : 1, align = cols * 4 & -(cols * 4);
-        if (!full) {
-            rows_line(e, "if (threadIdx.x == 0%s) y%zu[blockIdx.x] = c%zu[0];",
-                      c->tiles > 1 ? " && blockIdx.y == 0" : "", i, i);
+        if (c->teams == 1) {
+            put_sums(c, i, full);
             continue;
         }
-        if (c->teams > 1) rows_enter(e, str_fmt(e->a, "if ((int)threadIdx.x < %d) {", c->team));
-        open_columns(c, true, true);
-        rows_line(e, "store<%d, %d>(y%zu + blockIdx.x * (int64_t)%lld + i, c%zu%s);", c->v,
-                  (int)(align < 16 ? align : 16), i, (long long)cols, i,
-                  c->pieces > 1 ? str_fmt(e->a, " + c * %d", c->v) : "");
-        close_columns(c);
-        if (c->teams > 1) rows_leave(e);
+        if (again) rows_line(e, "__syncthreads();");
+        put_warp_sums(c, i, full);
+        rows_line(e, "__syncthreads();");
+        add_warp_sums(c, i, full);
+        again = true;
     }
 }
 
@@ -452,15 +484,15 @@ static void chunk_of_rows(struct cuda_rows *c)
 {
     struct rows_gen *e = c->e;
     begin_sums(c);
-    rows_line(e, "const int64_t first = blockIdx.x * (int64_t)%d;", c->chunk);
+    rows_line(e, "const int64_t first = blockIdx.x * chunk;");
     if (c->clones) {
         bool one = c->sums_in_memory;
-        rows_enter(e, str_fmt(e->a, "for (int q = %s; q < %d; q += %d) {", one ? "0" : team(c),
-                              c->chunk, c->teams));
+        rows_enter(e, str_fmt(e->a, "for (int64_t q = %s; q < chunk; q += %d) {",
+                              one ? "0" : team(c), c->teams));
         rows_line(e, "const bool live = first + q < rows%s;", one ? " && team == 0" : "");
         rows_line(e, "const int64_t r = min64(first + q, rows - 1);");
     } else {
-        rows_line(e, "const int64_t end = min64(first + %d, rows);", c->chunk);
+        rows_line(e, "const int64_t end = min64(first + chunk, rows);");
         if (c->teams > 1)
             rows_enter(e, str_fmt(e->a, "for (int64_t r = first + %s; r < end; r += %d) {", team(c),
                                   c->teams));

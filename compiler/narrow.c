@@ -131,11 +131,24 @@ static bool known(const struct ir_graph *g, ir_id n)
     return ir_narrow(g, n);
 }
 
-/* The bf16 roundings of a value of the new graph. */
+/* Must a reshape of `src` (new graph) to columns `to` copy? The rule of ir_view. */
+static bool copies(const struct narrow *p, ir_id src, struct ir_dim to)
+{
+    struct ir_dim from = ir_cols(p->out, src);
+    return ir_view(p->out, src).ld != from.add && !dim_eq(from, to);
+}
+
+/* The bf16 roundings of a value of the new graph: those of a reshape before it, where they become part
+ * of the kernel that computes what is reshaped. */
 static ir_id rounded(struct narrow *p, ir_id n)
 {
     if (ir_ty(p->out, n)->dtype != IR_f32 || known(p->out, n)) return n;
     if (p->c->serving && ir_at(p->out, ir_view(p->out, n).root)->op == OP_param) return n;
+    if (ir_at(p->out, n)->op == OP_reshape) {
+        ir_id src = ir_src(p->out, n, 0);
+        if (op_fusable((enum ir_op)ir_at(p->out, src)->op) && !copies(p, src, ir_cols(p->out, n)))
+            return ir_reshape(p->out, rounded(p, src), ir_at(p->out, n)->type);
+    }
     return ir_unary(p->out, OP_round_bf16, n);
 }
 
@@ -213,13 +226,6 @@ static ir_id move(struct narrow *p, ir_id n, ir_id *src)
     return copy(p, n, src, word);
 }
 
-/* Must a reshape of `src` (new graph) to the type of node n (old) copy? The rule of ir_view. */
-static bool copies(const struct narrow *p, ir_id n, ir_id src)
-{
-    struct ir_dim from = ir_cols(p->out, src);
-    return ir_view(p->out, src).ld != from.add && !dim_eq(from, ir_cols(p->in, n));
-}
-
 static ir_id place(struct narrow *p, ir_id n)
 {
     const struct ir_graph *g = p->in;
@@ -228,9 +234,12 @@ static ir_id place(struct narrow *p, ir_id n)
     ir_id *src = NEW(p->scratch, ir_id, nsrc);
     for (uint32_t i = 0; i < nsrc; i++) src[i] = p->map[ir_src(g, n, i)];
     p->out->cur_span = ir_span(g, n);
-    if (op == OP_round_bf16) return known(p->out, src[0]) ? src[0] : ir_copy(p->out, g, n, src);
+    if (op == OP_round_bf16) {
+        bool again = known(p->out, src[0]) || ir_at(p->out, src[0])->op == OP_reshape;
+        return again ? rounded(p, src[0]) : ir_copy(p->out, g, n, src);
+    }
     if (nsrc && moves(g, n, 0)) return move(p, n, src);
-    if (op == OP_reshape && copies(p, n, src[0]) && known(p->out, src[0]) && p->use[n].takes)
+    if (op == OP_reshape && copies(p, src[0], ir_cols(g, n)) && known(p->out, src[0]) && p->use[n].takes)
         return copy(p, n, src, "1");
     for (uint32_t i = 0; i < nsrc; i++)
         if (narrow_rounds(g, n, i)) src[i] = rounded(p, src[i]);
