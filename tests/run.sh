@@ -1,19 +1,17 @@
 #!/bin/bash
-# Runs test commands, one an argument, as many at a time as JOBS says; prints a line for each, the
-# output of those that fail, and the sum. What each printed stays in LOGS.
+# Runs test commands, one an argument, as many at a time as JOBS says; prints a line for each (time that
+# passed, and of processors), the output of those that fail, and the sum. What each printed stays in LOGS.
 : "${LOGS:?}" "${JOBS:=1}"
 mkdir -p "$LOGS"
 rm -f "$LOGS"/*.log "$LOGS"/*.status
 
 one() {
-    local command=$1 name begin status=0 s
+    local command=$1 name status=0 TIMEFORMAT='%2R %2U %2S'
     name=$(basename "${command%% *}")
-    begin=$(date +%s%N)
-    bash -c "exec $command" >"$LOGS/$name.log" 2>&1 || status=$?
-    s=$((($(date +%s%N) - begin) / 10000000))
+    { time bash -c "exec $command" >"$LOGS/$name.log" 2>&1 || status=$?; } 2>"$LOGS/$name.time"
     echo $status >"$LOGS/$name.status"
     if [ $status = 0 ]; then
-        printf 'ok      %-28s %5d.%02d s\n' "$name" $((s / 100)) $((s % 100))
+        awk -v n="$name" '{ printf "ok      %-28s %8.2f s %8.2f CPU\n", n, $1, $2 + $3 }' "$LOGS/$name.time"
     else
         printf 'FAILED  %-28s exit %d\n%s\n' "$name" $status "$(sed 's/^/    /' "$LOGS/$name.log")"
     fi
