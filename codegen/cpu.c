@@ -43,6 +43,7 @@ static cg_emit_fn *emitter(const struct ir_graph *g, ir_id n)
     case OP_concat:
     case OP_reshape: return cg_cpu_token;
     case OP_moe_route:
+    case OP_moe_weights:
     case OP_moe_route_grad:
     case OP_moe_sort:
     case OP_moe_gather:

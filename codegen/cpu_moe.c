@@ -16,13 +16,14 @@ static int64_t src_ld(const struct cg_emit *e, uint32_t i)
     return cg_src_ld(e->g, e->n, i);
 }
 
-/* moe_route and its gradient. */
+/* moe_route, weights of experts that are given, and the gradient of both. */
 static void route(const struct cg_emit *e)
 {
-    bool grad = ir_at(e->g, e->n)->op == OP_moe_route_grad;
-    const char *name = grad ? "moe_route_grad" : "moe_route", *node = ir_name(e->g, e->n);
+    enum ir_op op = (enum ir_op)ir_at(e->g, e->n)->op;
+    bool grad = op == OP_moe_route_grad, given = op != OP_moe_route;
+    const char *name = op_info(op)->name, *node = ir_name(e->g, e->n);
     int64_t experts = cg_src_cols(e->g, e->n, 0, e->b), rows = cg_src_rows(e->g, e->n, 0, e->b);
-    int64_t k = grad ? cg_src_cols(e->g, e->n, 1, e->b) : ir_int(e->g, e->n, AK_k, 0);
+    int64_t k = given ? cg_src_cols(e->g, e->n, 1, e->b) : ir_int(e->g, e->n, AK_k, 0);
     bool softmax = !strcmp(ir_word(e->g, e->n, AK_score, "sigmoid"), "softmax");
     const struct cg_var of_scores[] = {number(e, "E", experts), number(e, "K", k),
                                        number(e, "SOFTMAX", softmax)};
@@ -35,14 +36,16 @@ static void route(const struct cg_emit *e)
     struct str body = cg_section(e->a, text, name, vars, grad ? 3 : 2);
     struct cg_step *s = cg_add(e->a, e->out, name, str_of(str_fmt(e->a, "%s%s", scores.p, body.p)),
                                *node ? str_fmt(e->a, "%s %s", name, node) : name);
-    if (grad) {
-        cg_need_dense(e->g, e->n, 1);
-        cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), R_(0)));
-        cg_nums(e->a, s, CG_NUMS(src_ld(e, 0), src_ld(e, 2)));
-    } else {
-        cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0), R_(1)));
-        cg_nums(e->a, s, CG_NUMS(src_ld(e, 0)));
+    if (given) cg_need_dense(e->g, e->n, 1);
+    switch (op) {
+    case OP_moe_route: cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0), R_(1))); break;
+    case OP_moe_weights: cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0))); break;
+    default: cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), R_(0)));
     }
+    if (grad)
+        cg_nums(e->a, s, CG_NUMS(src_ld(e, 0), src_ld(e, 2)));
+    else
+        cg_nums(e->a, s, CG_NUMS(src_ld(e, 0)));
     s->scratch = (size_t)((experts + 15) / 16 * 16) * sizeof(float);
     cg_items(s, rows, 32 * experts);
 }
@@ -118,6 +121,7 @@ void cg_cpu_moe(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bi
     const struct cg_emit e = {a, g, n, b, out};
     switch (ir_at(g, n)->op) {
     case OP_moe_route:
+    case OP_moe_weights:
     case OP_moe_route_grad: route(&e); break;
     case OP_moe_sort: sort(&e); break;
     case OP_moe_gather: gather(&e); break;

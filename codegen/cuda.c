@@ -41,6 +41,7 @@ static cg_emit_fn *emitter(enum ir_op op)
     case OP_concat:
     case OP_reshape: return cg_cuda_token;
     case OP_moe_route:
+    case OP_moe_weights:
     case OP_moe_route_grad:
     case OP_moe_sort:
     case OP_moe_gather:

@@ -388,6 +388,12 @@ VJP(moe_route)
     add_to(c, logits, like(c, OP_moe_route_grad, n, s, 3));
 }
 
+VJP(moe_weights)
+{
+    const ir_id s[] = {src(c, n, 0), src(c, n, 1), d};
+    add_to(c, s[0], like(c, OP_moe_route_grad, n, s, 3));
+}
+
 VJP(moe_gather)
 {
     const ir_id s[] = {d, src(c, n, 1), src(c, n, 2)};

@@ -27,6 +27,9 @@ struct build_options {
     /* finished blocks, as the depth sites of later blocks read them, are rounded per token: to
      * bf16, or to i8 as ir/panel.h rounds a row. STORE_none: they are not */
     enum ir_store sources;
+    /* the experts of every token are an input, routes.model.layers.N.block_sparse_moe i32[N,k]
+     * (ids that differ, in any order), not the router's choice; it gives their weights */
+    bool given_routes;
     bool probes; /* also outputs probe.* (magnitudes and entropies, for metrics) */
     /* BUILD_decode: pages and states of the caches, positions of a sequence (past + T at most, a
      * multiple of 64), and whether logits are those of all tokens, f32[N,V] */

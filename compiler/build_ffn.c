@@ -55,21 +55,37 @@ static ir_id routed(struct builder *b, const struct ffn *f, ir_id x, ir_id ids, 
                   b_name(b, "%s.combine", p));
 }
 
+/* Experts of every token and their weights. */
+static void route(struct builder *b, const struct ffn *f, ir_id logits, const char *p, ir_id out[2])
+{
+    struct ir_graph *g = b->g;
+    struct ir_attr attr[] = {A_STR(score, f->score == SCORE_sigmoid ? "sigmoid" : "softmax"),
+                             A_INT(renormalize, f->renormalize), A_NUM(scale, f->scale),
+                             A_INT(k, f->experts_per_token)};
+    const char *name = b_name(b, "%s.route", p);
+    if (b->options->given_routes) {
+        ir_type_id t = ir_type2(g, IR_i32, dim_sym(SYM_N, 1), dim_const(f->experts_per_token));
+        const char *ids = b_name(b, "routes.%s", p);
+        out[0] = ir_add_typed(g, OP_input, t, NO_SRCS, ATTRS(A_STR(name, ids)), ids);
+        out[1] = ir_add(g, OP_moe_weights, SRCS(logits, out[0]), attr, 3, name);
+        return;
+    }
+    ir_id r = ir_add(g, OP_moe_route, SRCS(logits, router_bias(b, f, p)), attr, 4, name);
+    out[0] = ir_get(g, r, 0), out[1] = ir_get(g, r, 1);
+}
+
 static ir_id moe(struct builder *b, const struct ffn *f, ir_id x, const char *layer)
 {
     struct ir_graph *g = b->g;
     const char *p = b_name(b, "%s.block_sparse_moe", layer);
     ir_id gate = b_param(b, b_name(b, "%s.gate.weight", p)); /* the router stays in float32 */
     ir_id logits = ir_matmul(g, x, gate, false, true, b_name(b, "%s.router", p));
-    ir_id r = ir_add(g, OP_moe_route, SRCS(logits, router_bias(b, f, p)),
-                     ATTRS(A_INT(k, f->experts_per_token),
-                           A_STR(score, f->score == SCORE_sigmoid ? "sigmoid" : "softmax"),
-                           A_INT(renormalize, f->renormalize), A_NUM(scale, f->scale)),
-                     b_name(b, "%s.route", p));
+    ir_id r[2];
+    route(b, f, logits, p, r);
     ir_id in = f->latent_size
                    ? b_linear(b, x, b_name(b, "%s.routed_expert_down_proj.weight", p), NULL)
                    : x;
-    ir_id y = routed(b, f, in, ir_get(g, r, 0), ir_get(g, r, 1), p);
+    ir_id y = routed(b, f, in, r[0], r[1], p);
     if (f->latent_size) {
         y = b_rmsnorm(b, y, b_name(b, "%s.routed_expert_norm.weight", p));
         y = b_linear(b, y, b_name(b, "%s.routed_expert_up_proj.weight", p), NULL);

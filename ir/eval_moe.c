@@ -13,15 +13,22 @@ static void score_row(const struct eval *e, const double *logits, int64_t n, dou
         s[i] = softmax ? exp(logits[i] - max) / sum : 1 / (1 + exp(-logits[i]));
 }
 
+/* Scores become weights. */
+static void weigh(const struct eval *e, double *w, int64_t k)
+{
+    double scale = ev_num(e, AK_scale, 1), sum = 1e-20;
+    for (int64_t j = 0; j < k; j++) sum += w[j];
+    for (int64_t j = 0; j < k; j++) w[j] *= ev_int(e, AK_renormalize, 1) ? scale / sum : scale;
+}
+
 void eval_moe_route(struct eval *e)
 {
     int64_t n = ev_cols(e, 0), k = ev_int(e, AK_k, 0);
-    bool renormalize = ev_int(e, AK_renormalize, 1) != 0;
-    double scale = ev_num(e, AK_scale, 1), *s = NEW(e->a, double, n);
+    double *s = NEW(e->a, double, n);
     const double *bias = ev_src(e, 1);
     bool *taken = NEW(e->a, bool, n);
     for (int64_t t = 0; t < ev_rows(e, 0); t++) {
-        double *ids = ev_out(e, 0) + t * k, *w = ev_out(e, 1) + t * k, sum = 1e-20;
+        double *ids = ev_out(e, 0) + t * k, *w = ev_out(e, 1) + t * k;
         score_row(e, ev_src(e, 0) + t * n, n, s);
         memset(taken, 0, (size_t)n * sizeof *taken);
         for (int64_t j = 0; j < k; j++) {
@@ -29,9 +36,22 @@ void eval_moe_route(struct eval *e)
             for (int64_t i = 0; i < n; i++)
                 if (!taken[i] && (best < 0 || s[i] + bias[i] > s[best] + bias[best])) best = i;
             taken[best] = true;
-            ids[j] = (double)best, w[j] = s[best], sum += s[best];
+            ids[j] = (double)best, w[j] = s[best];
         }
-        for (int64_t j = 0; j < k; j++) w[j] *= renormalize ? scale / sum : scale;
+        weigh(e, w, k);
+    }
+}
+
+void eval_moe_weights(struct eval *e)
+{
+    int64_t n = ev_cols(e, 0), k = ev_cols(e, 1);
+    double *s = NEW(e->a, double, n);
+    for (int64_t t = 0; t < ev_rows(e, 0); t++) {
+        const double *ids = ev_src(e, 1) + t * k;
+        double *w = ev_out(e, 0) + t * k;
+        score_row(e, ev_src(e, 0) + t * n, n, s);
+        for (int64_t j = 0; j < k; j++) w[j] = s[ev_index(e, ids[j], n)];
+        weigh(e, w, k);
     }
 }
 

@@ -595,6 +595,14 @@ RULE(moe_route)
     return true;
 }
 
+RULE(moe_weights)
+{
+    NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_i32), "moe_weights: operands");
+    NEED(dim_eq(ty(c, 0)->dim[0], ty(c, 1)->dim[0]), "moe_weights: rows differ");
+    *out = mat(c, IR_f32, ty(c, 1)->dim[0], ty(c, 1)->dim[1]);
+    return true;
+}
+
 RULE(moe_route_grad)
 {
     NEED(is_mat(c, 0, IR_f32) && is_mat(c, 1, IR_i32) && is_mat(c, 2, IR_f32), "moe_route_grad");

@@ -23,11 +23,13 @@ struct compiled *compiled_open(struct fixture *f, const struct compiled_options 
                                        .diag = diag_open(a),
                                        .pipeline = {.skip = o->skip}};
     if (session_open(&so, &c->session, &err)) BUG("%s", err.text);
-    const struct build_options forward = {.depth_weights = o->depth_weights}, plain = {0};
+    const struct build_options forward = {.depth_weights = o->depth_weights,
+                                          .given_routes = o->given_routes},
+                               train = {.given_routes = o->given_routes};
     struct ir_graph *g = build_model(a, f->model, f->params, BUILD_forward, &forward);
     c->forward = plan_of(c, g, "forward", f->B, f->T, &c->forward_program);
     if (!o->forward_only) {
-        g = build_model(a, f->model, f->params, BUILD_train, &plain);
+        g = build_model(a, f->model, f->params, BUILD_train, &train);
         build_gradients(g);
         c->train = plan_of(c, g, "train", f->B, f->T, &c->train_program);
     }
@@ -70,6 +72,8 @@ void compiled_bind(const struct compiled *c, const struct plan *p)
     compiled_set(p, "tokens", f->tokens, 4 * n);
     compiled_set(p, "targets", f->targets, 4 * n);
     compiled_set(p, "count", &count, 4);
+    const struct tf_tensor *t;
+    for (size_t i = 0; (t = fixture_routes(f, i)); i++) compiled_set(p, t->name, t->data, t->bytes);
     compiled_bind_weights(c, p);
 }
 

@@ -11,6 +11,7 @@ struct compiled_options {
     unsigned threads;       /* 0 means 2 */
     bool forward_only;      /* no train, no apply */
     bool depth_weights;     /* the forward program also gives depth.SITE */
+    bool given_routes;      /* build_options.given_routes */
 };
 struct compiled {
     struct arena *arena;
@@ -28,7 +29,7 @@ void compiled_close(struct compiled *c);
 void compiled_set(const struct plan *p, const char *name, const void *data, size_t bytes);
 /* Copies the fixture's weights to a plan. */
 void compiled_bind_weights(const struct compiled *c, const struct plan *p);
-/* Copies the fixture's weights, tokens, targets and count to a plan. */
+/* Copies the fixture's weights, tokens, targets, count and routes to a plan. */
 void compiled_bind(const struct compiled *c, const struct plan *p);
 /* Binds and runs forward and train. */
 void compiled_run(const struct compiled *c);

@@ -25,6 +25,23 @@ CHECK_OP(moe_route)
     }
 }
 
+CHECK_OP(moe_weights)
+{
+    int64_t E = cols(r, 0), k = cols(r, 1);
+    bool soft = !strcmp(ir_word(r->g, r->n, AK_score, ""), "softmax");
+    double scale = ir_num(r->g, r->n, AK_scale, 0), s[129];
+    for (int64_t t = 0; t < r->N; t++) {
+        double all = 0, given = 0;
+        for (int64_t i = 0; i < E; i++) all += exp(src(r, 0)[t * E + i]);
+        for (int64_t j = 0; j < k; j++) {
+            double x = exp(src(r, 0)[t * E + (int64_t)src(r, 1)[t * k + j]]);
+            given += s[j] = soft ? x / all : x / (1 + x);
+        }
+        for (int64_t j = 0; j < k; j++)
+            near(r, out(r, 0)[t * k + j], scale * s[j] / (r->option == 2 ? 1 : given));
+    }
+}
+
 /* How near the choice of some row is to another one. */
 static double route_gap(const struct ran *r)
 {

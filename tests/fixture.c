@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define DIR_ "tests/fixtures"
 
@@ -86,6 +87,8 @@ struct fixture *fixture_open(const char *name, const char *set)
     }
     read_tokens(f, str_fmt(a, DIR_ "/%s/tokens.npy", name));
     must(tensorfile_open(str_fmt(a, DIR_ "/%s/want.safetensors", name), &f->want, &err), &err);
+    const char *rounded = str_fmt(a, DIR_ "/%s/bf16.safetensors", name);
+    if (!access(rounded, R_OK)) must(tensorfile_open(rounded, &f->rounded, &err), &err);
     return f;
 }
 
@@ -117,6 +120,7 @@ struct fixture *fixture_fresh(const char *name, struct str text, int64_t B, int6
 void fixture_close(struct fixture *f)
 {
     if (f->want) tensorfile_close(f->want);
+    if (f->rounded) tensorfile_close(f->rounded);
     arena_close(f->arena);
 }
 
@@ -129,6 +133,17 @@ const double *fixture_want(const struct fixture *f, const char *name, size_t *n)
     memcpy(v, t->data, t->bytes);
     *n = t->count;
     return v;
+}
+
+const struct tf_tensor *fixture_routes(const struct fixture *f, size_t i)
+{
+    for (size_t k = 0; f->rounded && k < tensorfile_count(f->rounded); k++) {
+        const struct tf_tensor *t = tensorfile_at(f->rounded, k);
+        if (!str_starts(str_of(t->name), "routes.") || i--) continue;
+        CHECK(t->dtype == TF_I32);
+        return t;
+    }
+    return NULL;
 }
 
 double relative_error(const double *got, const double *want, size_t n)
@@ -170,6 +185,16 @@ struct ir_values fixture_eval(const struct fixture *f, struct arena *a, const st
     vec_push(a, &in, ((struct ir_named){"tokens", tok, n}));
     vec_push(a, &in, ((struct ir_named){"targets", tgt, n}));
     vec_push(a, &in, ((struct ir_named){"count", count, 1}));
+    const struct tf_tensor *t;
+    for (size_t k = 0; (t = fixture_routes(f, k)); k++) {
+        double *ids = NEW(a, double, t->count);
+        for (size_t i = 0; i < t->count; i++) {
+            int32_t id;
+            memcpy(&id, (const char *)t->data + i * sizeof id, sizeof id);
+            ids[i] = id;
+        }
+        vec_push(a, &in, ((struct ir_named){t->name, ids, (int64_t)t->count}));
+    }
     for (size_t i = 0; i < f->params->n; i++) {
         const struct param *p = &f->params->p[i];
         vec_push(a, &in,

@@ -65,6 +65,17 @@ BUILD(moe_route)
     return finish(&k, route(&k, E, k.option == 4 ? E : 1 + k.C / 8, mat(&k, "logits", k.N, E)));
 }
 
+BUILD(moe_weights)
+{
+    struct k k = start(a, variant, STAGE_T);
+    int64_t E = k.C + 1;
+    ir_id t = route(&k, E, 1 + k.C / 8, mat(&k, "others", k.N, E));
+    struct ir_attr attr[AK_COUNT];
+    size_t n = ir_attrs(k.g, t, attr);
+    ir_id logits = mat(&k, "logits", k.N, E), ids = ir_get(k.g, t, 0);
+    return finish(&k, ir_add(k.g, OP_moe_weights, SRCS(logits, ids), attr, n, NULL));
+}
+
 BUILD(moe_route_grad)
 {
     struct k k = start(a, variant, STAGE_T);

@@ -85,6 +85,7 @@ const struct op_case op_cases[] = {
     CASE(head_loss, 2),
     CASE(head_nll, 2),
     CASE(moe_route, 5),
+    CASE(moe_weights, 4),
     CASE(moe_route_grad, 4),
     CASE(moe_sort, 4),
     CASE(moe_gather, 4),

@@ -69,6 +69,24 @@ extern "C" __global__ void __launch_bounds__(${WARPS} * WARP)
     for (int i = lane; i < ${K}; i += WARP)
         w[i] = ${RENORMALIZE} ? div1(w[i], sum + 1e-20f) * ${SCALE} : w[i] * ${SCALE};
 }
+//== moe_weights
+/* A warp a token; every lane sums, so that the order is that of the slots. */
+extern "C" __global__ void __launch_bounds__(256)
+@FN@(const float *logits, const int32_t *ids, float *weights, int64_t ld, int64_t tokens)
+{
+    int lane = threadIdx.x % WARP;
+    int64_t t = (int64_t)blockIdx.x * 8 + threadIdx.x / WARP;
+    if (t >= tokens) return;
+    const float *x = logits + t * ld;
+    const int32_t *id = ids + t * ${K};
+    float *w = weights + t * ${K}, sum = 0;
+    struct @FN@_norm norm = @FN@_norm_of(x, lane);
+    for (int i = 0; i < ${K}; i++) sum += @FN@_score(x[id[i]], norm);
+    for (int i = lane; i < ${K}; i += WARP) {
+        float s = @FN@_score(x[id[i]], norm);
+        w[i] = ${RENORMALIZE} ? div1(s, sum + 1e-20f) * ${SCALE} : s * ${SCALE};
+    }
+}
 //== moe_route_grad
 /* A warp a token; what concerns the slots is computed by every lane. */
 extern "C" __global__ void __launch_bounds__(256)

@@ -57,6 +57,19 @@ void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratc
             w[i] = ${RENORMALIZE} ? s[id[i]] / (sum + 1e-20f) * ${SCALE} : s[id[i]] * ${SCALE};
     }
 }
+//== moe_weights
+/* p: logits, ids, weights.  n: row stride of logits.  Item = token. */
+void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {
+    float *s = scratch;
+    for (int64_t t = lo; t < hi; t++) {
+        const int32_t *id = (const int32_t *)p[1] + t * @FN@_K;
+        float *w = (float *)p[2] + t * @FN@_K, sum = 0;
+        @FN@_scores((const float *)p[0] + t * n[0], s);
+        for (int64_t i = 0; i < @FN@_K; i++) sum += s[id[i]];
+        for (int64_t i = 0; i < @FN@_K; i++)
+            w[i] = ${RENORMALIZE} ? s[id[i]] / (sum + 1e-20f) * ${SCALE} : s[id[i]] * ${SCALE};
+    }
+}
 //== moe_route_grad
 /* p: logits, ids, dw, dlogits.  n: row stride of logits, of dw.  Item = token. */
 void @FN@(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {

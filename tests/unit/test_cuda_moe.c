@@ -11,6 +11,7 @@ static void test_ops(void **state)
 {
     static const struct cuda_op ops[] = {
         {.op = OP_moe_route, .tol = 1e-6, .every = 2},
+        {.op = OP_moe_weights, .tol = 1e-6, .every = 2},
         {.op = OP_moe_route_grad, .tol = 1e-5, .every = 2},
         {.op = OP_moe_sort, .tol = 0, .every = 2},
         {.op = OP_moe_gather, .tol = 0, .src = "1", .res = "1", .every = 5},
@@ -74,6 +75,10 @@ static void routing(struct cuda_ops *c, struct arena *a, const struct sizes *s)
     ir_id x = columns(g, "logits", s->tokens, s->experts), r = route(g, s, x),
           ids = ir_get(g, r, 0);
     cuda_ops_add(c, "moe_route", s->experts, 1e-6, g, r, one);
+    struct ir_attr attr[AK_COUNT];
+    size_t n = ir_attrs(g, r, attr);
+    ir_id w = ir_add(g, OP_moe_weights, SRCS(x, ids), attr, n, NULL);
+    cuda_ops_add(c, "moe_weights", s->experts, 1e-6, g, w, one);
     ir_id dw = in(g, "dw", s->tokens, s->k);
     ir_id d = ir_add(g, OP_moe_route_grad, SRCS(x, ids, dw),
                      ATTRS(A_STR(score, s->softmax ? "softmax" : "sigmoid"), A_INT(renormalize, 1),

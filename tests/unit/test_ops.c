@@ -39,6 +39,7 @@ static const struct {
     {OP_qk_clip, 1e-6},
     {OP_balance, 1e-6},
     {OP_moe_route, 1e-6},
+    {OP_moe_weights, 1e-6},
     {OP_moe_route_grad, 1e-5},
     {OP_moe_sort, 0},
     {OP_moe_gather, 0},
