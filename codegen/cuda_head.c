@@ -137,8 +137,8 @@ static void head_loss(const struct cg_emit *e, const struct cg_target *t)
     const char *store = h.vocab % 4 ? "to[i] = x[0];" : "st_f32x4(to + i, x);";
     if (h.bf16)
         store = h.vocab % 4 ? "to[i] = f32_to_bf16(x[0]);"
-                            : "*(uint2 *)(to + i) = make_uint2(pack_bf16(x[0], x[1]), "
-                              "pack_bf16(x[2], x[3]));";
+                            : "st_whole((uint2 *)(to + i), make_uint2(pack_bf16(x[0], x[1]), "
+                              "pack_bf16(x[2], x[3])));";
     const struct cg_var vars[] = {{"T", h.bf16 ? "uint16_t" : "float"}, {"STORE", store}};
     for (int64_t at = 0; at < h.rows; at += h.chunk) {
         int64_t rows = least(h.chunk, h.rows - at);

@@ -24,15 +24,15 @@ template <int N> INLINE void conv_load(float y[N], const uint16_t *p) {
 }
 template <int N> INLINE void conv_store(float *p, const float y[N]) {
     if (N == 4)
-        *(float4 *)p = make_float4(y[0], y[1 % N], y[2 % N], y[3 % N]);
+        st_whole((float4 *)p, make_float4(y[0], y[1 % N], y[2 % N], y[3 % N]));
     else if (N == 2)
-        *(float2 *)p = make_float2(y[0], y[1 % N]);
+        st_whole((float2 *)p, make_float2(y[0], y[1 % N]));
     else
         *p = y[0];
 }
 template <int N> INLINE void conv_store(uint16_t *p, const float y[N]) {
     if (N == 4)
-        *(uint2 *)p = make_uint2(pack_bf16(y[0], y[1 % N]), pack_bf16(y[2 % N], y[3 % N]));
+        st_whole((uint2 *)p, make_uint2(pack_bf16(y[0], y[1 % N]), pack_bf16(y[2 % N], y[3 % N])));
     else if (N == 2)
         *(uint32_t *)p = pack_bf16(y[0], y[1 % N]);
     else

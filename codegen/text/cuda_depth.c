@@ -84,7 +84,7 @@ INLINE void @FN@_get4(float x[4], const void *p, bool narrow, int64_t i) {
 }
 INLINE void @FN@_put4(void *p, bool narrow, int64_t i, const float x[4]) {
     if (narrow)
-        *(uint2 *)((uint16_t *)p + i) = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+        st_whole((uint2 *)((uint16_t *)p + i), make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3])));
     else
         st_f32x4((float *)p + i, x);
 }

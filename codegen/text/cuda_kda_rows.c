@@ -162,9 +162,9 @@ template <int N> INLINE void kda_load_row(float y[N], const float *p) {
 }
 template <int N> INLINE void kda_store_row(float *p, const float y[N]) {
     if (N == 4)
-        *(float4 *)p = make_float4(y[0], y[1 % N], y[2 % N], y[3 % N]);
+        st_whole((float4 *)p, make_float4(y[0], y[1 % N], y[2 % N], y[3 % N]));
     else if (N == 2)
-        *(float2 *)p = make_float2(y[0], y[1 % N]);
+        st_whole((float2 *)p, make_float2(y[0], y[1 % N]));
     else
         *p = y[0];
 }

@@ -20,6 +20,14 @@ typedef unsigned long long uint64_t;
     extern __shared__ __align__(16) unsigned char dynamic_shared[];                                \
     type *const name = (type *)dynamic_shared
 
+/* A store of 16 or 8 bytes. NVRTC 13.0 cuts an assignment through a pointer into words where it knows
+ * much about the address (base + row * constant + column), a quarter of a line each; this one stays
+ * whole. Where the kind of memory is known, nothing remains of the question. */
+template <class T> INLINE void st_whole(T *p, T v) {
+    if (__isGlobal(p)) __stwb(p, v);
+    else *p = v;
+}
+
 INLINE uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 /* A place in shared memory to which constants are added for nothing, for cp_async16. */
 typedef uint32_t shared_at;
@@ -128,6 +136,7 @@ INLINE void cp_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "m
 #define cp_async_wait(n) asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory")
 #else
 #define UNROLL
+template <class T> static inline void st_whole(T *p, T v) { *p = v; }
 #define ALIGNED16(p) cudacpu_aligned(p, 16, __FILE__, __LINE__)
 #define INLINE static inline __attribute__((always_inline, unused))
 typedef char *shared_at;
@@ -179,7 +188,7 @@ INLINE void ld_f32x4(float x[4], const float *p) {
 }
 INLINE void st_f32x4(float *p, const float x[4]) {
     ALIGNED16(p);
-    *(float4 *)p = make_float4(x[0], x[1], x[2], x[3]);
+    st_whole((float4 *)p, make_float4(x[0], x[1], x[2], x[3]));
 }
 INLINE void ld_bf16x8(float x[8], const uint16_t *p) {
     ALIGNED16(p);
@@ -192,8 +201,8 @@ INLINE void ld_bf16x8(float x[8], const uint16_t *p) {
 }
 INLINE void st_bf16x8(uint16_t *p, const float x[8]) {
     ALIGNED16(p);
-    *(uint4 *)p = make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
-                             pack_bf16(x[6], x[7]));
+    st_whole((uint4 *)p, make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]),
+                                    pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7])));
 }
 
 /* W elements (1, 2, 4 or 8) as float32, at an address that their size, up to 16 bytes, divides. */
@@ -209,7 +218,7 @@ template <int W> INLINE void ld_row(float *x, const float *p) {
 template <int W> INLINE void st_row(float *p, const float *x) {
     if constexpr (W == 8) st_f32x4(p, x), st_f32x4(p + 4, x + 4);
     if constexpr (W == 4) st_f32x4(p, x);
-    if constexpr (W == 2) *(float2 *)p = make_float2(x[0], x[1]);
+    if constexpr (W == 2) st_whole((float2 *)p, make_float2(x[0], x[1]));
     if constexpr (W == 1) *p = x[0];
 }
 template <int W> INLINE void ld_row(float *x, const uint16_t *p) {
@@ -227,7 +236,8 @@ template <int W> INLINE void ld_row(float *x, const uint16_t *p) {
 }
 template <int W> INLINE void st_row(uint16_t *p, const float *x) {
     if constexpr (W == 8) st_bf16x8(p, x);
-    if constexpr (W == 4) *(uint2 *)p = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+    if constexpr (W == 4)
+        st_whole((uint2 *)p, make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3])));
     if constexpr (W == 2) *(uint32_t *)p = pack_bf16(x[0], x[1]);
     if constexpr (W == 1) *p = f32_to_bf16(x[0]);
 }

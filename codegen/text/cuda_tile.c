@@ -238,7 +238,7 @@ INLINE void mma_store(T *to, int64_t ld, const float c[NB][4], const float f[2],
             if constexpr (V >= 4 && COLS % 16 == 0 && sizeof(T) == 2) {
                 uint32_t y[2] = {pack_bf16(x[0][0], x[0][1]), pack_bf16(x[1][0], x[1][1])};
                 mma_widen(y);
-                if (g + 8 * half < have) *(uint2 *)(row + 8 * (n + t % 2) + t / 2 * 4) = make_uint2(y[0], y[1]);
+                if (g + 8 * half < have) st_whole((uint2 *)(row + 8 * (n + t % 2) + t / 2 * 4), make_uint2(y[0], y[1]));
             } else {
                 UNROLL for (int i = 0; i < 2; i++)
                     if (g + 8 * half < have && 8 * (n + i) < COLS) st_row<2>(row + 8 * (n + i) + 2 * t, x[i]);
