@@ -431,7 +431,13 @@ struct mem_range memplan_value_range(const struct memplan *p, ir_id n)
 struct mem_range memplan_result_range(const struct memplan *p, ir_id n, uint32_t i)
 {
     CHECK(i < num_results(p->g, n));
-    return range_of(p, p->elem[p->first_elem[n] + i].buf);
+    const struct mem_elem *e = &p->elem[p->first_elem[n] + i];
+    struct mem_range r = range_of(p, e->buf);
+    if (e->concat == IR_NONE || ir_int(p->g, e->concat, AK_axis, 0)) return r;
+    r.from += e->offset;
+    r.to = r.from + (uint64_t)type_count(p->g->types, result_type(p->g, n, i), p->bind) *
+                        ir_result_bytes(p->g, n, i);
+    return r;
 }
 
 struct mem_range memplan_work_range(const struct memplan *p, ir_id n)

@@ -92,7 +92,8 @@ struct sa_buf memplan_value(const struct memplan *p, ir_id n);
 /* Where result element i of node n (0 of a single result) is written. */
 struct sa_buf memplan_result(const struct memplan *p, ir_id n, uint32_t i);
 struct sa_buf memplan_work(const struct memplan *p, ir_id n);
-/* The whole buffers that these lie in, or none (from = to): what a step that uses them may touch. */
+/* What a step that uses these may touch, or nothing (from = to): the buffers that they lie in, or of
+ * a result that is rows of a concat those rows. */
 struct mem_range {
     uint32_t arena;
     uint64_t from, to; /* bytes */

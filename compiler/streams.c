@@ -315,8 +315,30 @@ static uint8_t **find_before(struct arena *a, const struct sa_plan *p)
     return before;
 }
 
+/* The nodes of one launch run at the same time. */
+static const char *check_launch(const struct lowered *l, struct arena *a, uint32_t step)
+{
+    const struct ir_graph *g = l->mem->g;
+    VEC(struct unit) row = {0};
+    for (ir_id n = l->node_of_step[step]; n <= l->last_of_step[step]; n++) {
+        if (n >= g->node.n || ir_at(g, n)->op != ir_at(g, l->node_of_step[step])->op) continue;
+        struct unit u = {0};
+        touch_node(a, l->mem, n, &u);
+        for (size_t i = 0; i < row.n; i++)
+            if (conflict(&row.p[i], &u))
+                return str_fmt(a, "step %u (%s) is one launch for nodes that touch the same memory",
+                               step, l->plan.steps[step].label);
+        vec_push(a, &row, u);
+    }
+    return NULL;
+}
+
 const char *streams_check(const struct lowered *l, struct arena *a)
 {
+    for (uint32_t i = 0; i < l->plan.num_steps; i++) {
+        const char *why = l->last_of_step[i] > l->node_of_step[i] ? check_launch(l, a, i) : NULL;
+        if (why) return why;
+    }
     struct unit *unit;
     size_t n = find_units(a, l, &unit);
     uint8_t **before = find_before(a, &l->plan);

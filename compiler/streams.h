@@ -11,7 +11,8 @@
  * Steps keep their order; each goes where it can begin first by a rough estimate of times. */
 void streams_assign(struct arena *a, struct lowered *l, unsigned streams);
 /* NULL when every two steps that touch the same memory, one of them writing, come in their order,
- * whatever streams do; else a message (in the arena). */
+ * whatever streams do, and the nodes of one launch touch nothing of each other; else a message (in
+ * the arena). */
 const char *streams_check(const struct lowered *l, struct arena *a);
 /* Steps beside stream 0. */
 uint32_t streams_beside(const struct lowered *l);
