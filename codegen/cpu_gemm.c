@@ -164,7 +164,7 @@ static void kept_grouped(const struct cg_emit *e)
 
 static bool is_kept(const struct cg_emit *e)
 {
-    return ir_stored(e->g, ir_src(e->g, e->n, 1)) > STORE_rows;
+    return store_in_panels(ir_stored(e->g, ir_src(e->g, e->n, 1)));
 }
 
 static void matmul(const struct cg_emit *e)

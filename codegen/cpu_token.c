@@ -30,7 +30,7 @@ static void embed_kept(const struct cg_emit *e, enum ir_store store)
 static void embed(const struct cg_emit *e)
 {
     enum ir_store store = ir_stored(e->g, ir_src(e->g, e->n, 0));
-    if (store > STORE_rows) {
+    if (store_in_panels(store)) {
         embed_kept(e, store);
         return;
     }

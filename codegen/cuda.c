@@ -77,7 +77,7 @@ const char *cg_cuda_prelude(void)
 
 static const char *type_name(enum ir_dtype t, bool narrow)
 {
-    if (narrow) return "uint16_t";
+    if (narrow || t == IR_bf16) return "uint16_t";
     if (t == IR_i32) return "int32_t";
     if (t == IR_f64) return "double";
     CHECK(t == IR_f32);
@@ -143,8 +143,8 @@ int64_t cg_cuda_width(const struct ir_graph *g, ir_id n, int64_t cols, const uin
                       size_t nsrc, const uint32_t *res, size_t nres)
 {
     bool narrow = false;
-    for (size_t i = 0; i < nsrc; i++) narrow = narrow || ir_narrow(g, ir_src(g, n, src[i]));
-    for (size_t i = 0; i < nres; i++) narrow = narrow || ir_narrow_result(g, n, res[i]);
+    for (size_t i = 0; i < nsrc; i++) narrow |= ir_elem_bytes(g, ir_src(g, n, src[i])) == 2;
+    for (size_t i = 0; i < nres; i++) narrow |= ir_result_bytes(g, n, res[i]) == 2;
     int64_t w = narrow ? 8 : 4;
     while (cols % w) w /= 2;
     for (size_t i = 0; i < nsrc; i++) {

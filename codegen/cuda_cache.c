@@ -23,7 +23,6 @@ static void cache_write(const struct cg_emit *e)
     const uint32_t x = 1, y = 0;
     int64_t v = cg_cuda_width(e->g, e->n, c, &x, 1, &y, 1);
     cg_need_dense(e->g, e->n, 0);
-    CHECK(ir_ty(e->g, e->n)->dtype == IR_f32);
     const struct cg_var vars[] = {{"T", cg_cuda_res_type(e->g, e->n, 0)},
                                   {"TX", cg_cuda_src_type(e->g, e->n, 1)},
                                   {"C", cg_number(e, c)},
@@ -42,8 +41,7 @@ static void attention_cached(const struct cg_emit *e, const struct cg_target *t)
     int64_t hd = ir_int(g, e->n, AK_head_dim, 0), k = cg_cuda_vector(e, false, 1, hd);
     cg_need_dense(g, e->n, 1);
     cg_need_dense(g, e->n, 2);
-    CHECK(ir_ty(g, ir_src(g, e->n, 1))->dtype == IR_f32);
-    CHECK(ir_narrow(g, ir_src(g, e->n, 1)) == ir_narrow(g, ir_src(g, e->n, 2)));
+    CHECK(ir_elem_bytes(g, ir_src(g, e->n, 1)) == ir_elem_bytes(g, ir_src(g, e->n, 2)));
     const struct cg_cached x = {.g = h / kv,
                                 .kv = kv,
                                 .hd = hd,

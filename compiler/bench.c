@@ -1,10 +1,8 @@
 #include "compiler/bench.h"
-#include "runtime/lm.h"
 #include "runtime/mem.h"
 
-static void some_tokens(struct bench *b)
+static void some_tokens(struct bench *b, int32_t *tokens)
 {
-    int32_t *tokens = plan_value(b->plan, "tokens")->p;
     for (int64_t i = 0; i < b->B * b->T; i++)
         tokens[i] = (int32_t)((uint64_t)i * 2654435761u % (uint64_t)b->model->vocab_size);
 }
@@ -18,14 +16,48 @@ static void open_forward(struct bench *b, struct cli *c, const struct run_option
     run_open(&b->t.run, c, b->model, o);
     b->plan = run_model_plan(&b->t.run, BUILD_forward, &plain, b->B, b->T);
     run_ready(&b->t.run, b->plan, NULL);
-    some_tokens(b);
+    some_tokens(b, plan_value(b->plan, "tokens")->p);
 }
 
-/* An input of the decode program, where it has it: first, first + step ... */
+/* Where an input of the decode program is; NULL where it has none. */
+static int32_t *input(struct bench *b, const char *name)
+{
+    const struct lm_call *c = &b->call;
+    const struct {
+        const char *name;
+        const int32_t *p;
+    } own[] = {
+        {"tokens", c->tokens}, {"past", c->past}, {"pages", c->pages}, {"states", c->states}};
+    for (size_t i = 0; b->lm && i < sizeof own / sizeof *own; i++)
+        if (!strcmp(name, own[i].name)) return (int32_t *)(uintptr_t)own[i].p;
+    const struct plan_value *v = plan_value(b->plan, name);
+    return v ? v->p : NULL;
+}
+
+/* Of an input the first n: first, first + step ... */
 static void fill(struct bench *b, const char *name, int64_t n, int32_t first, int32_t step)
 {
-    const struct plan_value *v = plan_value(b->plan, name);
-    for (int64_t i = 0; v && i < n; i++) ((int32_t *)v->p)[i] = first + (int32_t)i * step;
+    int32_t *p = input(b, name);
+    for (int64_t i = 0; p && i < n; i++) p[i] = first + (int32_t)i * step;
+}
+
+/* The decode program's plan for B sequences of T, ready: on a GPU run by its model. */
+static void open_cached(struct bench *b, struct cli *c, const struct build_options *build,
+                        const struct run_options *o, int64_t B, int64_t T)
+{
+    struct run *r = &b->t.run;
+    struct served_options s = {.build = *build, .batch = B, .lazy = true};
+    run_open(r, c, b->model, o);
+    s.program = run_program(r, BUILD_decode, build, B, T);
+    b->plan = run_planned(r, s.program, B, T);
+    if (!r->gpu) {
+        run_ready(r, b->plan, NULL);
+        return;
+    }
+    run_serve(r, &s, &b->lm);
+    int64_t P = build->context / IR_PAGE;
+    int32_t *p = NEW(c->arena, int32_t, B * (T + P + 2));
+    b->call = (struct lm_call){B, T, p, p + B * T, p + B * T + B, p + B * T + 2 * B};
 }
 
 /* Caches of zeros that count as full: a step takes as long as on a text. */
@@ -37,10 +69,8 @@ static void open_decode(struct bench *b, struct cli *c, const struct bench_optio
         .pages = x->batch * P, .states = x->batch, .context = P * IR_PAGE};
     b->B = x->batch;
     b->T = 1;
-    run_open(&b->t.run, c, b->model, o);
-    b->plan = run_model_plan(&b->t.run, BUILD_decode, &build, b->B, b->T);
-    run_ready(&b->t.run, b->plan, NULL);
-    some_tokens(b);
+    open_cached(b, c, &build, o, b->B, b->T);
+    some_tokens(b, input(b, "tokens"));
     fill(b, "past", b->B, (int32_t)(P * IR_PAGE) - 1, 0);
     fill(b, "pages", b->B * P, 0, 1);
     fill(b, "states", b->B, 0, 1);
@@ -58,10 +88,8 @@ static void open_prefill(struct bench *b, struct cli *c, const struct bench_opti
     b->B = 1;
     b->T = x->context;
     b->calls = x->context / T;
-    run_open(&b->t.run, c, b->model, o);
-    b->plan = run_model_plan(&b->t.run, BUILD_decode, &build, 1, T);
-    run_ready(&b->t.run, b->plan, NULL);
-    int32_t *tokens = plan_value(b->plan, "tokens")->p;
+    open_cached(b, c, &build, o, 1, T);
+    int32_t *tokens = input(b, "tokens");
     for (int64_t i = 0; i < T; i++) tokens[i] = (int32_t)(i % b->model->vocab_size);
     fill(b, "pages", P, 0, 1);
     fill(b, "states", 1, 0, 1);
@@ -106,12 +134,13 @@ static double seen(const struct bench *b, enum ir_op op)
 static void add_work(struct bench *b, const struct plan *p, double times)
 {
     const struct ir_graph *g = program_graph(plan_program(p));
+    const struct sa_plan *sa = &plan_lowered(p)->plan;
     size_t n;
-    const struct plan_value *v = plan_values(p, &n);
     for (ir_id i = 0; i < g->node.n; i++)
         b->flops += times * seen(b, (enum ir_op)ir_at(g, i)->op) * bench_flops(g, i, plan_bind(p));
-    for (size_t i = 0; i < n; i++)
-        if (!str_starts(str_of(v[i].name), "new.cache.")) b->bytes += times * (double)v[i].bytes;
+    for (size_t i = 0; i < sa->num_values; i++)
+        if (!str_starts(str_of(sa->values[i].name), "new.cache."))
+            b->bytes += times * (double)sa_value_bytes(&sa->values[i]);
     const struct layout_stored *w = session_stored(b->t.run.session, &n);
     for (size_t i = 0; i < n; i++) b->weights += times * (double)w[i].bytes;
 }
@@ -189,6 +218,7 @@ void bench_open(struct bench *b, struct cli *c, const char *path, const struct b
 
 void bench_close(struct bench *b)
 {
+    if (b->lm) b->lm->ops->close(b->lm);
     if (b->program == BENCH_train)
         trainer_close(&b->t);
     else
@@ -204,7 +234,10 @@ double bench_step(struct bench *b)
         for (int64_t i = 0; i < b->calls; i++) {
             if (b->program == BENCH_prefill)
                 fill(b, "past", 1, (int32_t)(i * plan_bind(b->plan).T), 0);
-            run_now(&b->t.run, b->plan);
+            if (b->lm)
+                cli_check(b->t.run.cli, b->lm->ops->run(b->lm, &b->call, &b->t.run.cli->err));
+            else
+                run_now(&b->t.run, b->plan);
         }
     return mem_seconds() - begin;
 }

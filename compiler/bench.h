@@ -4,6 +4,7 @@
 #define STRATA_COMPILER_BENCH_H
 #include "compiler/floor.h"
 #include "compiler/trainer.h"
+#include "runtime/lm.h"
 #include <jansson.h>
 
 enum bench_program { BENCH_train, BENCH_forward, BENCH_decode, BENCH_prefill };
@@ -12,12 +13,14 @@ struct bench {
     const char *path;
     const struct model *model;
     enum bench_program program;
-    struct trainer t;  /* of other programs than BENCH_train only its run is open */
-    struct plan *plan; /* of other programs than BENCH_train */
-    int64_t B, T;      /* of a whole step */
-    int64_t calls;     /* of the plan in a step: BENCH_prefill reads a prompt in pieces */
-    double weights;    /* of `bytes`: of weights, where the program has them in SA_weights */
-    double flops;      /* of the products and attention in a step, no recomputation, no other op */
+    struct trainer t;    /* of other programs than BENCH_train only its run is open */
+    struct plan *plan;   /* of other programs than BENCH_train */
+    int64_t B, T;        /* of a whole step */
+    int64_t calls;       /* of the plan in a step: BENCH_prefill reads a prompt in pieces */
+    struct lm *lm;       /* BENCH_decode and BENCH_prefill on a GPU: it runs the plan, */
+    struct lm_call call; /* by this call */
+    double weights;      /* of `bytes`: of weights, where the program has them in SA_weights */
+    double flops; /* of the products and attention in a step, no recomputation, no other op */
     double bytes; /* every named tensor of the programs, once: nothing can move fewer; of decode
                    * only the rows and experts that its tokens need */
     struct {

@@ -1,6 +1,7 @@
 /* Where the time of a step goes, by kind of kernel. */
 #include "compiler/bench.h"
 #include "compiler/kinds.h"
+#include "runtime/lm_gpu.h"
 
 static void plans_of(const struct bench *b, struct plan *p[2], size_t *n)
 {
@@ -15,6 +16,11 @@ void bench_profile(struct bench *b)
     struct plan *p[2];
     size_t n;
     plans_of(b, p, &n);
+    if (b->lm) {
+        struct cli *c = b->t.run.cli;
+        cli_check(c, lm_gpu_profile(b->lm, b->call.B, b->call.T, true, &c->err));
+        return;
+    }
     for (size_t i = 0; i < n; i++) plan_profile(p[i], true);
 }
 
@@ -58,8 +64,10 @@ static void add_subject(struct kinds *k, const struct bench *b)
     struct plan *p[2];
     size_t plans;
     plans_of(b, p, &plans);
-    kinds_add(k, p[0], plans == 2 ? (double)b->t.micro : 1, false);
-    if (plans == 2) kinds_add(k, p[1], 1, true);
+    const struct exec_tally *tally =
+        b->lm ? lm_gpu_tally(b->lm, b->call.B, b->call.T) : plan_tally(p[0]);
+    kinds_add(k, p[0], tally, plans == 2 ? (double)b->t.micro : 1, false);
+    if (plans == 2) kinds_add(k, p[1], plan_tally(p[1]), 1, true);
 }
 
 /* What the events between steps add to each of them. */
@@ -67,6 +75,7 @@ static double between(const struct bench *b)
 {
     struct plan *p[2];
     size_t plans;
+    if (b->lm) return lm_gpu_event_seconds(b->lm, b->call.B, b->call.T);
     plans_of(b, p, &plans);
     return plan_event_seconds(p[0]);
 }

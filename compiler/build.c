@@ -46,9 +46,16 @@ ir_id b_weight(struct builder *b, const char *name, int64_t parts)
                  : leaf(b, p, b->options->store, p->rank, p->dim);
 }
 
-enum ir_store build_store(const struct model *m)
+ir_id b_weight_absorbed(struct builder *b, const char *name)
 {
-    return m->train.precision == PREC_bf16 ? STORE_bf16 : STORE_f32;
+    return b->options->store == STORE_rows_bf16 ? b_weight(b, name, 0) : b_param(b, name);
+}
+
+enum ir_store build_store(const struct model *m, bool gpu)
+{
+    bool bf16 = m->train.precision == PREC_bf16;
+    if (gpu) return bf16 ? STORE_rows_bf16 : STORE_rows;
+    return bf16 ? STORE_bf16 : STORE_f32;
 }
 
 bool b_bf16(const struct builder *b)
@@ -69,7 +76,7 @@ ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name)
 ir_id b_linear_gate(struct builder *b, ir_id x, const char *w, const char *name)
 {
     const struct param *p = find(b, w);
-    enum ir_store s = b->options->store == STORE_i8 ? build_store(b->m) : b->options->store;
+    enum ir_store s = b->options->store == STORE_i8 ? build_store(b->m, false) : b->options->store;
     return ir_matmul_as(b->g, x, leaf(b, p, s, p->rank, p->dim), false, true, b_bf16(b), name);
 }
 

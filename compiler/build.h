@@ -35,16 +35,17 @@ struct build_options {
      * multiple of 64), and whether logits are those of all tokens, f32[N,V] */
     int64_t pages, states, context;
     bool all_logits;
-    /* BUILD_decode on a CPU: what matrices of products and the embedding table are stored as, which
-     * puts all parameters into SA_weights (panel.h); then keys and values are kept in bf16 where
-     * products round to it anyway. Gates that read the input are never i8 (b_linear_gate); the
-     * router's matrix, low-rank gates and decays, and everything that is no such matrix, stay
-     * float32. STORE_none: all are named values. */
+    /* BUILD_decode: what matrices of products and the embedding table are stored as (panels on a
+     * CPU, rows on a GPU), which puts all parameters into SA_weights (panel.h); then keys, values
+     * and, on a GPU, latents are kept in bf16 where products round to it anyway. Gates that read
+     * the input are never i8 (b_linear_gate); the router's matrix, low-rank gates and decays, and
+     * everything that is no such matrix, stay float32. STORE_none: all are named values. */
     enum ir_store store;
 };
-/* The storage that changes no bit of the model's logits: where products round to bf16, bf16, else
- * float32. */
-enum ir_store build_store(const struct model *m);
+/* The storage on a CPU or a GPU that changes no bit of the model's logits (but what absorbed MLA is
+ * on a GPU, where kv_b_proj is stored as its products in training round it): where products round
+ * to bf16, bf16, else float32. */
+enum ir_store build_store(const struct model *m, bool gpu);
 
 /* Pages of a sequence of so many tokens. */
 static inline int64_t build_pages(int64_t tokens)

@@ -24,7 +24,7 @@ static void make_plans(struct program *p, int64_t batch)
 struct app_plans app_plans_make(struct run *r)
 {
     const struct model *m = r->model;
-    const struct caches c = caches_served(m, r->params);
+    const struct caches c = caches_served(m, r->params, !store_in_panels(r->store));
     struct app_plans x = {.batch = m->serve_max_sequences};
     x.decode = (struct build_options){.pages = c.pages, .states = c.states, .context = c.context};
     struct build_options score = x.decode, depth = x.decode;
@@ -113,43 +113,15 @@ static uint64_t read_by_token(const struct run *r)
     uint64_t sum = 0;
     size_t n;
     const struct layout_stored *item = session_stored(r->session, &n);
-    bool gpu = !r->store;
-    for (size_t i = 0; i < (gpu ? r->params->n : n); i++) {
-        const struct param *p = gpu ? &r->params->p[i] : params_find(r->params, item[i].name);
-        uint64_t bytes = gpu ? (uint64_t)p->count * sizeof(float) : item[i].bytes;
+    for (size_t i = 0; i < n; i++) {
+        const struct param *p = params_find(r->params, item[i].name);
+        uint64_t bytes = item[i].bytes;
         if (!strcmp(p->name, "model.embed_tokens.weight") && !r->model->tie_embeddings)
             bytes /= (uint64_t)p->dim[0];
         if (p->active_den) bytes = bytes * (uint64_t)p->active_num / (uint64_t)p->active_den;
         sum += bytes;
     }
     return sum;
-}
-
-/* On a GPU parameters lie one after the other, each on a multiple of so many bytes. */
-enum { VALUE_ALIGN = 256 };
-static uint64_t value_bytes(const struct param *p)
-{
-    return ((uint64_t)p->count * sizeof(float) + VALUE_ALIGN - 1) / VALUE_ALIGN * VALUE_ALIGN;
-}
-
-static uint64_t weight_bytes(const struct run *r)
-{
-    uint64_t sum = 0;
-    if (r->store) return session_weights_bytes(r->session);
-    for (size_t i = 0; i < r->params->n; i++) sum += value_bytes(&r->params->p[i]);
-    return sum;
-}
-
-/* Which of them is where. */
-static json_t *values_json(const struct run *r)
-{
-    json_t *list = json_array();
-    uint64_t at = 0;
-    for (size_t i = 0; i < r->params->n && !r->store; i++) {
-        json_array_append_new(list, json_pack("[s, I]", r->params->p[i].name, (json_int_t)at));
-        at += value_bytes(&r->params->p[i]);
-    }
-    return list;
 }
 
 static struct str meta_text(struct arena *a, const struct app_content *x, struct str spec,
@@ -169,11 +141,11 @@ static struct str meta_text(struct arena *a, const struct app_content *x, struct
         (json_int_t)params_total(r->params), "active", (json_int_t)params_active(r->params, m),
         "tokenizer", tokenizer_json(a, m, x->tok));
     CHECK(j);
-    json_object_set_new(j, "weights",
-                        json_pack("{s:I, s:s, s:I, s:b, s:o}", "bytes", (json_int_t)weight_bytes(r),
-                                  "hash", str_fmt(a, "%016llx", (unsigned long long)weight_hash),
-                                  "read_by_token", (json_int_t)read_by_token(r), "beside",
-                                  x->beside != NULL, "values", values_json(r)));
+    json_object_set_new(
+        j, "weights",
+        json_pack("{s:I, s:s, s:I, s:b}", "bytes", (json_int_t)session_weights_bytes(r->session),
+                  "hash", str_fmt(a, "%016llx", (unsigned long long)weight_hash), "read_by_token",
+                  (json_int_t)read_by_token(r), "beside", x->beside != NULL));
     if (m->tokenizer.chat_template)
         json_object_set_new(j, "chat_template", json_string(m->tokenizer.chat_template));
     char *text = json_dumps(j, JSON_INDENT(1));
@@ -197,19 +169,6 @@ static int into_bundle(void *ctx, const void *p, size_t n)
     return bundle_write(s->w, p, n, s->err) ? EIO : 0;
 }
 
-static enum rt_status write_values(const struct app_content *x, struct bundle_writer *w,
-                                   struct rt_error *err)
-{
-    static const char zero[VALUE_ALIGN];
-    const struct params *ps = x->run->params;
-    for (size_t i = 0; i < ps->n; i++) {
-        size_t bytes = (size_t)ps->p[i].count * sizeof(float);
-        RT_TRY(bundle_write(w, x->memory[i], bytes, err));
-        RT_TRY(bundle_write(w, zero, value_bytes(&ps->p[i]) - bytes, err));
-    }
-    return RT_ok;
-}
-
 static enum rt_status write_weights(const struct app_content *x, struct bundle_writer *w,
                                     uint64_t *hash, struct rt_error *err)
 {
@@ -217,10 +176,8 @@ static enum rt_status write_weights(const struct app_content *x, struct bundle_w
     size_t n;
     const struct layout_stored *item = session_stored(x->run->session, &n);
     RT_TRY(bundle_section(w, "weights", err));
-    RT_TRY(x->memory
-               ? write_values(x, w, err)
-               : weights_pack_stream(x->weights, item, n, session_weights_bytes(x->run->session),
-                                     into_bundle, &s, err));
+    RT_TRY(weights_pack_stream(x->weights, item, n, session_weights_bytes(x->run->session), NULL,
+                               into_bundle, &s, err));
     *hash = bundle_hash(w);
     return RT_ok;
 }
@@ -298,7 +255,8 @@ enum rt_status app_write(struct arena *a, const char *path, struct str program,
                          const struct app_content *x, struct app_sizes *sizes, struct rt_error *err)
 {
     uint64_t hash = 0;
-    *sizes = (struct app_sizes){.program = program.n, .weights = weight_bytes(x->run)};
+    *sizes =
+        (struct app_sizes){.program = program.n, .weights = session_weights_bytes(x->run->session)};
     if (x->beside)
         RT_TRY(write_file(a, x->beside, (struct str){"", 0}, x, true, false, &hash, sizes, err));
     return write_file(a, path, program, x, !x->beside, true, &hash, sizes, err);

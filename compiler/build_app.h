@@ -41,8 +41,7 @@ struct app_content {
     const struct tokenizer *tok; /* NULL: none */
     const char *dtype, *target;
     struct pack *weights;
-    float *const *memory; /* on a GPU: of all parameters, instead of `weights` */
-    const char *beside;   /* the file that weights go to instead; NULL: into the bundle */
+    const char *beside; /* the file that weights go to instead; NULL: into the bundle */
     const struct str *cubin;
     size_t num_cubins;
 };

@@ -23,9 +23,10 @@ const char *b_cache_name(struct builder *b, const char *pool, const char *p, con
     return b_name(b, "cache.%s.%s.%s", pool, p + strlen("model."), what);
 }
 
-ir_id b_cache_write(struct builder *b, const char *name, ir_id x, bool may_be_bf16)
+ir_id b_cache_write(struct builder *b, const char *name, ir_id x, bool latent)
 {
-    bool bf16 = may_be_bf16 && b_bf16(b) && b->options->store; /* on a CPU */
+    enum ir_store s = b->options->store;
+    bool bf16 = b_bf16(b) && (latent ? s && !store_in_panels(s) : s); /* latents: on a GPU */
     ir_id old =
         cache(b, name, bf16 ? IR_bf16 : IR_f32, b->options->pages * IR_PAGE, ir_cols(b->g, x).add);
     ir_id now = ir_add(b->g, OP_cache_write, SRCS(old, x, b->pages, b->past),

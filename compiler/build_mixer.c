@@ -53,8 +53,8 @@ static ir_id attend(struct builder *b, const struct mixer *m, const ir_id qkv[3]
                                        A_NUM(scale, scale)),
                                  name),
                           p);
-    ir_id k = b_cache_write(b, b_cache_name(b, "page", p, "k"), qkv[1], true);
-    ir_id v = b_cache_write(b, b_cache_name(b, "page", p, "v"), qkv[2], true);
+    ir_id k = b_cache_write(b, b_cache_name(b, "page", p, "k"), qkv[1], false);
+    ir_id v = b_cache_write(b, b_cache_name(b, "page", p, "v"), qkv[2], false);
     return ir_add(b->g, OP_attention_cached, SRCS(qkv[0], k, v, b->pages, b->past),
                   ATTRS(A_INT(heads, m->num_heads), A_INT(kv_heads, m->num_kv_heads),
                         A_INT(head_dim, m->head_dim), A_INT(window, m->window), A_NUM(scale, scale),

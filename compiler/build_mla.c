@@ -80,8 +80,8 @@ static ir_id attend_cached(struct mla *k, const struct parts *y)
     struct builder *b = k->b;
     int64_t n = k->m->qk_nope_head_dim;
     ir_id now = ir_add(b->g, OP_concat, SRCS(b_round(b, y->c), y->kr), ATTRS(A_INT(axis, 1)), NULL);
-    ir_id cache = b_cache_write(b, b_cache_name(b, "page", k->p, "latent"), now, false);
-    ir_id w = b_param(b, b_name(b, "%s.self_attn.kv_b_proj.weight", k->p));
+    ir_id cache = b_cache_write(b, b_cache_name(b, "page", k->p, "latent"), now, true);
+    ir_id w = b_weight_absorbed(b, b_name(b, "%s.self_attn.kv_b_proj.weight", k->p));
     return ir_add(b->g, OP_mla_cached, SRCS(y->q, w, cache, b->pages, b->past),
                   ATTRS(A_INT(heads, k->m->num_heads), A_INT(head_dim, n),
                         A_INT(v_dim, k->m->v_head_dim),

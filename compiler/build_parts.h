@@ -30,6 +30,8 @@ ir_id b_param(struct builder *b, const char *name);
 /* The same for one that only products read as their second operand, transposed, or embeddings; as
  * `parts` matrices where that is not 0. */
 ir_id b_weight(struct builder *b, const char *name, int64_t parts);
+/* The same for one that absorbed attention reads: on a GPU in bf16 where other weights are. */
+ir_id b_weight_absorbed(struct builder *b, const char *name);
 /* Whether products round their operands to bf16. */
 bool b_bf16(const struct builder *b);
 /* bf16 rounding of a value where the precision asks for it. */
@@ -58,9 +60,10 @@ static inline bool b_cached(const struct builder *b)
  * b_cache_put. */
 ir_id b_cache_state(struct builder *b, const char *name, int64_t rows, int64_t cols);
 void b_cache_put(struct builder *b, const char *name, ir_id now);
-/* The paged cache NAME with x [N,C] at the positions of the tokens. It may be bf16 where that keeps
- * every bit of x (b_round) and whoever reads it can. */
-ir_id b_cache_write(struct builder *b, const char *name, ir_id x, bool may_be_bf16);
+/* The paged cache NAME with x [N,C], rounded by b_round, at the positions of the tokens. It is bf16
+ * where that keeps every bit of x and whoever reads it can: of keys and values in serving programs,
+ * of latents in those for a GPU. */
+ir_id b_cache_write(struct builder *b, const char *name, ir_id x, bool latent);
 /* The name of a layer's cache: "cache.POOL.layers.N.what" for p = "model.layers.N"; pools are page
  * and state. */
 const char *b_cache_name(struct builder *b, const char *pool, const char *p, const char *what);

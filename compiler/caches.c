@@ -20,12 +20,11 @@ static enum cache_kind kind_of(const char *name)
     return CACHE_state;
 }
 
-void cache_bytes(const struct model *m, const struct params *ps, bool device,
-                 uint64_t bytes[CACHES])
+void cache_bytes(const struct model *m, const struct params *ps, bool gpu, uint64_t bytes[CACHES])
 {
     struct arena *a = arena_open("caches");
     const struct build_options o = {
-        .pages = 1, .states = 1, .context = IR_PAGE, .store = device ? STORE_none : build_store(m)};
+        .pages = 1, .states = 1, .context = IR_PAGE, .store = build_store(m, gpu)};
     const struct ir_graph *g = build_model(a, m, ps, BUILD_decode, &o);
     for (int i = 0; i < CACHES; i++) bytes[i] = 0;
     for (ir_id n = 0; n < g->node.n; n++) {
@@ -37,11 +36,11 @@ void cache_bytes(const struct model *m, const struct params *ps, bool device,
     arena_close(a);
 }
 
-struct caches caches_served(const struct model *m, const struct params *ps)
+struct caches caches_served(const struct model *m, const struct params *ps, bool gpu)
 {
     uint64_t each[CACHES], page = 0, state = 0;
     int64_t one = build_pages(m->serve_max_context), most = one * m->serve_max_sequences;
-    cache_bytes(m, ps, false, each);
+    cache_bytes(m, ps, gpu, each);
     for (int i = 0; i < CACHES; i++) *(cache_paged((enum cache_kind)i) ? &page : &state) += each[i];
     if (m->serve_cache_tokens)
         most = build_pages(m->serve_cache_tokens);

@@ -15,15 +15,14 @@ static inline bool cache_paged(enum cache_kind k)
 {
     return k == CACHE_keys || k == CACHE_latent;
 }
-/* Bytes of a page or of a state by kind, all layers together; on a device keys and values are
- * float32. */
-void cache_bytes(const struct model *m, const struct params *ps, bool device,
-                 uint64_t bytes[CACHES]);
+/* Bytes of a page or of a state by kind, all layers together, as programs for a GPU or a CPU store
+ * them. */
+void cache_bytes(const struct model *m, const struct params *ps, bool gpu, uint64_t bytes[CACHES]);
 
-/* As the serve section says, for a CPU: what a program is built with (build_options). */
+/* As the serve section says: what a program is built with (build_options). */
 struct caches {
     int64_t pages, states, context; /* context: max_context in whole pages */
     uint64_t bytes;
 };
-struct caches caches_served(const struct model *m, const struct params *ps);
+struct caches caches_served(const struct model *m, const struct params *ps, bool gpu);
 #endif

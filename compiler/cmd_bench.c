@@ -351,7 +351,7 @@ int cmd_bench(int argc, char **argv)
         return 0;
     }
     for (size_t i = 0; i < t.n; i++) bench_open(t.b[i], &c, c.arg.p[i], &o.bench, &o.run);
-    t.device = session_device(b[0].t.run.session);
+    t.device = b[0].t.run.device;
     if (!t.device) {
         unsigned threads = pool_threads(session_pool(b[0].t.run.session));
         cli_check(&c, machine_open(threads, &t.own, &c.err));

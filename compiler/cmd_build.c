@@ -5,7 +5,6 @@
 #include "codegen/text.h"
 #include "runtime/checkpoint.h"
 #include "runtime/mem.h"
-#include "runtime/nvrtc.h"
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
@@ -27,7 +26,7 @@ static const char help[] =
     "                     chosen at the start; cpu:x86-64-v3, cpu:x86-64-v4: for one kind "
     "only.\n"
     "                     cuda:sm_90a, cuda:sm_80 ...: for one NVIDIA GPU, whose driver the\n"
-    "                     program loads; weights are float32; needs NVRTC to build\n" RUN_DTYPE_HELP
+    "                     program loads; needs NVRTC to build\n" RUN_DTYPE_HELP
     "  --beside           weights go to APP.weights instead of into the program\n"
     "  --lib              APP is a folder: a C library, its header, and the model\n"
     "  --set KEY=VALUE    change a value of the spec\n";
@@ -51,7 +50,8 @@ struct build {
 
 static const char *stored_as(enum ir_store s)
 {
-    return s == STORE_i8 ? "int8" : s == STORE_bf16 ? "bf16" : "fp32";
+    if (s == STORE_i8) return "int8";
+    return s == STORE_bf16 || s == STORE_rows_bf16 ? "bf16" : "fp32";
 }
 
 /* The model's name as part of a file's: of a library and its header. */
@@ -115,12 +115,11 @@ static void compile_cubins(struct build *b)
     struct arena *a = b->c.arena;
     const struct object_set *s = &b->set[0];
     uint32_t *unit_of = NEW(a, uint32_t, s->text.n);
-    const struct cuda_units u = cuda_units(a, s->text.p, s->text.n, 0, unit_of);
-    struct nvrtc_image *image = NEW(a, struct nvrtc_image, u.n);
-    cli_check(&b->c, nvrtc_compile_all(a, u.text, u.n, b->o.gpu, true, 0, image, &b->c.err));
-    b->cubin = NEW(a, struct str, u.n);
-    b->num_cubins = u.n;
-    for (size_t i = 0; i < u.n; i++) b->cubin[i] = image[i].code;
+    struct nvrtc_image *image;
+    cli_check(&b->c, cuda_compile(a, s->text.p, s->text.n, b->o.gpu, 0, unit_of, &image,
+                                  &b->num_cubins, &b->c.err));
+    b->cubin = NEW(a, struct str, b->num_cubins + 1);
+    for (size_t i = 0; i < b->num_cubins; i++) b->cubin[i] = image[i].code;
 }
 
 static void compile(struct build *b)
@@ -187,19 +186,6 @@ static void report(struct build *b, const struct app_sizes *z, double compiled, 
     printf("; compiled in %.1f s, %.1f s in all\n", compiled, all);
 }
 
-/* All parameters as float32, as a GPU has them. */
-static float **load_values(struct build *b)
-{
-    const struct params *ps = b->r.params;
-    float **memory = NEW(b->c.arena, float *, ps->n);
-    for (size_t i = 0; i < ps->n; i++) {
-        memory[i] = mem_alloc((size_t)ps->p[i].count * sizeof(float));
-        if (!memory[i]) cli_fail(RT_machine, "no memory for the weights");
-    }
-    cli_check(&b->c, weights_load(ps, b->found, memory, b->c.diag, &b->c.err));
-    return memory;
-}
-
 static void write_all(struct build *b, struct str program, struct app_sizes *z)
 {
     struct cli *c = &b->c;
@@ -211,12 +197,9 @@ static void write_all(struct build *b, struct str program, struct app_sizes *z)
                             .target = b->target,
                             .beside = b->beside ? str_fmt(c->arena, "%s.weights", b->out) : NULL};
     x.cubin = b->cubin, x.num_cubins = b->num_cubins;
-    if (b->o.gpu)
-        x.memory = load_values(b);
-    else
-        cli_check(c, pack_open(b->r.params, b->found, c->diag, &x.weights, &c->err));
+    cli_check(c, pack_open(b->r.params, b->found, c->diag, &x.weights, &c->err));
     cli_check(c, app_write(c->arena, b->lib ? model : b->out, program, &x, z, &c->err));
-    if (x.weights) pack_close(x.weights);
+    pack_close(x.weights);
     cli_diagnostics(c); /* tensors that are not used */
 }
 

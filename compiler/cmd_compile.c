@@ -68,7 +68,7 @@ static void open_program(struct compile *k)
 {
     static const char *const name[] = {"forward", "loss", "train", "decode"};
     struct run *r = &k->r;
-    const struct caches x = caches_served(k->model, r->params);
+    const struct caches x = caches_served(k->model, r->params, k->o.gpu != NULL);
     const struct build_options o = {.pages = x.pages, .states = x.states, .context = x.context};
     const char *program = strcmp(k->program, "prefill") ? k->program : "decode";
     for (int i = 0; i < 4; i++)

@@ -54,14 +54,12 @@ static void open_model(struct gen *g, int64_t max)
                  "which is %lld\nhint: --set serve.max_context=%lld",
                  (long long)prompt, (long long)max, (long long)limit, (long long)(prompt + max));
     int64_t pages = build_pages(prompt + max);
-    struct served_options o = {.session = g->r.session, .batch = 1, .lazy = true};
+    struct served_options o = {.batch = 1, .lazy = true};
     o.build = (struct build_options){.pages = pages, .states = 1, .context = pages * IR_PAGE};
     o.program = run_program(&g->r, BUILD_decode, &o.build, 1, 1);
-    struct plan *one = program_plan(o.program, 1, 1);
     for (int64_t left = prompt; left > 0; left -= lm_cut(left, LM_CHUNK))
         program_plan(o.program, 1, lm_cut(left, LM_CHUNK));
-    run_ready(&g->r, one, NULL);
-    cli_check(g->r.cli, served_open(g->r.cli->arena, &o, &g->lm, &g->r.cli->err));
+    run_serve(&g->r, &o, &g->lm);
 }
 
 int cmd_generate(int argc, char **argv)

@@ -80,17 +80,15 @@ static void open_texts(struct server *s, const char *weights)
 
 static void open_model(struct server *s)
 {
-    struct cli *c = s->r.cli;
     const struct model *m = s->r.model;
-    const struct caches size = caches_served(m, s->r.params);
-    struct served_options o = {.session = s->r.session, .batch = m->serve_max_sequences};
+    const struct caches size = caches_served(m, s->r.params, s->r.device != NULL);
+    struct served_options o = {.batch = m->serve_max_sequences};
     o.build = (struct build_options){.depth_weights = s->o.depth,
                                      .pages = size.pages,
                                      .states = size.states,
                                      .context = size.context};
     o.program = run_program(&s->r, BUILD_decode, &o.build, 1, 1);
-    run_ready(&s->r, program_plan(o.program, 1, 1), NULL);
-    cli_check(c, served_open(c->arena, &o, &s->lm, &c->err));
+    run_serve(&s->r, &o, &s->lm);
     s->m.lm = s->lm;
     if (!s->lm->about.recurrent)
         s->o.engine.snapshots = 0;
@@ -105,7 +103,10 @@ static const char *fingerprint(const struct run *r)
     if (!h) cli_fail(RT_machine, "no memory for a hash");
     XXH3_64bits_reset(h);
     XXH3_64bits_update(h, r->model->canonical, strlen(r->model->canonical));
-    XXH3_64bits_update(h, session_weights(r->session), session_weights_bytes(r->session));
+    if (r->on_gpu)
+        XXH3_64bits_update(h, &r->weights_hash, sizeof r->weights_hash);
+    else
+        XXH3_64bits_update(h, session_weights(r->session), session_weights_bytes(r->session));
     for (size_t i = 0; i < r->params->n; i++)
         if (r->weights[i])
             XXH3_64bits_update(h, r->weights[i], (size_t)r->params->p[i].count * sizeof(float));

@@ -1,4 +1,5 @@
 #include "compiler/cuda_units.h"
+#include "runtime/mem.h"
 #include "base/map.h"
 #include "base/vec.h"
 #include "codegen/kernel.h"
@@ -77,4 +78,25 @@ struct cuda_units cuda_units(struct arena *a, const struct str *text, size_t n, 
         u.text[k] = sb_take(&s, a).p;
     }
     return u;
+}
+
+enum rt_status cuda_compile(struct arena *a, const struct str *text, size_t n, const char *arch,
+                            unsigned threads, uint32_t *unit_of, struct nvrtc_image **image,
+                            size_t *num, struct rt_error *err)
+{
+    const struct cuda_units u = cuda_units(a, text, n, 0, unit_of);
+    *image = NEW(a, struct nvrtc_image, u.n + 1);
+    *num = u.n;
+    return u.n ? nvrtc_compile_all(a, u.text, u.n, arch, true, threads, *image, err) : RT_ok;
+}
+
+void cuda_compile_report(struct jit_report *rep, const struct nvrtc_image *image, size_t num,
+                         const uint32_t *unit_of, size_t n, double begin)
+{
+    for (size_t i = 0; i < n; i++) *(image[unit_of[i]].cached ? &rep->cached : &rep->compiled) += 1;
+    for (size_t i = 0; i < num; i++) {
+        rep->units += !image[i].cached;
+        rep->code_bytes += image[i].code.n;
+    }
+    if (rep->units) rep->seconds = mem_seconds() - begin;
 }

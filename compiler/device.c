@@ -29,22 +29,9 @@ static const char combine_text[] =
 
 /* ---- opening ---- */
 
-static enum rt_status ordinal_of(const char *name, int *ordinal, struct rt_error *err)
-{
-    char *end = (char *)name;
-    long n = 0;
-    if (!strncmp(name, "cuda:", 5)) n = strtol(name + 5, &end, 10);
-    if (strcmp(name, "cuda") && (end == name || end == name + 5 || *end || n < 0 || n > 1023))
-        return rt_fail(err, RT_user, "no device '%.40s': it is cpu, cuda or cuda:N", name);
-    *ordinal = (int)n;
-    return RT_ok;
-}
-
 enum rt_status device_open(struct session *s, const char *name, struct rt_error *err)
 {
-    int ordinal = 0;
-    RT_TRY(ordinal_of(name, &ordinal, err));
-    RT_TRY(gpu_open(ordinal, &s->device.gpu, err));
+    RT_TRY(gpu_open_named(name, &s->device.gpu, err));
     s->o.gpu = gpu_about(s->device.gpu)->arch;
     return RT_ok;
 }
@@ -90,11 +77,15 @@ static cu_ptr address(const void *arg, struct sa_buf at)
 
 static enum rt_status get_memory(struct session *s, struct rt_error *err)
 {
+    static const char less[] =
+        "shorter train.seq_len, smaller train.batch_size or more train.micro_batches ('strata "
+        "check --device' says which fits)";
     struct device *d = &s->device;
     uint64_t scratch = 0, have = d->persistent.n ? vec_last(&d->persistent).to : 0;
     if (s->layout.bytes > have) {
         struct piece x = {have, s->layout.bytes, 0};
-        RT_TRY(gpu_alloc(d->gpu, x.to - x.from, "parameters, gradients and moments", &x.at, err));
+        RT_TRY(gpu_alloc_for(d->gpu, x.to - x.from, "parameters, gradients and moments", less,
+                             &x.at, err));
         vec_push(s->a, &d->persistent, x);
     }
     for (size_t i = 0; i < s->program.n; i++)
@@ -103,13 +94,13 @@ static enum rt_status get_memory(struct session *s, struct rt_error *err)
             const uint64_t *bytes = p->l->plan.arena_bytes;
             if (bytes[SA_scratch] > scratch) scratch = bytes[SA_scratch];
             if (!p->device_slot)
-                RT_TRY(
-                    gpu_alloc(d->gpu, bytes[SA_slot], "inputs and outputs", &p->device_slot, err));
+                RT_TRY(gpu_alloc_for(d->gpu, bytes[SA_slot], "inputs and outputs", less,
+                                     &p->device_slot, err));
         }
     if (d->scratch && scratch <= d->scratch_bytes) return RT_ok;
     gpu_free(d->gpu, d->scratch);
     d->generation++;
-    RT_TRY(gpu_alloc(d->gpu, scratch, "activations", &d->scratch, err));
+    RT_TRY(gpu_alloc_for(d->gpu, scratch, "activations", less, &d->scratch, err));
     d->scratch_bytes = scratch;
     return RT_ok;
 }
@@ -132,33 +123,19 @@ static void add_kernel(struct session *s, struct missing *m, const char *symbol,
     vec_push(m->a, &m->text, text);
 }
 
-static void report(struct jit_report *rep, const struct nvrtc_image *image, size_t n,
-                   const uint32_t *unit_of, size_t kernels)
-{
-    for (size_t i = 0; i < kernels; i++)
-        *(image[unit_of[i]].cached ? &rep->cached : &rep->compiled) += 1;
-    for (size_t i = 0; i < n; i++) {
-        rep->units += !image[i].cached;
-        rep->code_bytes += image[i].code.n;
-    }
-}
-
 static enum rt_status load_units(struct session *s, const struct missing *m, struct jit_report *rep,
                                  struct rt_error *err)
 {
     struct device *d = &s->device;
     size_t n = m->symbol.n, first = d->fn.n - n;
     uint32_t *unit_of = NEW(m->a, uint32_t, n);
-    const struct cuda_units u = cuda_units(m->a, m->text.p, n, 0, unit_of);
-    struct nvrtc_image *image = NEW(m->a, struct nvrtc_image, u.n);
-    struct CUmod_st **module = NEW(m->a, struct CUmod_st *, u.n);
+    struct nvrtc_image *image;
+    size_t units;
     double begin = mem_seconds();
-    RT_TRY(nvrtc_compile_all(m->a, u.text, u.n, s->o.gpu, true, s->o.threads, image, err));
-    if (rep) {
-        report(rep, image, u.n, unit_of, n);
-        if (rep->units) rep->seconds = mem_seconds() - begin;
-    }
-    for (size_t i = 0; i < u.n; i++) {
+    RT_TRY(cuda_compile(m->a, m->text.p, n, s->o.gpu, s->o.threads, unit_of, &image, &units, err));
+    if (rep) cuda_compile_report(rep, image, units, unit_of, n, begin);
+    struct CUmod_st **module = NEW(m->a, struct CUmod_st *, units);
+    for (size_t i = 0; i < units; i++) {
         RT_TRY(gpu_load(d->gpu, image[i].code.p, &module[i], err));
         vec_push(s->a, &d->module, module[i]);
     }

@@ -120,13 +120,13 @@ static void add_work(struct kinds *k, struct kind *x, const struct plan *p, ir_i
     x->floor.seconds += times * fmax(seconds, launches * k->rates.launch);
 }
 
-void kinds_add(struct kinds *k, const struct plan *p, double times, bool update)
+void kinds_add(struct kinds *k, const struct plan *p, const struct exec_tally *tally, double times,
+               bool update)
 {
     const struct lowered *l = plan_lowered(p);
     const struct ir_graph *g = program_graph(plan_program(p));
     const unsigned *launches = launches_of(k->a, p);
     bool *done = NEW(k->a, bool, g->node.n);
-    const struct exec_tally *tally = plan_tally(p);
     for (uint32_t i = 0; i < l->plan.num_steps; i++) {
         const struct exec_tally t = tally ? tally[i] : (struct exec_tally){0};
         bool main;

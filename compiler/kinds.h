@@ -34,9 +34,10 @@ struct kinds {
 
 /* Empty; rates NULL: FLOOR_H200. */
 struct kinds *kinds_open(struct arena *a, const struct floor_rates *rates);
-/* A plan that a whole step runs `times` times, with what was measured of it; `update`: it is the
- * optimiser's. */
-void kinds_add(struct kinds *k, const struct plan *p, double times, bool update);
+/* A plan that a whole step runs `times` times, with what was measured of it (NULL: nothing was);
+ * `update`: it is the optimiser's. */
+void kinds_add(struct kinds *k, const struct plan *p, const struct exec_tally *tally, double times,
+               bool update);
 /* The longest (first: measured, else floor) comes first. Names and indices no longer belong
  * together. */
 void kinds_sort(struct kinds *k);

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PANEL = STORE_PANEL, ROWS_PIECE = 1 << 16 /* floats of STORE_rows at once, about */ };
+enum { PANEL = STORE_PANEL, ROWS_PIECE = 1 << 16 /* values in rows at once, about */ };
 
 struct pack {
     struct arena *a;
@@ -171,8 +171,8 @@ static size_t find_param(const struct pack *p, const struct layout_stored *x)
     return (size_t)(q - p->ps->p);
 }
 
-/* Floats of a piece of STORE_rows: whole rows. */
-static int64_t piece_floats(const struct layout_stored *x)
+/* Values of a piece of what lies in rows: whole rows. */
+static int64_t piece_values(const struct layout_stored *x)
 {
     int64_t k = x->shape.k;
     return k < ROWS_PIECE ? ROWS_PIECE / k * k : k;
@@ -182,36 +182,45 @@ static int64_t piece_floats(const struct layout_stored *x)
 static int64_t pieces(const struct layout_stored *x)
 {
     struct store_shape s = x->shape;
-    if (x->store != STORE_rows) return s.parts * store_panels(s);
-    return (s.parts * s.n * s.k + piece_floats(x) - 1) / piece_floats(x);
+    if (store_in_panels(x->store)) return s.parts * store_panels(s);
+    return (s.parts * s.n * s.k + piece_values(x) - 1) / piece_values(x);
 }
 
 static int64_t piece_bytes(const struct layout_stored *x)
 {
-    return x->store == STORE_rows ? piece_floats(x) * 4 : store_panel_bytes(x->store, x->shape.k);
+    if (store_in_panels(x->store)) return store_panel_bytes(x->store, x->shape.k);
+    return piece_values(x) * store_row_bytes(x->store);
 }
 
-/* Piece i to `out`; returns its bytes in *bytes (the last of STORE_rows is short). */
+/* Piece i to `out`; returns its bytes in *bytes (the last one in rows is short). `rows` has room
+ * for a piece as float32. */
 static enum rt_status make_piece(const struct pack *p, const struct layout_stored *x, int64_t i,
                                  float *rows, void *out, float *scales, int64_t *bytes,
                                  struct rt_error *err)
 {
     size_t param = find_param(p, x);
     *bytes = piece_bytes(x);
-    if (x->store != STORE_rows) return make_panel(p, x, param, i, rows, out, scales, err);
-    int64_t first = i * piece_floats(x), left = p->ps->p[param].count - first;
-    int64_t n = left < piece_floats(x) ? left : piece_floats(x);
-    *bytes = n * 4;
-    return read_range(p, param, first, n, out, err);
+    if (store_in_panels(x->store)) return make_panel(p, x, param, i, rows, out, scales, err);
+    int64_t first = i * piece_values(x), left = p->ps->p[param].count - first;
+    int64_t n = left < piece_values(x) ? left : piece_values(x);
+    *bytes = n * store_row_bytes(x->store);
+    if (x->store == STORE_rows) return read_range(p, param, first, n, out, err);
+    RT_TRY(read_range(p, param, first, n, rows, err));
+    tf_to_bf16(rows, (size_t)n, out);
+    return RT_ok;
 }
 
-/* Floats of the rows behind the largest panel. */
+/* Floats of the rows behind the largest panel or piece. */
 static size_t row_floats(const struct layout_stored *items, size_t n)
 {
     int64_t most = 1;
-    for (size_t i = 0; i < n; i++)
-        if (items[i].store != STORE_rows && items[i].shape.k > most) most = items[i].shape.k;
-    return (size_t)most * PANEL;
+    for (size_t i = 0; i < n; i++) {
+        const struct layout_stored *x = &items[i];
+        int64_t floats = x->shape.k * PANEL;
+        if (!store_in_panels(x->store)) floats = x->store == STORE_rows ? 0 : piece_values(x);
+        if (floats > most) most = floats;
+    }
+    return (size_t)most;
 }
 
 static enum rt_status no_memory(struct rt_error *err)
@@ -278,11 +287,15 @@ enum rt_status weights_pack(struct pack *from, const struct layout_stored *items
 
 /* ---- into a sink ---- */
 
+enum { BATCH = 8 << 20 }; /* bytes made at once, about */
+
 struct stream {
     tf_sink *sink;
     void *ctx;
     uint64_t at;
     struct rt_error *err;
+    struct job job; /* its image: room for a batch */
+    struct pool *pool;
 };
 
 static enum rt_status put(struct stream *s, const void *p, size_t n)
@@ -303,39 +316,75 @@ static enum rt_status put_zeros(struct stream *s, uint64_t to)
     return RT_ok;
 }
 
-static enum rt_status stream_item(struct stream *s, const struct pack *p,
-                                  const struct layout_stored *x, float *rows, char *panel,
-                                  float *scales)
+struct batch {
+    struct stream *s;
+    const struct layout_stored *item;
+    int64_t first;
+    float *scales;
+};
+
+static void make_batch(void *arg, int64_t lo, int64_t hi, unsigned worker)
 {
-    for (int64_t i = 0, bytes; i < pieces(x); i++) {
-        memset(panel, 0, (size_t)piece_bytes(x));
-        RT_TRY(make_piece(p, x, i, rows, panel, scales + i * PANEL, &bytes, s->err));
-        RT_TRY(put(s, panel, (size_t)bytes));
-    }
-    if (x->store != STORE_i8) return RT_ok;
-    RT_TRY(put_zeros(s, x->offset + (uint64_t)store_scales(x->shape)));
-    return put(s, scales, (size_t)(pieces(x) * PANEL) * sizeof *scales);
+    const struct batch *b = arg;
+    const struct job *j = &b->s->job;
+    int64_t each = piece_bytes(b->item), bytes;
+    for (int64_t i = lo; i < hi && !j->failed[worker]; i++)
+        j->failed[worker] = make_piece(
+            j->p, b->item, b->first + i, j->rows + worker * j->row_floats, j->image + i * each,
+            b->scales ? b->scales + (b->first + i) * PANEL : NULL, &bytes, &j->error[worker]);
+}
+
+/* Pieces first .. first + n - 1 of an item. */
+static enum rt_status stream_batch(struct stream *s, const struct layout_stored *x, int64_t first,
+                                   int64_t n, float *scales)
+{
+    struct batch b = {s, x, first, scales};
+    uint64_t bytes = (uint64_t)(n * piece_bytes(x)), left = x->offset + x->bytes - s->at;
+    unsigned threads = s->pool ? pool_threads(s->pool) : 1;
+    memset(s->job.image, 0, bytes);
+    if (s->pool)
+        pool_run(s->pool, make_batch, &b, n, 1);
+    else
+        make_batch(&b, 0, n, 0);
+    for (unsigned i = 0; i < threads; i++)
+        if (s->job.failed[i]) return rt_fail(s->err, s->job.failed[i], "%s", s->job.error[i].text);
+    return put(s, s->job.image, bytes < left ? bytes : left); /* the last piece may be short */
+}
+
+static enum rt_status stream_item(struct stream *s, const struct layout_stored *x)
+{
+    bool scaled = x->store == STORE_i8;
+    int64_t all = pieces(x), some = BATCH / piece_bytes(x) + 1;
+    float *scales = scaled ? calloc((size_t)all * PANEL, sizeof *scales) : NULL;
+    if (scaled && !scales) return no_memory(s->err);
+    enum rt_status st = put_zeros(s, x->offset);
+    for (int64_t i = 0; i < all && !st; i += some)
+        st = stream_batch(s, x, i, all - i < some ? all - i : some, scales);
+    if (!st && scaled) st = put_zeros(s, x->offset + (uint64_t)store_scales(x->shape));
+    if (!st && scaled) st = put(s, scales, (size_t)(all * PANEL) * sizeof *scales);
+    free(scales);
+    return st;
 }
 
 enum rt_status weights_pack_stream(struct pack *from, const struct layout_stored *items, size_t n,
-                                   uint64_t bytes, tf_sink *sink, void *ctx, struct rt_error *err)
+                                   uint64_t bytes, struct pool *pool, tf_sink *sink, void *ctx,
+                                   struct rt_error *err)
 {
-    struct stream s = {sink, ctx, 0, err};
-    size_t most = 1, panels = 1;
-    for (size_t i = 0; i < n; i++) {
-        if ((size_t)piece_bytes(&items[i]) > most) most = (size_t)piece_bytes(&items[i]);
-        if ((size_t)pieces(&items[i]) > panels) panels = (size_t)pieces(&items[i]);
-    }
-    float *rows = malloc(row_floats(items, n) * sizeof *rows), *scales = NULL;
-    char *panel = malloc(most);
-    enum rt_status st = rows && panel ? RT_ok : no_memory(err);
-    for (size_t i = 0; i < n && !st; i++) {
-        free(scales);
-        scales = calloc(panels * PANEL, sizeof *scales);
-        st = scales ? put_zeros(&s, items[i].offset) : no_memory(err);
-        if (!st) st = stream_item(&s, from, &items[i], rows, panel, scales);
-    }
+    struct arena *a = arena_open("pack");
+    unsigned threads = pool ? pool_threads(pool) : 1;
+    struct stream s = {.sink = sink, .ctx = ctx, .err = err, .pool = pool};
+    int64_t most = 1;
+    for (size_t i = 0; i < n; i++)
+        if (piece_bytes(&items[i]) > most) most = piece_bytes(&items[i]);
+    s.job = (struct job){.p = from, .row_floats = row_floats(items, n)};
+    s.job.failed = NEW(a, enum rt_status, threads);
+    s.job.error = NEW(a, struct rt_error, threads);
+    s.job.rows = malloc(threads * s.job.row_floats * sizeof *s.job.rows);
+    s.job.image = malloc(BATCH + (size_t)most);
+    enum rt_status st = s.job.rows && s.job.image ? RT_ok : no_memory(err);
+    for (size_t i = 0; i < n && !st; i++) st = stream_item(&s, &items[i]);
     if (!st) st = put_zeros(&s, bytes);
-    free(rows), free(scales), free(panel);
+    free(s.job.rows), free(s.job.image);
+    arena_close(a);
     return st;
 }

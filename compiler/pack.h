@@ -6,8 +6,8 @@
  *   const struct layout_stored *items = session_stored(s, &n);        after the plans are made
  *   pack_open(params, path, diag, &from, &err)                        or pack_fresh, pack_memory
  *   weights_pack(from, items, n, session_weights(s), session_pool(s), &err)   into memory, or
- *   weights_pack_stream(from, items, n, session_weights_bytes(s), sink, ctx, &err)   into a file
- *   pack_close(from)
+ *   weights_pack_stream(from, items, n, session_weights_bytes(s), pool, sink, ctx, &err)   into a
+ * file pack_close(from)
  *
  * The image depends on the weights and the items only: every byte of it, those between values
  * (zero) too. */
@@ -32,7 +32,9 @@ void pack_close(struct pack *p);
  * names are a bug. RT_user where a weight cannot be stored (i8 of what is not finite). */
 enum rt_status weights_pack(struct pack *from, const struct layout_stored *items, size_t n,
                             void *image, struct pool *pool, struct rt_error *err);
-/* Gives the `bytes` of the image to a sink, in order: nothing but a few rows is in memory. */
+/* Gives the `bytes` of the image to a sink, in order: nothing but a few megabytes is in memory. By
+ * the pool, where it is not NULL; the sink is called on this thread. */
 enum rt_status weights_pack_stream(struct pack *from, const struct layout_stored *items, size_t n,
-                                   uint64_t bytes, tf_sink *sink, void *ctx, struct rt_error *err);
+                                   uint64_t bytes, struct pool *pool, tf_sink *sink, void *ctx,
+                                   struct rt_error *err);
 #endif

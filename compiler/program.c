@@ -213,10 +213,7 @@ static void find_values(struct session *s, struct plan *p)
                                  .rank = x->rank,
                                  .count = 1};
         for (uint32_t d = 0; d < x->rank; d++) v->count *= v->dims[d] = x->dims[d];
-        static const size_t size[SA_DTYPES] = {
-            [SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
-            [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
-        v->bytes = (size_t)v->count * size[x->dtype];
+        v->bytes = sa_value_bytes(x);
     }
 }
 

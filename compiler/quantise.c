@@ -45,7 +45,7 @@ bool *quantised_params(struct arena *a, const struct model *m, const struct para
     const struct ir_graph *g = build_model(s, m, ps, BUILD_decode, &o);
     bool *in = NEW(a, bool, ps->n);
     for (ir_id n = 0; n < g->node.n; n++) {
-        if (ir_at(g, n)->op != OP_param || ir_stored(g, n) <= STORE_rows) continue;
+        if (ir_at(g, n)->op != OP_param || !store_in_panels(ir_stored(g, n))) continue;
         const struct param *p = params_find(ps, ir_word(g, n, AK_name, ""));
         CHECK(p);
         in[p - ps->p] = true;

@@ -1,8 +1,10 @@
 #include "compiler/run.h"
 #include "runtime/checkpoint.h"
+#include "runtime/lm_gpu.h"
 #include "runtime/mem.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <xxhash.h>
 
 struct texts { /* of passes, shown when the session is ready */
     struct sb times, report, dump;
@@ -13,23 +15,40 @@ static struct texts texts;
  */
 static enum ir_store store_of(const struct model *m, const struct run_options *o)
 {
-    enum ir_store exact = build_store(m);
     bool device = o->gpu || (o->device && strcmp(o->device, "cpu"));
-    if (device && o->dtype)
-        cli_fail((enum rt_status)EXIT_USAGE, "--dtype is for the CPU: a GPU has float32 weights");
-    if (device) return STORE_none;
+    enum ir_store exact = build_store(m, device);
+    if (device && o->dtype && !o->no_library)
+        cli_fail((enum rt_status)EXIT_USAGE, "with --device cuda this command has no --dtype");
     if (!o->dtype || !strcmp(o->dtype, "fp32")) return exact;
-    if (!strcmp(o->dtype, "bf16")) return STORE_bf16;
-    if (!strcmp(o->dtype, "int8")) return STORE_i8;
-    cli_fail((enum rt_status)EXIT_USAGE, "--dtype must be fp32, bf16 or int8, not '%s'", o->dtype);
+    if (!strcmp(o->dtype, "bf16")) return device ? STORE_rows_bf16 : STORE_bf16;
+    if (strcmp(o->dtype, "int8"))
+        cli_fail((enum rt_status)EXIT_USAGE, "--dtype must be fp32, bf16 or int8, not '%s'",
+                 o->dtype);
+    if (device)
+        cli_fail((enum rt_status)EXIT_USAGE,
+                 "--dtype int8 is for CPUs: on a GPU weights are fp32 or bf16");
+    return STORE_i8;
+}
+
+/* Serving programs run on a GPU beside the session, which only plans for it. */
+static void open_device(struct run *r, const struct run_options *o, struct session_options *s)
+{
+    struct cli *c = r->cli;
+    if (!o->device || !strcmp(o->device, "cpu") || !o->no_library) {
+        s->device = o->device;
+        return;
+    }
+    cli_check(c, gpu_open_named(o->device, &r->gpu, &c->err));
+    r->device = gpu_about(r->gpu);
+    s->gpu = r->device->arch;
 }
 
 void run_open(struct run *r, struct cli *c, const struct model *m, const struct run_options *o)
 {
     *r = (struct run){.cli = c, .model = m, .params = params_of(c->arena, m)};
     r->store = store_of(m, o);
+    r->threads = (unsigned)o->threads;
     struct session_options s = {.cpu = o->cpu,
-                                .device = o->device,
                                 .gpu = o->gpu,
                                 .no_library = o->no_library,
                                 .threads = (unsigned)o->threads,
@@ -44,7 +63,9 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
     if (o->dump_ir) s.pipeline.dump = &texts.dump;
     if (o->report) s.pipeline.report = &texts.report;
     if (o->time_passes) s.pipeline.times = &texts.times;
+    open_device(r, o, &s);
     cli_check(c, session_open(&s, &r->session, &c->err));
+    if (!r->device) r->device = session_device(r->session);
 }
 
 static struct program *open_program(struct run *r, const struct ir_graph *g, const char *name,
@@ -70,7 +91,7 @@ struct program *run_program(struct run *r, enum build_program which, const struc
     return p;
 }
 
-static struct plan *timed_plan(struct run *r, struct program *p, int64_t B, int64_t T)
+struct plan *run_planned(struct run *r, struct program *p, int64_t B, int64_t T)
 {
     double begin = mem_seconds();
     struct plan *plan = program_plan(p, B, T);
@@ -84,13 +105,13 @@ struct plan *run_plan(struct run *r, const struct ir_graph *g, const char *name,
     double begin = mem_seconds();
     struct program *p = open_program(r, g, name, (struct ir_bind){B, T});
     r->seconds[RUN_graphs] += mem_seconds() - begin;
-    return timed_plan(r, p, B, T);
+    return run_planned(r, p, B, T);
 }
 
 struct plan *run_model_plan(struct run *r, enum build_program which, const struct build_options *o,
                             int64_t B, int64_t T)
 {
-    return timed_plan(r, run_program(r, which, o, B, T), B, T);
+    return run_planned(r, run_program(r, which, o, B, T), B, T);
 }
 
 static void show(struct sb *s)
@@ -112,21 +133,21 @@ static bool serving_only(const struct run *r, const struct plan *plan)
     return r->store && !strcmp(program_graph(plan_program(plan))->program, "decode");
 }
 
-void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
+static void count_compiled(struct run *r, const struct jit_report *rep, double begin)
 {
-    struct jit_report own;
-    double begin = mem_seconds();
-    if (!rep) rep = &own;
-    cli_check(r->cli, session_compile(r->session, rep, &r->cli->err));
     r->compiled += rep->compiled;
     r->cached += rep->cached;
     r->seconds[RUN_compile] += rep->seconds;
     r->seconds[RUN_load] += mem_seconds() - begin - rep->seconds;
     run_texts();
+}
+
+static void find_weights(struct run *r, const struct plan *plan)
+{
     if (r->weights) return;
     r->weights_plan = plan;
     r->weights = NEW(r->cli->arena, float *, r->params->n);
-    for (size_t i = 0; i < r->params->n; i++) {
+    for (size_t i = 0; i < r->params->n && !r->on_gpu; i++) {
         const struct param *p = &r->params->p[i];
         const struct plan_value *v = plan_value(plan, p->name);
         if (v)
@@ -134,6 +155,31 @@ void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
         else if (!serving_only(r, plan))
             r->weights[i] = NEW(r->cli->arena, float, p->count);
     }
+}
+
+void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep)
+{
+    struct jit_report own;
+    double begin = mem_seconds();
+    if (!rep) rep = &own;
+    cli_check(r->cli, session_compile(r->session, rep, &r->cli->err));
+    count_compiled(r, rep, begin);
+    find_weights(r, plan);
+}
+
+void run_serve(struct run *r, struct served_options *o, struct lm **out)
+{
+    struct jit_report rep;
+    double begin = mem_seconds();
+    o->session = r->session;
+    o->gpu = r->gpu;
+    o->threads = r->threads;
+    o->report = &rep;
+    r->gpu = NULL;
+    cli_check(r->cli, served_open(r->cli->arena, o, out, &r->cli->err));
+    if (o->gpu) r->on_gpu = *out;
+    count_compiled(r, &rep, begin);
+    find_weights(r, program_plan(o->program, 1, 1));
 }
 
 void run_close(struct run *r)
@@ -175,13 +221,47 @@ void run_refused(void *cli, const char *step_dir, const char *why)
     fprintf(stderr, "strata: warning: %s is not used: %s\n", step_dir, why);
 }
 
+struct to_gpu {
+    struct run *r;
+    uint64_t at;
+    XXH3_state_t *hash;
+};
+
+static int write_gpu(void *ctx, const void *p, size_t n)
+{
+    struct to_gpu *x = ctx;
+    XXH3_64bits_update(x->hash, p, n);
+    cli_check(x->r->cli, lm_gpu_write(x->r->on_gpu, x->at, p, n, &x->r->cli->err));
+    x->at += n;
+    return 0;
+}
+
+static void stream_stored(struct run *r, struct pack *from)
+{
+    size_t n;
+    const struct layout_stored *items = session_stored(r->session, &n);
+    struct to_gpu x = {.r = r, .hash = XXH3_createState()};
+    struct pool *pool;
+    if (!x.hash) cli_fail(RT_machine, "no memory for a hash");
+    XXH3_64bits_reset(x.hash);
+    cli_check(r->cli, pool_open(r->threads, &pool, &r->cli->err));
+    cli_check(r->cli, weights_pack_stream(from, items, n, session_weights_bytes(r->session), pool,
+                                          write_gpu, &x, &r->cli->err));
+    pool_close(pool);
+    r->weights_hash = XXH3_64bits_digest(x.hash);
+    XXH3_freeState(x.hash);
+}
+
 /* SA_weights; closes `from`. */
 static void fill_stored(struct run *r, struct pack *from)
 {
     size_t n;
     const struct layout_stored *items = session_stored(r->session, &n);
-    cli_check(r->cli, weights_pack(from, items, n, session_weights(r->session),
-                                   session_pool(r->session), &r->cli->err));
+    if (r->on_gpu)
+        stream_stored(r, from);
+    else
+        cli_check(r->cli, weights_pack(from, items, n, session_weights(r->session),
+                                       session_pool(r->session), &r->cli->err));
     pack_close(from);
 }
 

@@ -6,6 +6,7 @@
 #include "compiler/cli.h"
 #include "compiler/pack.h"
 #include "compiler/program.h"
+#include "compiler/served.h"
 #include "compiler/weights.h"
 #include <limits.h>
 
@@ -21,9 +22,15 @@ struct run {
     const struct model *model;
     struct params *params;
     struct session *session;
-    enum ir_store store; /* of serving programs, on a CPU */
-    float **weights;     /* per parameter; set by run_ready. On a device mirrors: see run_push. NULL
-                          * where the session's programs all have the parameter in SA_weights */
+    enum ir_store store; /* of serving programs */
+    struct gpu *gpu; /* that they run on, not the session: NULL until run_serve has taken it, and
+                      * on a CPU */
+    const struct gpu_about *device; /* what programs run on; NULL: a CPU */
+    struct lm *on_gpu;              /* of run_serve on a GPU, which has the weights */
+    uint64_t weights_hash;          /* of those, as they are stored there */
+    unsigned threads;               /* of --threads */
+    float **weights; /* per parameter; set by run_ready. On a device mirrors: see run_push. NULL
+                      * where the session's programs all have the parameter in SA_weights */
     const struct plan *weights_plan; /* whose values they are */
     double seconds[RUN_PHASES];
     size_t compiled, cached; /* kernels */
@@ -37,7 +44,8 @@ struct run_options {
     int64_t threads, streams; /* streams: of RUN_DEVICE; 0: as many as there are */
     const char *dtype;        /* of RUN_DTYPE */
     bool report, time_passes, roundtrip;
-    bool no_library; /* as session_options; no option of a command */
+    bool no_library; /* as session_options; no option of a command. Set by commands whose programs
+                      * serve: on a GPU run_serve runs them */
 };
 /* Beside RUN_OPTIONS, of commands that run programs. */
 #define RUN_DEVICE(o)                    \
@@ -90,14 +98,19 @@ struct plan *run_plan(struct run *r, const struct ir_graph *g, const char *name,
                       int64_t T);
 struct plan *run_model_plan(struct run *r, enum build_program which, const struct build_options *o,
                             int64_t B, int64_t T);
+/* program_plan, its time counted. */
+struct plan *run_planned(struct run *r, struct program *p, int64_t B, int64_t T);
 /* Compiles what is missing, prints --report and --time-passes, and points r->weights at every
  * parameter: into `plan` where it has it, else to memory of its own. */
 void run_ready(struct run *r, const struct plan *plan, struct jit_report *rep);
+/* Opens the model of a decode program (made by run_program); of *o session, gpu and threads are
+ * filled in. Its weights are those of run_load or run_init afterwards. Exits on failure. */
+void run_serve(struct run *r, struct served_options *o, struct lm **out);
 /* Prints what --dump-ir, --report and --time-passes have so far; run_ready does it too. */
 void run_texts(void);
 void run_close(struct run *r);
-/* The weights from the host to the device, after setting them; back before reading them. Nothing on
- * a CPU. Exits on failure. */
+/* The weights from the host to the session's device, after setting them; back before reading them.
+ * Nothing on a CPU. Exits on failure. */
 void run_push(struct run *r);
 void run_pull(struct run *r);
 /* Runs a plan; exits where the device fails. */

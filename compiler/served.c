@@ -1,35 +1,16 @@
 #include "compiler/served.h"
-#include "runtime/lm_plan.h"
-#include <string.h>
+#include "compiler/cuda_units.h"
+#include "compiler/objects.h"
+#include "runtime/lm_gpu.h"
+#include "runtime/mem.h"
 
 _Static_assert((int)LM_PAGE == (int)IR_PAGE, "pages of a model are pages of its graph");
 
-struct shape { /* on a device: a plan, and its values; NULL: it has no such input */
-    struct plan *plan;
-    const struct plan_value *tokens, *past, *pages, *states, *logits, **site;
-};
-struct cache { /* pages or states of one value */
-    const struct plan_value *value;
-    uint64_t bytes; /* of a page or state */
-};
-struct served {
-    struct lm lm; /* first; on a device */
+struct served { /* what makes plans of a model */
     struct arena *a;
     struct served_options o;
-    struct lm_parts parts;
-    VEC(struct shape) shape;
-    size_t last; /* of the last run */
-    struct cache *page, *state;
-    size_t num_page, num_state;
+    struct object_set kernels; /* on a GPU: those that were compiled */
 };
-
-/* The plan of a shape, compiled. */
-static enum rt_status ready(struct served *s, int64_t B, int64_t T, struct plan **out,
-                            struct rt_error *err)
-{
-    *out = program_plan(s->o.program, B, T);
-    return plan_ready(*out) ? RT_ok : session_compile(s->o.session, NULL, err);
-}
 
 /* All plans that lm_cut and decoding need. */
 static void make_plans(struct served *s)
@@ -44,192 +25,96 @@ static void make_plans(struct served *s)
 static enum rt_status missing(void *arg, int64_t B, int64_t T, struct lm_plan *out,
                               struct rt_error *err)
 {
-    struct plan *p;
+    const struct served *s = arg;
+    struct plan *p = program_plan(s->o.program, B, T);
     *out = (struct lm_plan){.B = B, .T = T};
-    RT_TRY(ready(arg, B, T, &p, err));
+    if (!plan_ready(p)) RT_TRY(session_compile(s->o.session, NULL, err));
     out->plan = plan_flat(p, out->memory);
     return RT_ok;
 }
 
-static enum rt_status open_planned(struct served *s, struct lm **out, struct rt_error *err)
+static enum rt_status open_planned(struct served *s, struct lm_parts *parts, struct lm **out,
+                                   struct rt_error *err)
 {
     size_t n;
+    RT_TRY(session_compile(s->o.session, s->o.report, err));
     struct plan *const *p = program_plans(s->o.program, &n);
     struct lm_plan *flat = NEW(s->a, struct lm_plan, n);
     for (size_t i = 0; i < n; i++) {
         flat[i] = (struct lm_plan){.B = plan_bind(p[i]).B, .T = plan_bind(p[i]).T};
         flat[i].plan = plan_flat(p[i], flat[i].memory);
     }
-    s->parts.plan = flat;
-    s->parts.num_plans = n;
-    s->parts.pool = session_pool(s->o.session);
-    s->parts.missing = s->o.lazy ? missing : NULL;
-    s->parts.arg = s;
-    return lm_plan_open(&s->parts, out, err);
+    parts->plan = flat;
+    parts->num_plans = n;
+    parts->pool = session_pool(s->o.session);
+    parts->missing = s->o.lazy ? missing : NULL;
+    parts->arg = s;
+    return lm_plan_open(parts, out, err);
 }
 
-/* ---- on a device ---- */
+/* ---- on a GPU ---- */
 
-static struct served *served(struct lm *m)
+/* Cubins of the kernels of n plans that no plan before had. */
+static enum rt_status compile(struct served *s, struct plan *const *plan, size_t n,
+                              struct jit_report *rep, struct lm_gpu_more *out, struct rt_error *err)
 {
-    return (struct served *)(void *)m;
+    struct arena *a = s->a;
+    size_t have = s->kernels.text.n;
+    double begin = mem_seconds();
+    for (size_t i = 0; i < n; i++) object_set_add(&s->kernels, a, plan_lowered(plan[i]));
+    size_t more = s->kernels.text.n - have;
+    uint32_t *unit_of = NEW(a, uint32_t, more + 1);
+    struct nvrtc_image *image;
+    RT_TRY(cuda_compile(a, s->kernels.text.p + have, more, gpu_about(s->o.gpu)->arch, s->o.threads,
+                        unit_of, &image, &out->num_images, err));
+    struct str *code = NEW(a, struct str, out->num_images + 1);
+    for (size_t i = 0; i < out->num_images; i++) code[i] = image[i].code;
+    out->image = code;
+    if (rep) cuda_compile_report(rep, image, out->num_images, unit_of, more, begin);
+    return RT_ok;
 }
 
-static const struct plan_value *at(const struct plan_value *v, uint32_t i)
+/* The plan as the model runs it: layouts have grown since it was made. */
+static struct lm_plan flat_of(struct served *s, const struct plan *p)
 {
-    return i == UINT32_MAX ? NULL : &v[i];
+    struct sa_plan *flat = NEW(s->a, struct sa_plan, 1);
+    *flat = plan_lowered(p)->plan;
+    program_memory(p, flat->arena_bytes);
+    return (struct lm_plan){.B = plan_bind(p).B, .T = plan_bind(p).T, .plan = flat};
 }
 
-static void find_caches(struct served *s, const struct plan_value *value, const struct lm_values *v)
-{
-    s->page = NEW(s->a, struct cache, v->num_caches + 1);
-    s->state = NEW(s->a, struct cache, v->num_caches + 1);
-    for (size_t i = 0; i < v->num_caches; i++)
-        *(v->cache[i].paged ? &s->page[s->num_page++] : &s->state[s->num_state++]) =
-            (struct cache){&value[v->cache[i].value], v->cache[i].bytes};
-}
-
-static void add_shape(struct served *s, struct plan *plan)
-{
-    const struct ir_bind b = plan_bind(plan);
-    size_t n;
-    const struct plan_value *value = plan_values(plan, &n);
-    const struct lm_plan p = {.B = b.B, .T = b.T, .plan = &plan_lowered(plan)->plan};
-    const struct lm_values v = lm_values_of(s->a, &s->parts, &p);
-    struct shape x = {.plan = plan,
-                      .tokens = at(value, v.tokens),
-                      .past = at(value, v.past),
-                      .pages = at(value, v.pages),
-                      .states = at(value, v.states),
-                      .logits = at(value, v.logits),
-                      .site = NEW(s->a, const struct plan_value *, v.num_sites + 1)};
-    for (size_t i = 0; i < v.num_sites; i++) x.site[i] = at(value, v.site[i]);
-    if (!s->shape.n) {
-        find_caches(s, value, &v);
-        s->lm.about = lm_about_of(s->a, &s->parts, &p, &v);
-    }
-    vec_push(s->a, &s->shape, x);
-}
-
-static void put(const struct plan_value *v, const int32_t *from)
-{
-    if (v) memcpy(v->p, from, v->bytes);
-}
-
-static enum rt_status run(struct lm *m, const struct lm_call *c, struct rt_error *err)
-{
-    struct served *s = served(m);
-    struct plan *p;
-    lm_call_check(&m->about, c);
-    for (s->last = 0; s->last < s->shape.n; s->last++) {
-        const struct ir_bind b = plan_bind(s->shape.p[s->last].plan);
-        if (b.B == c->B && b.T == c->T) break;
-    }
-    if (s->last == s->shape.n) {
-        if (!s->o.lazy) BUG("no plan for %lld x %lld", (long long)c->B, (long long)c->T);
-        RT_TRY(ready(s, c->B, c->T, &p, err));
-        add_shape(s, p);
-    }
-    const struct shape *x = &s->shape.p[s->last];
-    put(x->tokens, c->tokens), put(x->past, c->past);
-    put(x->pages, c->pages), put(x->states, c->states);
-    plan_run(x->plan);
-    return session_status(s->o.session, err);
-}
-
-static const float *logits(const struct lm *m)
-{
-    const struct served *s = (const struct served *)(const void *)m;
-    return s->shape.p[s->last].logits->p;
-}
-
-static const float *depth(const struct lm *m, size_t i)
-{
-    const struct served *s = (const struct served *)(const void *)m;
-    CHECK(i < m->about.num_sites);
-    return s->shape.p[s->last].site[i]->p;
-}
-
-/* Page or state i of a cache, as a value of its own. */
-static struct plan_value part(const struct cache *c, int32_t i)
-{
-    struct plan_value v = *c->value;
-    uint64_t offset = (uint64_t)i * c->bytes;
-    v.p = (char *)v.p + offset;
-    v.device += offset;
-    v.bytes = c->bytes;
-    return v;
-}
-
-static enum rt_status copy_state(struct lm *m, int32_t from, int32_t to, struct rt_error *err)
-{
-    struct served *s = served(m);
-    for (size_t i = 0; i < s->num_state && from != to; i++) {
-        const struct plan_value a = part(&s->state[i], from), b = part(&s->state[i], to);
-        const struct session_span x = {a.p, a.device, a.bytes / sizeof(float)};
-        const struct session_span y = {b.p, b.device, b.bytes / sizeof(float)};
-        session_combine(s->o.session, y, x, x, COMBINE_copy);
-    }
-    return session_status(s->o.session, err);
-}
-
-static enum rt_status save(struct served *s, const struct cache *c, size_t n, int32_t i, char *to,
+static enum rt_status more(void *arg, int64_t B, int64_t T, struct lm_gpu_more *out,
                            struct rt_error *err)
 {
-    for (size_t k = 0; k < n; k++, to += c[k - 1].bytes) {
-        const struct plan_value v = part(&c[k], i);
-        RT_TRY(session_pull(s->o.session, &v, err));
-        memcpy(to, v.p, v.bytes);
+    struct served *s = arg;
+    struct plan *p = program_plan(s->o.program, B, T);
+    *out = (struct lm_gpu_more){.plan = flat_of(s, p)};
+    return compile(s, &p, 1, NULL, out, err);
+}
+
+static enum rt_status open_on_gpu(struct served *s, struct lm_parts *parts, struct lm **out,
+                                  struct rt_error *err)
+{
+    size_t n;
+    struct plan *const *p = program_plans(s->o.program, &n);
+    struct lm_plan *flat = NEW(s->a, struct lm_plan, n);
+    struct lm_gpu_more all = {0};
+    for (size_t i = 0; i < n; i++) flat[i] = flat_of(s, p[i]);
+    object_set_init(&s->kernels, s->a, CPU_v3);
+    enum rt_status st = compile(s, p, n, s->o.report, &all, err);
+    if (st) {
+        gpu_close(s->o.gpu);
+        return st;
     }
-    return RT_ok;
+    parts->plan = flat;
+    parts->num_plans = n;
+    const struct lm_gpu_parts g = {.parts = *parts,
+                                   .image = all.image,
+                                   .num_images = all.num_images,
+                                   .more = s->o.lazy ? more : NULL,
+                                   .arg = s};
+    return lm_gpu_open(s->o.gpu, &g, out, err);
 }
-
-static enum rt_status load(struct served *s, const struct cache *c, size_t n, int32_t i,
-                           const char *from, struct rt_error *err)
-{
-    for (size_t k = 0; k < n; k++, from += c[k - 1].bytes) {
-        const struct plan_value v = part(&c[k], i);
-        memcpy(v.p, from, v.bytes);
-        RT_TRY(session_push(s->o.session, &v, err));
-    }
-    return RT_ok;
-}
-
-static enum rt_status save_page(struct lm *m, int32_t page, void *to, struct rt_error *err)
-{
-    return save(served(m), served(m)->page, served(m)->num_page, page, to, err);
-}
-
-static enum rt_status load_page(struct lm *m, int32_t page, const void *from, struct rt_error *err)
-{
-    return load(served(m), served(m)->page, served(m)->num_page, page, from, err);
-}
-
-static enum rt_status save_state(struct lm *m, int32_t state, void *to, struct rt_error *err)
-{
-    return save(served(m), served(m)->state, served(m)->num_state, state, to, err);
-}
-
-static enum rt_status load_state(struct lm *m, int32_t state, const void *from,
-                                 struct rt_error *err)
-{
-    return load(served(m), served(m)->state, served(m)->num_state, state, from, err);
-}
-
-static void close(struct lm *m)
-{
-    (void)m; /* all of it is the arena's and the session's */
-}
-
-static const struct lm_ops device_ops = {.run = run,
-                                         .logits = logits,
-                                         .depth = depth,
-                                         .copy_state = copy_state,
-                                         .save_page = save_page,
-                                         .load_page = load_page,
-                                         .save_state = save_state,
-                                         .load_state = load_state,
-                                         .close = close};
 
 /* ---- both ---- */
 
@@ -238,18 +123,13 @@ enum rt_status served_open(struct arena *a, const struct served_options *o, stru
 {
     struct served *s = NEW(a, struct served, 1);
     *out = NULL;
-    *s = (struct served){.lm = {.ops = &device_ops}, .a = a, .o = *o};
-    s->parts = (struct lm_parts){.context = o->build.context,
-                                 .pages = o->build.pages,
-                                 .states = o->build.states,
-                                 .batch = o->batch};
+    *s = (struct served){.a = a, .o = *o};
+    struct lm_parts parts = {.context = o->build.context,
+                             .pages = o->build.pages,
+                             .states = o->build.states,
+                             .batch = o->batch};
+    if (o->report) *o->report = (struct jit_report){0};
     program_plan(o->program, 1, 1);
     if (!o->lazy) make_plans(s);
-    RT_TRY(session_compile(o->session, NULL, err));
-    if (!session_device(o->session)) return open_planned(s, out, err);
-    size_t n;
-    struct plan *const *p = program_plans(o->program, &n);
-    for (size_t i = 0; i < n; i++) add_shape(s, p[i]);
-    *out = &s->lm;
-    return RT_ok;
+    return o->gpu ? open_on_gpu(s, &parts, out, err) : open_planned(s, &parts, out, err);
 }

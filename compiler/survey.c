@@ -136,7 +136,7 @@ struct survey survey_model(struct cli *c, const struct model *m, int64_t threads
     const struct session_options o = {.diag = c->diag, .gpu = gpu};
     cli_check(c, session_open(&o, &x.s, &c->err));
     plan_memory(&x);
-    v.served = caches_served(m, x.ps);
+    v.served = caches_served(m, x.ps, gpu != NULL);
     cache_bytes(m, x.ps, gpu != NULL, v.cache);
     for (int i = 0; i < CACHES; i++)
         if (cache_paged((enum cache_kind)i)) v.cache[i] *= (uint64_t)(v.served.context / IR_PAGE);
@@ -170,9 +170,9 @@ const struct kinds *survey_kinds(struct cli *c, const struct model *m, const cha
     cli_check(c, session_open(&o, &s, &c->err));
     struct ir_graph *g = build_model(c->arena, m, ps, which, &plain);
     if (t->present) build_gradients(g);
-    kinds_add(k, plan_of(c, s, g, t->present ? "train" : "forward", B, T), (double)micro, false);
+    kinds_add(k, plan_of(c, s, g, t->present ? "train" : "forward", B, T), NULL, (double)micro, false);
     if (t->present)
-        kinds_add(k, plan_of(c, s, build_apply(c->arena, m, ps), "apply", 1, 1), 1, true);
+        kinds_add(k, plan_of(c, s, build_apply(c->arena, m, ps), "apply", 1, 1), NULL, 1, true);
     kinds_sort(k);
     return k; /* names are of the session's arenas, which lives on */
 }

@@ -101,6 +101,16 @@ struct sa_value {
     struct sa_buf at;
 };
 
+static inline uint64_t sa_value_bytes(const struct sa_value *v)
+{
+    static const uint64_t size[SA_DTYPES] = {
+        [SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
+        [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
+    uint64_t bytes = size[v->dtype];
+    for (uint32_t i = 0; i < v->rank; i++) bytes *= (uint64_t)v->dims[i];
+    return bytes;
+}
+
 /* An input that stays in the caller's memory. */
 struct sa_extern {
     const char *name;

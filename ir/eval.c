@@ -88,7 +88,8 @@ static void stored(struct eval *e)
     struct ir_array *x = &e->out.e[0];
     enum ir_store s = ir_stored(e->g, e->n);
     int64_t k = ir_ty(e->g, e->n)->rank ? dim_value(ir_cols(e->g, e->n), e->b) : 1;
-    for (int64_t i = 0; s == STORE_bf16 && i < x->n; i++) x->v[i] = ev_bf16(x->v[i]);
+    bool bf16 = s == STORE_bf16 || s == STORE_rows_bf16;
+    for (int64_t i = 0; bf16 && i < x->n; i++) x->v[i] = ev_bf16(x->v[i]);
     for (int64_t i = 0; s == STORE_i8 && i < x->n; i += k) round_i8(x->v + i, k);
 }
 

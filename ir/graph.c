@@ -1,4 +1,5 @@
 #include "graph.h"
+#include "panel.h"
 
 static const struct {
     const char *name;
@@ -423,7 +424,9 @@ uint64_t graph_hash(const struct ir_graph *g)
 bool ir_narrow_result(const struct ir_graph *g, ir_id n, uint32_t i)
 {
     const char *w = ir_word(g, n, AK_narrow, "");
-    return strlen(w) > i && w[i] == '1';
+    if (strlen(w) > i && w[i] == '1') return true;
+    enum ir_op op = (enum ir_op)ir_at(g, n)->op;
+    return (op == OP_param || op == OP_input) && ir_stored(g, n) == STORE_rows_bf16;
 }
 
 bool ir_narrow(const struct ir_graph *g, ir_id n)

@@ -177,7 +177,8 @@ struct ir_view {
 struct ir_view ir_view(const struct ir_graph *g, ir_id n);
 
 /* Whether result element i of node n (0 of a single result), or a value (views followed), holds
- * bf16 numbers only and is stored in two bytes an element: attribute `narrow`. */
+ * bf16 numbers only and is stored in two bytes an element: attribute `narrow`, or `store` of a
+ * parameter (panel.h). */
 bool ir_narrow_result(const struct ir_graph *g, ir_id n, uint32_t i);
 bool ir_narrow(const struct ir_graph *g, ir_id n);
 /* Bytes of an element of a value, or of result element i, as it is stored. */

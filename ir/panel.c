@@ -1,10 +1,8 @@
 #include "panel.h"
 
-static const char *const words[STORE_KINDS] = {[STORE_none] = "",
-                                               [STORE_rows] = "rows",
-                                               [STORE_f32] = "f32",
-                                               [STORE_bf16] = "bf16",
-                                               [STORE_i8] = "i8"};
+static const char *const words[STORE_KINDS] = {
+    [STORE_none] = "",   [STORE_rows] = "rows", [STORE_rows_bf16] = "rows_bf16",
+    [STORE_f32] = "f32", [STORE_bf16] = "bf16", [STORE_i8] = "i8"};
 
 const char *store_word(enum ir_store s)
 {
@@ -60,7 +58,7 @@ int64_t store_scales(struct store_shape x)
 
 int64_t store_total_bytes(enum ir_store s, struct store_shape x)
 {
-    if (s == STORE_rows) return x.parts * x.n * x.k * 4;
+    if (!store_in_panels(s)) return x.parts * x.n * x.k * store_row_bytes(s);
     if (s == STORE_i8) return store_scales(x) + x.parts * store_panels(x) * STORE_PANEL * 4;
     return x.parts * store_panels(x) * store_panel_bytes(s, x.k);
 }

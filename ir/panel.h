@@ -2,8 +2,11 @@
  * what its values are rounded to, and where each of them is. Type and shape of the node stay those
  * of float32.
  *
- * Matrices W [N,K], `parts` of them one after the other, lie in panels of 16 rows (output channels;
- * rows beyond N are zero), the same on every CPU:
+ * On a GPU all lie row-major: `rows` in float32, `rows_bf16` (matrices) as two bytes a value, which
+ * kernels see as an operand in two bytes (ir_narrow).
+ *
+ * On a CPU matrices W [N,K], `parts` of them one after the other, lie in panels of 16 rows (output
+ * channels; rows beyond N are zero), the same on every CPU, all others in `rows`:
  *   f32    [K][16] floats
  *   bf16   [ceil(K/2)][16] words of two: even k in the low half (K odd: the last high half is zero)
  *   i8     [K][16] bytes; behind all panels, on a multiple of 64 bytes, a float32 scale for each
@@ -16,7 +19,8 @@
 enum ir_store {
     STORE_none, /* no attribute: float32, row-major, with all named values */
     STORE_rows, /* float32, row-major */
-    STORE_f32,  /* panels from here on */
+    STORE_rows_bf16,
+    STORE_f32, /* panels from here on */
     STORE_bf16,
     STORE_i8,
     STORE_KINDS
@@ -30,8 +34,18 @@ enum ir_store store_of_word(const char *word);
 enum ir_store ir_stored(const struct ir_graph *g, ir_id n);
 
 struct store_shape {
-    int64_t parts, n, k; /* matrices, rows and columns of each; of STORE_rows only their product */
+    int64_t parts, n,
+        k; /* matrices, rows and columns of each; without panels only their product counts */
 };
+static inline bool store_in_panels(enum ir_store s)
+{
+    return s >= STORE_f32;
+}
+/* Bytes of a value that lies in rows. */
+static inline int64_t store_row_bytes(enum ir_store s)
+{
+    return s == STORE_rows_bf16 ? 2 : 4;
+}
 /* Of a node whose dims are constants: rank 2 is one matrix, rank 3 dim[0] of them. */
 struct store_shape store_shape(const struct ir_graph *g, ir_id n);
 static inline int64_t store_panels(struct store_shape x)

@@ -44,7 +44,8 @@ static const char *check_narrow(const struct ir_graph *g, ir_id n)
     return NULL;
 }
 
-/* Panels are of float32 matrices, and only products and embeddings read them. */
+/* Panels and rows of bf16 are of float32 matrices, and only products and embeddings read them, and
+ * absorbed attention rows of bf16. */
 static const char *check_store(const struct ir_graph *g, ir_id n)
 {
     const char *w = ir_word(g, n, AK_store, NULL);
@@ -52,19 +53,22 @@ static const char *check_store(const struct ir_graph *g, ir_id n)
     enum ir_op op = (enum ir_op)ir_at(g, n)->op;
     if (w) {
         enum ir_store s = store_of_word(w);
-        if (s == STORE_none || s == STORE_KINDS) return "`store` is rows, f32, bf16 or i8";
+        if (s == STORE_none || s == STORE_KINDS)
+            return "`store` is rows, rows_bf16, f32, bf16 or i8";
         if (op != OP_param && op != OP_input) return "`store` of what is no parameter";
         for (unsigned i = 0; i < t->rank; i++)
             if (!dim_is_const(t->dim[i])) return "a stored parameter of run-time size";
         if (t->dtype != IR_f32 || (s != STORE_rows && t->rank != 2 && t->rank != 3))
-            return "panels of what is no matrix of float32";
+            return "panels or bf16 of what is no matrix of float32";
     }
     for (uint32_t i = 0; i < ir_at(g, n)->nsrc; i++) {
-        if (ir_stored(g, ir_src(g, n, i)) <= STORE_rows) continue;
+        enum ir_store s = ir_stored(g, ir_src(g, n, i));
+        if (s <= STORE_rows) continue;
         bool product = (op == OP_matmul || op == OP_grouped_matmul) && i == 1 &&
                        ir_int(g, n, AK_tb, op == OP_grouped_matmul) && !ir_int(g, n, AK_ta, 0);
         bool one = op != OP_matmul || ir_ty(g, n)->rank == 2;
-        if (!(product && one) && !(op == OP_embed && i == 0))
+        bool absorbed = s == STORE_rows_bf16 && op == OP_mla_cached && i == 1;
+        if (!(product && one) && !(op == OP_embed && i == 0) && !absorbed)
             return "an operation that does not read panels";
     }
     return NULL;

@@ -6,8 +6,7 @@
  *   plans, depth, score   plan_file.h: the decode program, the same with the weights of depth
  *                   attention (where the model has any), and one that gives all tokens' logits
  *   cubin/N         of programs for GPUs: their kernels
- *   weights         SA_weights, or of programs for GPUs float32 arrays, which meta names; or in a
- *                   bundle of its own beside the program */
+ *   weights         SA_weights; or in a bundle of its own beside the program */
 #ifndef STRATA_RUNTIME_APP_H
 #define STRATA_RUNTIME_APP_H
 #include <jansson.h>

@@ -107,6 +107,17 @@ static void close_lane(struct gpu *g, struct lane *x)
     if (x->stream) g->cu->cuStreamDestroy_v2(x->stream);
 }
 
+enum rt_status gpu_open_named(const char *name, struct gpu **out, struct rt_error *err)
+{
+    char *end = (char *)(uintptr_t)name;
+    long n = 0;
+    *out = NULL;
+    if (!strncmp(name, "cuda:", 5)) n = strtol(name + 5, &end, 10);
+    if (strcmp(name, "cuda") && (end == name || end == name + 5 || *end || n < 0 || n > 1023))
+        return rt_fail(err, RT_user, "no device '%.40s': it is cpu, cuda or cuda:N", name);
+    return gpu_open((int)n, out, err);
+}
+
 void gpu_close(struct gpu *g)
 {
     if (!g) return;
@@ -137,8 +148,8 @@ enum rt_status gpu_memory(struct gpu *g, size_t *left, struct rt_error *err)
     return RT_ok;
 }
 
-enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *p,
-                         struct rt_error *err)
+enum rt_status gpu_alloc_for(struct gpu *g, size_t bytes, const char *what, const char *less,
+                             cu_ptr *p, struct rt_error *err)
 {
     const double gb = 1e-9;
     size_t left = 0, total = g->about.bytes;
@@ -150,11 +161,9 @@ enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *
         if (g->cu->cuMemGetInfo_v2(&left, &total)) left = 0;
         return rt_fail(err, RT_machine,
                        "no memory on cuda:%d (%s) for %.3f GB of %s: %.3f GB of its %.3f GB are "
-                       "free; what needs less: in training shorter train.seq_len, smaller "
-                       "train.batch_size or more train.micro_batches ('strata check --device' "
-                       "says which fits), in generating a smaller serve.max_context",
+                       "free%s%s",
                        g->about.ordinal, g->about.name, gb * (double)bytes, what, gb * (double)left,
-                       gb * (double)total);
+                       gb * (double)total, less ? "; what needs less: " : "", less ? less : "");
     }
     RT_TRY(cuda_check(CUDA_driver, code, "cuMemAlloc_v2", err));
     TRY(cuMemsetD8Async(*p, 0, bytes, g->lane[0].stream));
@@ -196,6 +205,12 @@ enum rt_status gpu_put(struct gpu *g, cu_ptr to, const void *from, size_t bytes,
 enum rt_status gpu_get(struct gpu *g, void *to, cu_ptr from, size_t bytes, struct rt_error *err)
 {
     if (bytes) TRY(cuMemcpyDtoHAsync_v2(to, from, bytes, g->lane[0].stream));
+    return RT_ok;
+}
+
+enum rt_status gpu_copy(struct gpu *g, cu_ptr to, cu_ptr from, size_t bytes, struct rt_error *err)
+{
+    if (bytes) TRY(cuMemcpyDtoDAsync_v2(to, from, bytes, g->lane[0].stream));
     return RT_ok;
 }
 

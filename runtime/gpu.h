@@ -25,6 +25,8 @@ const char *gpu_arch(int major, int minor);
 /* Opens the device with this number, as the driver counts. RT_user without a driver, without such a
  * device, or for one older than compute capability 8.0. */
 enum rt_status gpu_open(int ordinal, struct gpu **out, struct rt_error *err);
+/* The same by name: cuda, which is the first, or cuda:N. RT_user for any other. */
+enum rt_status gpu_open_named(const char *name, struct gpu **out, struct rt_error *err);
 /* Frees everything that came from it. NULL is fine. */
 void gpu_close(struct gpu *g);
 const struct gpu_about *gpu_about(const struct gpu *g);
@@ -34,9 +36,15 @@ enum rt_status gpu_use(struct gpu *g, struct rt_error *err);
 /* Bytes of the device that nobody has. */
 enum rt_status gpu_memory(struct gpu *g, size_t *left, struct rt_error *err);
 /* Zeroed memory of the device, aligned to 256 bytes. `what` is what it is for, in the message when
- * there is not enough, which says how much was asked for and how much is free. */
-enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *p,
-                         struct rt_error *err);
+ * there is not enough, which says how much was asked for and how much is free; `less`, where it is
+ * not NULL, is what the user can change to need less. */
+enum rt_status gpu_alloc_for(struct gpu *g, size_t bytes, const char *what, const char *less,
+                             cu_ptr *p, struct rt_error *err);
+static inline enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *p,
+                                       struct rt_error *err)
+{
+    return gpu_alloc_for(g, bytes, what, NULL, p, err);
+}
 /* After everything that was launched. 0 is fine. */
 void gpu_free(struct gpu *g, cu_ptr p);
 /* Zeroed memory of the host that the device copies from and to by itself. */
@@ -48,6 +56,8 @@ void gpu_unpin(struct gpu *g, void *p);
 enum rt_status gpu_put(struct gpu *g, cu_ptr to, const void *from, size_t bytes,
                        struct rt_error *err);
 enum rt_status gpu_get(struct gpu *g, void *to, cu_ptr from, size_t bytes, struct rt_error *err);
+/* On the device; they do not overlap. */
+enum rt_status gpu_copy(struct gpu *g, cu_ptr to, cu_ptr from, size_t bytes, struct rt_error *err);
 /* Waits until everything launched so far is done. */
 enum rt_status gpu_wait(struct gpu *g, struct rt_error *err);
 

@@ -1,38 +1,48 @@
 #include "runtime/lm_gpu.h"
+#include "base/map.h"
 #include "base/vec.h"
 #include "runtime/gpu_exec.h"
 #include <stdlib.h>
 
-struct place { /* a value on the device; bytes 0: there is none */
-    cu_ptr at;
+struct place { /* a value in the mirror; bytes 0: there is none */
+    uint64_t offset;
     size_t bytes;
 };
+struct span {
+    uint64_t from, to;
+};
+struct spans { /* what is copied at once */
+    struct span *p;
+    size_t n;
+};
 struct shape {
-    const struct sa_plan *plan;
     int64_t B, T;
     struct place tokens, past, pages, states, logits, *site;
+    struct spans in, out;
     struct gpu_exec *x;
-    struct gpu_recording *recording; /* of all launches, from the second run on */
+    struct gpu_recording *recording; /* copies and launches, from the second run on */
     bool ran;
 };
 struct cache {
-    cu_ptr at;
+    struct sa_buf at;
     uint64_t bytes; /* of a page or state */
 };
 struct on_gpu {
     struct lm lm; /* first */
     struct arena *a;
-    struct lm_parts parts;
+    struct lm_gpu_parts parts;
     struct gpu *gpu;
     cu_ptr arena[SA_external];
     uint64_t arena_bytes[SA_external];
     VEC(struct CUmod_st *) module;
-    struct shape *shape;
-    size_t num_shapes, last;
+    VEC(struct CUfunc_st *) fn;
+    struct map fn_of; /* symbol: index + 1 into fn */
+    VEC(struct shape) shape;
+    size_t last; /* of the last run */
     struct cache *page, *state;
     size_t num_page, num_state;
-    float *logits, **site; /* of the last run, pinned */
-    void *moved;           /* a state on its way to another, pinned */
+    char *mirror; /* of SA_slot, pinned */
+    char *moved;  /* a page or state on its way, pinned */
 };
 
 static struct on_gpu *on_gpu(const struct lm *m)
@@ -45,35 +55,70 @@ const struct gpu_about *lm_gpu_about(const struct lm *m)
     return gpu_about(on_gpu(m)->gpu);
 }
 
-static const float *logits(const struct lm *m)
+static const float *in_mirror(const struct on_gpu *m, struct place p)
 {
-    return on_gpu(m)->logits;
+    return (const float *)(const void *)(m->mirror + p.offset);
 }
 
-static const float *depth(const struct lm *m, size_t i)
+static const float *logits(const struct lm *lm)
 {
-    CHECK(i < m->about.num_sites);
-    return on_gpu(m)->site[i];
+    const struct on_gpu *m = on_gpu(lm);
+    return in_mirror(m, m->shape.p[m->last].logits);
+}
+
+static const float *depth(const struct lm *lm, size_t i)
+{
+    const struct on_gpu *m = on_gpu(lm);
+    CHECK(i < lm->about.num_sites);
+    return in_mirror(m, m->shape.p[m->last].site[i]);
+}
+
+static cu_ptr address(const void *arg, struct sa_buf b)
+{
+    const struct on_gpu *m = arg;
+    CHECK(b.arena < SA_external && m->arena[b.arena]);
+    return m->arena[b.arena] + b.offset;
+}
+
+enum rt_status lm_gpu_write(struct lm *lm, uint64_t at, const void *from, size_t n,
+                            struct rt_error *err)
+{
+    struct on_gpu *m = on_gpu(lm);
+    CHECK(at + n <= m->arena_bytes[SA_weights]);
+    RT_TRY(gpu_use(m->gpu, err));
+    return gpu_put(m->gpu, m->arena[SA_weights] + at, from, n, err);
 }
 
 /* ---- pages and states ---- */
 
-static enum rt_status save(struct on_gpu *m, const struct cache *c, size_t n, int32_t i, char *to,
+static cu_ptr part(const struct on_gpu *m, const struct cache *c, int32_t i)
+{
+    return address(m, c->at) + (uint64_t)i * c->bytes;
+}
+
+/* All parts through pinned memory, for one wait. */
+static enum rt_status save(struct on_gpu *m, const struct cache *c, size_t n, int32_t i, void *to,
                            struct rt_error *err)
 {
+    char *p = m->moved;
     RT_TRY(gpu_use(m->gpu, err));
-    for (size_t k = 0; k < n; k++, to += c[k - 1].bytes)
-        RT_TRY(gpu_get(m->gpu, to, c[k].at + (uint64_t)i * c[k].bytes, c[k].bytes, err));
-    return gpu_wait(m->gpu, err);
+    for (size_t k = 0; k < n; p += c[k++].bytes)
+        RT_TRY(gpu_get(m->gpu, p, part(m, &c[k], i), c[k].bytes, err));
+    RT_TRY(gpu_wait(m->gpu, err));
+    memcpy(to, m->moved, (size_t)(p - m->moved));
+    return RT_ok;
 }
 
 static enum rt_status load(struct on_gpu *m, const struct cache *c, size_t n, int32_t i,
                            const char *from, struct rt_error *err)
 {
+    char *p = m->moved;
     RT_TRY(gpu_use(m->gpu, err));
-    for (size_t k = 0; k < n; k++, from += c[k - 1].bytes)
-        RT_TRY(gpu_put(m->gpu, c[k].at + (uint64_t)i * c[k].bytes, from, c[k].bytes, err));
-    return gpu_wait(m->gpu, err);
+    for (size_t k = 0; k < n; p += c[k].bytes, from += c[k++].bytes) {
+        memcpy(p, from, c[k].bytes);
+        RT_TRY(gpu_put(m->gpu, part(m, &c[k], i), p, c[k].bytes, err));
+    }
+    return gpu_wait(m->gpu, err); /* for the next use of that memory */
 }
 
 static enum rt_status save_page(struct lm *lm, int32_t page, void *to, struct rt_error *err)
@@ -101,25 +146,46 @@ static enum rt_status load_state(struct lm *lm, int32_t state, const void *from,
     return load(on_gpu(lm), on_gpu(lm)->state, on_gpu(lm)->num_state, state, from, err);
 }
 
+/* On the device, in the order of calls: nobody waits. */
 static enum rt_status copy_state(struct lm *lm, int32_t from, int32_t to, struct rt_error *err)
 {
-    if (from == to) return RT_ok;
-    RT_TRY(save_state(lm, from, on_gpu(lm)->moved, err));
-    return load_state(lm, to, on_gpu(lm)->moved, err);
+    struct on_gpu *m = on_gpu(lm);
+    int64_t n = lm->about.states;
+    CHECK(from >= 0 && from < n && to >= 0 && to < n);
+    RT_TRY(gpu_use(m->gpu, err));
+    for (size_t k = 0; k < m->num_state && from != to; k++) {
+        const struct cache *c = &m->state[k];
+        RT_TRY(gpu_copy(m->gpu, part(m, c, to), part(m, c, from), c->bytes, err));
+    }
+    return RT_ok;
 }
 
 /* ---- running ---- */
 
-/* The first run loads what the driver needs, so that only the second is recorded. */
+/* All of a call but the wait. */
+static enum rt_status submit(struct on_gpu *m, const struct shape *s, struct rt_error *err)
+{
+    for (size_t i = 0; i < s->in.n; i++) {
+        struct span x = s->in.p[i];
+        RT_TRY(gpu_put(m->gpu, m->arena[SA_slot] + x.from, m->mirror + x.from, x.to - x.from, err));
+    }
+    RT_TRY(gpu_exec_run(s->x, err));
+    for (size_t i = 0; i < s->out.n; i++) {
+        struct span x = s->out.p[i];
+        RT_TRY(gpu_get(m->gpu, m->mirror + x.from, m->arena[SA_slot] + x.from, x.to - x.from, err));
+    }
+    return RT_ok;
+}
+
 static enum rt_status launch(struct on_gpu *m, struct shape *s, struct rt_error *err)
 {
-    if (!s->ran) {
+    if (!s->ran || gpu_exec_profiling(s->x)) {
         s->ran = true;
-        return gpu_exec_run(s->x, err);
+        return submit(m, s, err);
     }
     if (!s->recording) {
         RT_TRY(gpu_record_begin(m->gpu, err));
-        enum rt_status st = gpu_exec_run(s->x, err);
+        enum rt_status st = submit(m, s, err);
         enum rt_status end = gpu_record_end(m->gpu, &s->recording, st ? NULL : err);
         if (st) return st;
         RT_TRY(end);
@@ -127,42 +193,66 @@ static enum rt_status launch(struct on_gpu *m, struct shape *s, struct rt_error 
     return gpu_replay(m->gpu, s->recording, err);
 }
 
+static struct shape *shape_of(const struct on_gpu *m, int64_t B, int64_t T)
+{
+    for (size_t i = 0; i < m->shape.n; i++)
+        if (m->shape.p[i].B == B && m->shape.p[i].T == T) return &m->shape.p[i];
+    return NULL;
+}
+
+static enum rt_status add_more(struct on_gpu *m, int64_t B, int64_t T, struct rt_error *err);
+
+static void set(const struct on_gpu *m, struct place p, const int32_t *from)
+{
+    if (p.bytes) memcpy(m->mirror + p.offset, from, p.bytes);
+}
+
 static enum rt_status run(struct lm *lm, const struct lm_call *c, struct rt_error *err)
 {
     struct on_gpu *m = on_gpu(lm);
-    struct gpu *g = m->gpu;
     lm_call_check(&lm->about, c);
-    for (m->last = 0; m->last < m->num_shapes; m->last++)
-        if (m->shape[m->last].B == c->B && m->shape[m->last].T == c->T) break;
-    if (m->last == m->num_shapes) BUG("no plan for %lld x %lld", (long long)c->B, (long long)c->T);
-    struct shape *s = &m->shape[m->last];
-    RT_TRY(gpu_use(g, err));
-    RT_TRY(gpu_put(g, s->tokens.at, c->tokens, s->tokens.bytes, err));
-    RT_TRY(gpu_put(g, s->past.at, c->past, s->past.bytes, err));
-    RT_TRY(gpu_put(g, s->pages.at, c->pages, s->pages.bytes, err));
-    RT_TRY(gpu_put(g, s->states.at, c->states, s->states.bytes, err));
+    RT_TRY(gpu_use(m->gpu, err));
+    if (!shape_of(m, c->B, c->T)) RT_TRY(add_more(m, c->B, c->T, err));
+    struct shape *s = shape_of(m, c->B, c->T);
+    m->last = (size_t)(s - m->shape.p);
+    set(m, s->tokens, c->tokens), set(m, s->past, c->past);
+    set(m, s->pages, c->pages), set(m, s->states, c->states);
     RT_TRY(launch(m, s, err));
-    RT_TRY(gpu_get(g, m->logits, s->logits.at, s->logits.bytes, err));
-    for (size_t i = 0; i < lm->about.num_sites; i++)
-        RT_TRY(gpu_get(g, m->site[i], s->site[i].at, s->site[i].bytes, err));
-    return gpu_wait(g, err);
+    return gpu_wait(m->gpu, err);
+}
+
+enum rt_status lm_gpu_profile(struct lm *lm, int64_t B, int64_t T, bool on, struct rt_error *err)
+{
+    struct on_gpu *m = on_gpu(lm);
+    RT_TRY(gpu_use(m->gpu, err));
+    const struct shape *s = shape_of(m, B, T);
+    CHECK(s);
+    return gpu_exec_profile(s->x, on, err);
+}
+
+const struct exec_tally *lm_gpu_tally(const struct lm *m, int64_t B, int64_t T)
+{
+    return gpu_exec_tally(shape_of(on_gpu(m), B, T)->x);
+}
+
+double lm_gpu_event_seconds(const struct lm *m, int64_t B, int64_t T)
+{
+    return gpu_exec_event_seconds(shape_of(on_gpu(m), B, T)->x);
 }
 
 static void close(struct lm *lm)
 {
     struct on_gpu *m = on_gpu(lm);
     struct gpu *g = m->gpu;
-    if (g) (void)!gpu_use(g, NULL);
-    for (size_t i = 0; i < m->num_shapes; i++) {
-        gpu_recording_close(g, m->shape[i].recording);
-        gpu_exec_close(m->shape[i].x);
+    (void)!gpu_use(g, NULL);
+    for (size_t i = 0; i < m->shape.n; i++) {
+        gpu_recording_close(g, m->shape.p[i].recording);
+        gpu_exec_close(m->shape.p[i].x);
     }
     for (size_t i = 0; i < m->module.n; i++) gpu_unload(g, m->module.p[i]);
-    for (int i = 0; i < SA_external; i++)
-        if (m->arena[i]) gpu_free(g, m->arena[i]);
-    if (m->logits) gpu_unpin(g, m->logits);
-    if (m->moved) gpu_unpin(g, m->moved);
-    for (size_t i = 0; m->site && i < lm->about.num_sites; i++) gpu_unpin(g, m->site[i]);
+    for (int i = 0; i < SA_external; i++) gpu_free(g, m->arena[i]);
+    gpu_unpin(g, m->mirror);
+    gpu_unpin(g, m->moved);
     gpu_close(g);
     arena_close(m->a);
 }
@@ -177,153 +267,214 @@ static const struct lm_ops ops = {.run = run,
                                   .load_state = load_state,
                                   .close = close};
 
-/* ---- opening ---- */
+/* ---- memory ---- */
 
-static cu_ptr address(const void *arg, struct sa_buf b)
+/* Room for one more plan. What moves makes all recordings void; weights and caches never do. */
+static enum rt_status get_memory(struct on_gpu *m, const struct sa_plan *p, struct rt_error *err)
 {
-    const struct on_gpu *m = arg;
-    CHECK(b.arena < SA_external && m->arena[b.arena]);
-    return m->arena[b.arena] + b.offset;
-}
-
-static size_t bytes_of(const struct sa_value *v)
-{
-    static const size_t size[SA_DTYPES] = {[SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
-                                           [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
-    size_t n = size[v->dtype];
-    for (uint32_t i = 0; i < v->rank; i++) n *= (size_t)v->dims[i];
-    return n;
-}
-
-static struct place place_of(const struct on_gpu *m, const struct sa_plan *p, uint32_t i)
-{
-    if (i == UINT32_MAX) return (struct place){0, 0};
-    return (struct place){address(m, p->values[i].at), bytes_of(&p->values[i])};
-}
-
-/* One stretch of memory for each arena, as large as the largest plan wants it. */
-static enum rt_status get_memory(struct on_gpu *m, struct rt_error *err)
-{
-    static const char *const what[SA_external] = {[SA_persistent] = "parameters and caches",
-                                                  [SA_slot] = "inputs and outputs",
-                                                  [SA_scratch] = "activations",
-                                                  [SA_weights] = "weights"};
+    static const struct {
+        const char *what, *less;
+    } text[SA_external] = {
+        [SA_persistent] = {"caches", "a smaller serve.cache_tokens, serve.max_sequences or "
+                                     "serve.max_context"},
+        [SA_slot] = {"inputs and outputs", "a smaller serve.max_sequences"},
+        [SA_scratch] = {"activations", "a smaller serve.max_sequences"},
+        [SA_weights] = {"weights", "--dtype bf16, where they are float32"}};
+    bool moved = false;
     for (int i = 0; i < SA_external; i++) {
-        for (size_t k = 0; k < m->parts.num_plans; k++)
-            if (m->parts.plan[k].plan->arena_bytes[i] > m->arena_bytes[i])
-                m->arena_bytes[i] = m->parts.plan[k].plan->arena_bytes[i];
-        if (m->arena_bytes[i])
-            RT_TRY(gpu_alloc(m->gpu, m->arena_bytes[i], what[i], &m->arena[i], err));
+        bool constant = i == SA_persistent || i == SA_weights;
+        if (p->arena_bytes[i] <= m->arena_bytes[i]) continue;
+        CHECK(!constant || !m->arena[i]);
+        gpu_free(m->gpu, m->arena[i]);
+        m->arena[i] = 0;
+        RT_TRY(gpu_alloc_for(m->gpu, p->arena_bytes[i], text[i].what, text[i].less, &m->arena[i],
+                             err));
+        m->arena_bytes[i] = p->arena_bytes[i];
+        if (i == SA_slot) {
+            gpu_unpin(m->gpu, m->mirror);
+            m->mirror = NULL;
+            void *mirror;
+            RT_TRY(gpu_pin(m->gpu, m->arena_bytes[i], &mirror, err));
+            m->mirror = mirror;
+        }
+        moved = true;
+    }
+    for (size_t i = 0; i < m->shape.n && moved; i++) {
+        struct shape *s = &m->shape.p[i];
+        gpu_recording_close(m->gpu, s->recording);
+        s->recording = NULL;
+        gpu_exec_place(s->x, address, m);
     }
     return RT_ok;
 }
 
-static enum rt_status put_values(struct on_gpu *m, const struct lm_gpu_parts *parts,
-                                 struct rt_error *err)
+static enum rt_status put_weights(struct on_gpu *m, struct rt_error *err)
 {
-    const struct sa_plan *p = m->parts.plan[0].plan;
-    for (uint32_t i = 0; i < p->num_values; i++)
-        for (size_t k = 0; k < parts->num_values; k++) {
-            const struct sa_value *v = &p->values[i];
-            if (strcmp(v->name, parts->value[k].name)) continue;
-            RT_TRY(gpu_put(m->gpu, address(m, v->at), parts->value[k].p, bytes_of(v), err));
-        }
-    return gpu_wait(m->gpu, err);
+    if (!m->parts.weights) return RT_ok;
+    return lm_gpu_write(&m->lm, 0, m->parts.weights, m->arena_bytes[SA_weights], err);
+}
+
+/* ---- kernels ---- */
+
+static enum rt_status load_images(struct on_gpu *m, const struct str *image, size_t n,
+                                  struct rt_error *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        struct CUmod_st *module;
+        RT_TRY(gpu_load(m->gpu, image[i].p, &module, err));
+        vec_push(m->a, &m->module, module);
+    }
+    return RT_ok;
 }
 
 /* The kernel of that name, from whichever cubin has it. */
 static enum rt_status find_kernel(struct on_gpu *m, const char *symbol, struct CUfunc_st **fn,
                                   struct rt_error *err)
 {
+    uint32_t *at = map_str(&m->fn_of, str_of(symbol));
+    if (*at) {
+        *fn = m->fn.p[*at - 1];
+        return RT_ok;
+    }
     enum rt_status st = RT_machine;
-    for (size_t i = 0; i < m->module.n && st; i++)
+    for (size_t i = m->module.n; i-- > 0 && st;)
         st = gpu_function(m->gpu, m->module.p[i], symbol, fn, err);
-    return m->module.n ? st : rt_fail(err, RT_user, "there are no kernels");
+    if (!m->module.n) return rt_fail(err, RT_user, "there are no kernels");
+    RT_TRY(st);
+    vec_push(m->a, &m->fn, *fn);
+    *at = (uint32_t)m->fn.n;
+    return RT_ok;
 }
 
-static void find_caches(struct on_gpu *m, const struct sa_plan *p, const struct lm_values *v)
+static enum rt_status find_kernels(struct on_gpu *m, const struct sa_plan *p, struct CUfunc_st **fn,
+                                   struct rt_error *err)
 {
+    bool *used = NEW(m->a, bool, p->num_kernels);
+    for (uint32_t i = 0; i < p->num_steps; i++)
+        if (p->steps[i].kernel != SA_PRODUCT) used[p->steps[i].kernel] = true;
+    for (uint32_t i = 0; i < p->num_kernels; i++)
+        if (used[i]) RT_TRY(find_kernel(m, p->kernels[i].symbol, &fn[i], err));
+    return RT_ok;
+}
+
+/* ---- shapes ---- */
+
+static struct place place_of(const struct sa_plan *p, uint32_t i)
+{
+    if (i == UINT32_MAX) return (struct place){0};
+    const struct sa_value *v = &p->values[i];
+    CHECK(v->at.arena == SA_slot);
+    return (struct place){v->at.offset, sa_value_bytes(v)};
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    const struct span *x = a, *y = b;
+    return (x->from > y->from) - (x->from < y->from);
+}
+
+/* Places as few copies: what lies close is copied with what is between, which nobody minds, as
+ * results are written after the inputs have come, and inputs stay what they are. */
+static struct spans spans_of(struct arena *a, const struct place *p, size_t n)
+{
+    enum { CLOSE = 4096 };
+    struct spans s = {NEW(a, struct span, n + 1), 0};
+    size_t k = 0;
+    for (size_t i = 0; i < n; i++)
+        if (p[i].bytes) s.p[k++] = (struct span){p[i].offset, p[i].offset + p[i].bytes};
+    qsort(s.p, k, sizeof *s.p, by_offset);
+    for (size_t i = 0; i < k; i++) {
+        if (s.n && s.p[i].from <= s.p[s.n - 1].to + CLOSE)
+            s.p[s.n - 1].to = s.p[i].to;
+        else
+            s.p[s.n++] = s.p[i];
+    }
+    return s;
+}
+
+static void find_places(struct on_gpu *m, struct shape *s, const struct sa_plan *p,
+                        const struct lm_values *v)
+{
+    s->tokens = place_of(p, v->tokens), s->past = place_of(p, v->past);
+    s->pages = place_of(p, v->pages), s->states = place_of(p, v->states);
+    struct place *out = s->site = NEW(m->a, struct place, v->num_sites + 1);
+    for (size_t i = 0; i < v->num_sites; i++) out[i] = place_of(p, v->site[i]);
+    out[v->num_sites] = s->logits = place_of(p, v->logits);
+    const struct place in[] = {s->tokens, s->past, s->pages, s->states};
+    s->in = spans_of(m->a, in, sizeof in / sizeof *in);
+    s->out = spans_of(m->a, out, v->num_sites + 1);
+}
+
+static enum rt_status find_caches(struct on_gpu *m, const struct sa_plan *p,
+                                  const struct lm_values *v, struct rt_error *err)
+{
+    void *moved;
     m->page = NEW(m->a, struct cache, v->num_caches + 1);
     m->state = NEW(m->a, struct cache, v->num_caches + 1);
     for (size_t i = 0; i < v->num_caches; i++)
         *(v->cache[i].paged ? &m->page[m->num_page++] : &m->state[m->num_state++]) =
-            (struct cache){place_of(m, p, v->cache[i].value).at, v->cache[i].bytes};
+            (struct cache){p->values[v->cache[i].value].at, v->cache[i].bytes};
+    uint64_t page = m->lm.about.page_bytes, state = m->lm.about.state_bytes;
+    RT_TRY(gpu_pin(m->gpu, page > state ? page : state, &moved, err));
+    m->moved = moved;
+    return RT_ok;
 }
 
 static enum rt_status add(struct on_gpu *m, const struct lm_plan *p, struct rt_error *err)
 {
     const struct sa_plan *sa = p->plan;
-    struct shape *s = &m->shape[m->num_shapes];
-    const struct lm_values v = lm_values_of(m->a, &m->parts, p);
+    const struct lm_values v = lm_values_of(m->a, &m->parts.parts, p);
     struct CUfunc_st **fn = NEW(m->a, struct CUfunc_st *, sa->num_kernels);
-    bool *used = NEW(m->a, bool, sa->num_kernels);
-    for (uint32_t i = 0; i < sa->num_steps; i++)
-        if (sa->steps[i].kernel != SA_PRODUCT) used[sa->steps[i].kernel] = true;
-    for (uint32_t i = 0; i < sa->num_kernels; i++)
-        if (used[i]) RT_TRY(find_kernel(m, sa->kernels[i].symbol, &fn[i], err));
-    RT_TRY(gpu_exec_open(m->gpu, sa, fn, &s->x, err));
-    gpu_exec_place(s->x, address, m);
-    s->plan = sa, s->B = p->B, s->T = p->T;
-    s->tokens = place_of(m, sa, v.tokens), s->past = place_of(m, sa, v.past);
-    s->pages = place_of(m, sa, v.pages), s->states = place_of(m, sa, v.states);
-    s->logits = place_of(m, sa, v.logits);
-    s->site = NEW(m->a, struct place, v.num_sites + 1);
-    for (size_t i = 0; i < v.num_sites; i++) s->site[i] = place_of(m, sa, v.site[i]);
-    if (!m->num_shapes) {
-        find_caches(m, sa, &v);
-        m->lm.about = lm_about_of(m->a, &m->parts, p, &v);
+    struct shape s = {.B = p->B, .T = p->T};
+    RT_TRY(get_memory(m, sa, err));
+    RT_TRY(find_kernels(m, sa, fn, err));
+    if (!m->shape.n) {
+        m->lm.about = lm_about_of(m->a, &m->parts.parts, p, &v);
+        RT_TRY(find_caches(m, sa, &v, err));
     }
     CHECK(v.num_sites == m->lm.about.num_sites);
+    RT_TRY(gpu_exec_open(m->gpu, sa, fn, &s.x, err));
+    gpu_exec_place(s.x, address, m);
+    find_places(m, &s, sa, &v);
     if (p->B > m->lm.about.batch) m->lm.about.batch = p->B;
-    m->num_shapes++;
+    vec_push(m->a, &m->shape, s);
     return RT_ok;
 }
 
-/* Memory of the host for what a run gives. */
-static enum rt_status get_mirrors(struct on_gpu *m, struct rt_error *err)
+static enum rt_status add_more(struct on_gpu *m, int64_t B, int64_t T, struct rt_error *err)
 {
-    size_t n = m->lm.about.num_sites, most = 0;
-    void *p;
-    for (size_t k = 0; k < m->num_shapes; k++)
-        if (m->shape[k].logits.bytes > most) most = m->shape[k].logits.bytes;
-    RT_TRY(gpu_pin(m->gpu, most, &p, err));
-    m->logits = p;
-    RT_TRY(gpu_pin(m->gpu, m->lm.about.state_bytes, &m->moved, err));
-    m->site = NEW(m->a, float *, n + 1);
-    for (size_t i = 0; i < n; i++) {
-        most = 0;
-        for (size_t k = 0; k < m->num_shapes; k++)
-            if (m->shape[k].site[i].bytes > most) most = m->shape[k].site[i].bytes;
-        RT_TRY(gpu_pin(m->gpu, most, &p, err));
-        m->site[i] = p;
-    }
-    return RT_ok;
+    struct lm_gpu_more x;
+    if (!m->parts.more) BUG("no plan for %lld x %lld", (long long)B, (long long)T);
+    RT_TRY(m->parts.more(m->parts.arg, B, T, &x, err));
+    RT_TRY(load_images(m, x.image, x.num_images, err));
+    return add(m, &x.plan, err);
 }
 
-static enum rt_status open_all(struct on_gpu *m, int ordinal, const struct lm_gpu_parts *parts,
-                               struct rt_error *err)
+static enum rt_status open_all(struct on_gpu *m, struct rt_error *err)
 {
-    RT_TRY(gpu_open(ordinal, &m->gpu, err));
-    RT_TRY(get_memory(m, err));
-    RT_TRY(put_values(m, parts, err));
-    for (size_t i = 0; i < parts->num_images; i++) {
-        struct CUmod_st *module;
-        RT_TRY(gpu_load(m->gpu, parts->image[i].p, &module, err));
-        vec_push(m->a, &m->module, module);
-    }
-    m->shape = NEW(m->a, struct shape, m->parts.num_plans);
-    for (size_t i = 0; i < m->parts.num_plans; i++) RT_TRY(add(m, &m->parts.plan[i], err));
-    return get_mirrors(m, err);
+    const struct lm_parts *p = &m->parts.parts;
+    struct sa_plan most = {0}; /* memory for all plans at once: none moves */
+    for (size_t k = 0; k < p->num_plans; k++)
+        for (int i = 0; i < SA_external; i++)
+            if (p->plan[k].plan->arena_bytes[i] > most.arena_bytes[i])
+                most.arena_bytes[i] = p->plan[k].plan->arena_bytes[i];
+    RT_TRY(gpu_use(m->gpu, err));
+    RT_TRY(get_memory(m, &most, err));
+    RT_TRY(put_weights(m, err));
+    RT_TRY(load_images(m, m->parts.image, m->parts.num_images, err));
+    for (size_t i = 0; i < p->num_plans; i++) RT_TRY(add(m, &p->plan[i], err));
+    return gpu_wait(m->gpu, err);
 }
 
-enum rt_status lm_gpu_open(int ordinal, const struct lm_gpu_parts *parts, struct lm **out,
+enum rt_status lm_gpu_open(struct gpu *g, const struct lm_gpu_parts *parts, struct lm **out,
                            struct rt_error *err)
 {
     struct arena *a = arena_open("lm");
     struct on_gpu *m = NEW(a, struct on_gpu, 1);
     *out = NULL;
-    *m = (struct on_gpu){.lm = {.ops = &ops}, .a = a, .parts = parts->parts};
-    enum rt_status st = open_all(m, ordinal, parts, err);
+    *m = (struct on_gpu){.lm = {.ops = &ops}, .a = a, .parts = *parts, .gpu = g};
+    map_init(&m->fn_of, a);
+    enum rt_status st = open_all(m, err);
     if (st)
         close(&m->lm);
     else

@@ -19,14 +19,6 @@ static int64_t count(const struct sa_value *v)
     return n;
 }
 
-static uint64_t bytes_of(const struct sa_value *v)
-{
-    static const uint64_t size[SA_DTYPES] = {
-        [SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
-        [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
-    return (uint64_t)count(v) * size[v->dtype];
-}
-
 /* The value of that name, which has n elements; UINT32_MAX where there is none. */
 static uint32_t find(const struct sa_plan *p, const char *name, enum sa_dtype dtype, int64_t n)
 {
@@ -59,7 +51,7 @@ struct lm_values lm_values_of(struct arena *a, const struct lm_parts *parts,
         if (!page && !state) continue;
         int64_t n = page ? parts->pages : parts->states;
         CHECK(x->at.arena == SA_persistent && n > 0 && x->dims[0] % n == 0);
-        v.cache[v.num_caches++] = (struct lm_cache){i, bytes_of(x) / (uint64_t)n, page};
+        v.cache[v.num_caches++] = (struct lm_cache){i, sa_value_bytes(x) / (uint64_t)n, page};
     }
     return v;
 }

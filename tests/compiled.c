@@ -1,4 +1,7 @@
 #include "compiled.h"
+#include "compiler/pack.h"
+#include "runtime/lm_gpu.h"
+#include <errno.h>
 #include <math.h>
 
 static struct plan *plan_of(struct compiled *c, struct ir_graph *g, const char *name, int64_t B,
@@ -122,4 +125,59 @@ const double *compiled_grad(const struct compiled *c, const char *tensor, size_t
     const double *g = compiled_get(c, c->train, name, &all);
     *n = (size_t)part_count(q);
     return g + q->offset;
+}
+
+/* ---- serving ---- */
+
+struct to_gpu {
+    struct lm *lm;
+    uint64_t at;
+};
+
+static int to_gpu(void *ctx, const void *p, size_t n)
+{
+    struct to_gpu *x = ctx;
+    struct rt_error err;
+    x->at += n;
+    return lm_gpu_write(x->lm, x->at - n, p, n, &err) ? EIO : 0;
+}
+
+static void serve_weights(const struct fixture *f, struct session *s, const struct plan *plan,
+                          struct lm *lm, bool gpu)
+{
+    size_t n;
+    struct rt_error err;
+    const struct layout_stored *items = session_stored(s, &n);
+    struct pack *from = pack_memory(f->params, f->weights);
+    struct to_gpu x = {lm, 0};
+    const struct compiled c = {.session = s, .f = (struct fixture *)(uintptr_t)f};
+    if (!gpu) compiled_bind_weights(&c, plan);
+    if (gpu ? weights_pack_stream(from, items, n, session_weights_bytes(s), NULL, to_gpu, &x, &err)
+            : weights_pack(from, items, n, session_weights(s), NULL, &err))
+        BUG("%s", err.text);
+    pack_close(from);
+}
+
+struct lm *compiled_serve(struct arena *a, const struct fixture *f, const struct compiled_served *o,
+                          struct session **session)
+{
+    struct rt_error err;
+    struct lm *lm;
+    struct gpu *gpu = NULL;
+    struct session_options so = {.threads = o->threads, .diag = diag_open(a), .no_library = true};
+    if (o->device && gpu_open_named(o->device, &gpu, &err)) BUG("%s", err.text);
+    if (gpu) so.gpu = gpu_about(gpu)->arch;
+    if (session_open(&so, session, &err)) BUG("%s", err.text);
+    struct served_options x = {.session = *session,
+                               .build = o->build,
+                               .batch = o->batch,
+                               .lazy = o->lazy,
+                               .gpu = gpu,
+                               .threads = o->threads};
+    const struct ir_graph *g = build_model(a, f->model, f->params, BUILD_decode, &x.build);
+    x.program = program_open(*session, g, "decode", (struct ir_bind){1, 1});
+    if (!x.program) BUG("%s: the decode program does not pass", f->name);
+    if (served_open(a, &x, &lm, &err)) BUG("%s", err.text);
+    serve_weights(f, *session, program_plan(x.program, 1, 1), lm, gpu != NULL);
+    return lm;
 }

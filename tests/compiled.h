@@ -2,7 +2,7 @@
  * session, with the fixture's weights and tokens as inputs. */
 #ifndef STRATA_TESTS_COMPILED_H
 #define STRATA_TESTS_COMPILED_H
-#include "compiler/program.h"
+#include "compiler/served.h"
 #include "fixture.h"
 
 struct compiled_options {
@@ -24,6 +24,18 @@ struct compiled {
 /* Compiles; the fixture is closed with the programs. Failures abort the test program. */
 struct compiled *compiled_open(struct fixture *f, const struct compiled_options *o);
 void compiled_close(struct compiled *c);
+/* The fixture's model as it is served (compiler/served.h), with its weights: the sizes are those of
+ * `build`, whose store is that of weights (on a device STORE_rows or STORE_rows_bf16). The session
+ * is to be closed behind the model. Failures abort the test program. */
+struct compiled_served {
+    const char *device; /* NULL: the CPU */
+    unsigned threads;
+    struct build_options build;
+    int64_t batch;
+    bool lazy;
+};
+struct lm *compiled_serve(struct arena *a, const struct fixture *f, const struct compiled_served *o,
+                          struct session **session);
 /* Copies data to a value of a plan; nothing where the plan has no such value, BUG on another size.
  */
 void compiled_set(const struct plan *p, const char *name, const void *data, size_t bytes);

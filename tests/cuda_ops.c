@@ -185,7 +185,7 @@ static void run(struct cuda_ops *c, struct cuda_machine *m, const struct job *j,
         struct ir_array value = j->v.node[v.root].e[0];
         size_t bytes = ir_elem_bytes(j->g, s);
         double *here = NEW(c->a, double, (size_t)value.n);
-        store(here, (enum ir_dtype)ir_ty(j->g, s)->dtype, ir_narrow(j->g, s), value);
+        store(here, (enum ir_dtype)ir_ty(j->g, s)->dtype, bytes == 2, value);
         src[i] = cuda_machine_alloc(m, (size_t)value.n * bytes);
         cuda_machine_put(m, src[i], here, (size_t)value.n * bytes);
         at[i] = src[i] + (size_t)dim_value(v.offset, j->b) * bytes;
@@ -230,7 +230,7 @@ static void compare(struct cuda_ops *c, const struct job *j, uint32_t i, const v
 {
     struct ir_array want = j->v.node[j->n].e[i];
     enum ir_dtype t = (enum ir_dtype)result_type(j, i)->dtype;
-    bool narrow = ir_narrow_result(j->g, j->n, i);
+    bool narrow = ir_result_bytes(j->g, j->n, i) == 2;
     double most = 0;
     for (int64_t k = 0; k < want.n; k++) most = fmax(most, fabs(want.v[k]));
     for (int64_t k = 0; k < want.n; k++) {

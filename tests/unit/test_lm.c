@@ -8,7 +8,6 @@
 #include "compiler/served.h"
 #include "runtime/lm_gpu.h"
 #include "runtime/mem.h"
-#include "runtime/nvrtc.h"
 #include "runtime/plan_file.h"
 #include "scratch.h"
 #include <pthread.h>
@@ -52,25 +51,47 @@ static void compile_cubins(struct model_run *r, struct plan *const *plan, size_t
 {
     struct rt_error err;
     struct object_set s;
+    struct nvrtc_image *image;
     object_set_init(&s, r->a, CPU_v3);
     for (size_t i = 0; i < n; i++) object_set_add(&s, r->a, plan_lowered(plan[i]));
     uint32_t *unit_of = NEW(r->a, uint32_t, s.text.n);
-    const struct cuda_units u = cuda_units(r->a, s.text.p, s.text.n, 0, unit_of);
-    struct nvrtc_image *image = NEW(r->a, struct nvrtc_image, u.n);
-    struct str *code = NEW(r->a, struct str, u.n);
-    if (nvrtc_compile_all(r->a, u.text, u.n, r->flat, true, 0, image, &err))
+    if (cuda_compile(r->a, s.text.p, s.text.n, r->flat, 0, unit_of, &image, &parts->num_images,
+                     &err))
         fail_msg("%s", err.text);
-    for (size_t i = 0; i < u.n; i++) code[i] = image[i].code;
+    struct str *code = NEW(r->a, struct str, parts->num_images);
+    for (size_t i = 0; i < parts->num_images; i++) code[i] = image[i].code;
     parts->image = code;
-    parts->num_images = u.n;
 }
 
-/* What a program of strata build has: plans from bytes, cubins and parameters. */
+/* Plans as bytes and back. */
+static struct lm_plan *through_bytes(struct model_run *r, struct plan *const *plan, size_t n)
+{
+    struct plan_item *item = NEW(r->a, struct plan_item, n);
+    struct lm_plan *flat = NEW(r->a, struct lm_plan, n);
+    struct plan_set set;
+    struct rt_error err;
+    struct sb bytes = {0};
+    for (size_t i = 0; i < n; i++) {
+        item[i] = (struct plan_item){plan_bind(plan[i]).B, plan_bind(plan[i]).T,
+                                     plan_lowered(plan[i])->plan};
+        program_memory(plan[i], item[i].plan.arena_bytes);
+    }
+    plan_file_write(item, n, &bytes);
+    assert_false(plan_file_read(r->a, (struct str){bytes.p, bytes.n}, &set, &err));
+    sb_free(&bytes);
+    for (size_t i = 0; i < n; i++)
+        flat[i] =
+            (struct lm_plan){.B = set.item[i].B, .T = set.item[i].T, .plan = &set.item[i].plan};
+    return flat;
+}
+
+/* What a program of strata build has: plans from bytes, cubins and the image of the weights. */
 static void open_flat(struct model_run *r)
 {
     struct rt_error err;
     const struct session_options so = {.gpu = r->flat, .diag = diag_open(r->a), .no_library = true};
-    const struct build_options build = {.pages = PAGES, .states = STATES, .context = CONTEXT};
+    const struct build_options build = {
+        .pages = PAGES, .states = STATES, .context = CONTEXT, .store = r->store};
     struct lm_gpu_parts parts = {.parts = {.pages = PAGES, .states = STATES, .context = CONTEXT}};
     if (session_open(&so, &r->session, &err)) fail_msg("%s", err.text);
     struct program *p =
@@ -78,56 +99,39 @@ static void open_flat(struct model_run *r)
                      "decode", (struct ir_bind){1, 1});
     for (int64_t T = 1; T <= LM_CHUNK; T += T < LM_STEP ? 1 : LM_STEP) program_plan(p, 1, T);
     for (int64_t B = 2; B <= BATCH; B++) program_plan(p, B, 1);
-    size_t n;
+    size_t n, items;
     struct plan *const *plan = program_plans(p, &n);
-    struct plan_item *item = NEW(r->a, struct plan_item, n);
-    struct lm_plan *flat = NEW(r->a, struct lm_plan, n);
-    struct lm_gpu_value *value = NEW(r->a, struct lm_gpu_value, r->f->params->n);
-    struct plan_set set;
-    struct sb bytes = {0};
-    for (size_t i = 0; i < n; i++)
-        item[i] = (struct plan_item){plan_bind(plan[i]).B, plan_bind(plan[i]).T,
-                                     plan_lowered(plan[i])->plan};
-    plan_file_write(item, n, &bytes);
-    assert_false(plan_file_read(r->a, (struct str){bytes.p, bytes.n}, &set, &err));
-    sb_free(&bytes);
-    for (size_t i = 0; i < n; i++)
-        flat[i] =
-            (struct lm_plan){.B = set.item[i].B, .T = set.item[i].T, .plan = &set.item[i].plan};
-    for (size_t i = 0; i < r->f->params->n; i++)
-        value[i] = (struct lm_gpu_value){r->f->params->p[i].name, r->f->weights[i]};
-    parts.parts.plan = flat, parts.parts.num_plans = n;
-    parts.value = value, parts.num_values = r->f->params->n;
+    parts.parts.plan = through_bytes(r, plan, n), parts.parts.num_plans = n;
     compile_cubins(r, plan, n, &parts);
-    if (lm_gpu_open(0, &parts, &r->lm, &err)) fail_msg("%s", err.text);
+    const struct layout_stored *stored = session_stored(r->session, &items);
+    struct pack *from = pack_memory(r->f->params, r->f->weights);
+    void *image = calloc(1, session_weights_bytes(r->session));
+    assert_false(weights_pack(from, stored, items, image, NULL, &err));
+    parts.weights = image;
+    pack_close(from);
+    struct gpu *gpu;
+    if (gpu_open_named(r->device, &gpu, &err)) fail_msg("%s", err.text);
+    if (lm_gpu_open(gpu, &parts, &r->lm, &err)) fail_msg("%s", err.text);
     assert_string_equal(lm_gpu_about(r->lm)->arch, r->flat);
+    free(image);
 }
 
 static void open_model(struct model_run *r, unsigned threads, bool lazy, bool depth)
 {
-    struct rt_error err;
     if (r->flat) {
         open_flat(r);
         return;
     }
-    const struct session_options so = {
-        .threads = threads, .device = r->device, .diag = diag_open(r->a), .no_library = true};
-    if (session_open(&so, &r->session, &err)) fail_msg("%s", err.text);
-    struct served_options o = {.session = r->session, .batch = BATCH, .lazy = lazy};
-    o.build = (struct build_options){
-        .pages = PAGES, .states = STATES, .context = CONTEXT, .depth_weights = depth};
-    o.build.store = r->store;
-    struct ir_graph *g = build_model(r->a, r->f->model, r->f->params, BUILD_decode, &o.build);
-    o.program = program_open(r->session, g, "decode", (struct ir_bind){1, 1});
-    assert_non_null(o.program);
-    if (served_open(r->a, &o, &r->lm, &err)) fail_msg("%s", err.text);
-    const struct compiled c = {.session = r->session, .f = r->f};
-    compiled_bind_weights(&c, program_plan(o.program, 1, 1));
-    size_t n;
-    const struct layout_stored *items = session_stored(r->session, &n);
-    struct pack *from = pack_memory(r->f->params, r->f->weights);
-    assert_false(weights_pack(from, items, n, session_weights(r->session), NULL, &err));
-    pack_close(from);
+    const struct compiled_served o = {.device = r->device,
+                                      .threads = threads,
+                                      .build = {.pages = PAGES,
+                                                .states = STATES,
+                                                .context = CONTEXT,
+                                                .depth_weights = depth,
+                                                .store = r->store},
+                                      .batch = BATCH,
+                                      .lazy = lazy};
+    r->lm = compiled_serve(r->a, r->f, &o, &r->session);
 }
 
 static void close_model(struct model_run *r)
@@ -333,7 +337,8 @@ static void check_flat(const char *name, unsigned threads, const char *device, e
 {
     struct model_run r = {.a = arena_open("lm"), .f = fixture_open(name, NULL), .device = device};
     r.random = 5, r.store = store;
-    if (store == STORE_bf16) r.f->model->train.precision = PREC_bf16; /* keys and values too */
+    if (store == STORE_bf16 || store == STORE_rows_bf16)
+        r.f->model->train.precision = PREC_bf16; /* keys and values too */
     draw_sequences(&r);
     open_model(&r, 1, true, false);
     fill_pools(&r);
@@ -343,7 +348,7 @@ static void check_flat(const char *name, unsigned threads, const char *device, e
         open_model(&r, threads, false, false);
     }
     if (flat) { /* the bits that the session's plans gave */
-        r.flat = str_dup(r.a, str_of(session_device(r.session)->arch));
+        r.flat = str_dup(r.a, str_of(lm_gpu_about(r.lm)->arch));
         close_model(&r);
         open_model(&r, threads, false, false);
     }
@@ -403,14 +408,14 @@ static void test_only_states(void **state)
     check_model("kda-long", 2, NULL, STORE_f32);
 }
 
-/* On a device the session runs the plans; of kimi-mini lm_gpu too. The fake one, or
- * STRATA_TEST_DEVICE. */
+/* On a device: the fake one, or STRATA_TEST_DEVICE. Of kimi-mini also as a file has it. */
 static void test_device(void **state)
 {
     (void)state;
     const char *real = getenv("STRATA_TEST_DEVICE"), *device = real && *real ? real : "cuda";
-    check_model("attention-gqa-rope", 1, device, STORE_none);
-    check_flat("kimi-mini", 1, device, STORE_none, true);
+    check_model("attention-gqa-rope", 1, device, STORE_rows);
+    check_model("attention-gqa-rope", 1, device, STORE_rows_bf16);
+    check_flat("kimi-mini", 1, device, STORE_rows_bf16, true);
 }
 
 /* What a model says of itself, and its depth weights. */

@@ -43,27 +43,17 @@ static int64_t roll(struct served *s, int64_t sides)
 static struct served open_served(const char *name, enum ir_store store)
 {
     struct served s = {.a = arena_open("serving"), .f = fixture_open(name, NULL)};
-    struct rt_error err;
     const char *device = getenv("STRATA_TEST_DEVICE"); /* a GPU, where it is to be tested */
     if (device && !*device) device = NULL;
-    const struct session_options so = {
-        .threads = 2, .device = device, .diag = diag_open(s.a), .no_library = true};
-    if (session_open(&so, &s.session, &err)) fail_msg("%s", err.text);
-    struct served_options o = {.session = s.session, .batch = BATCH, .lazy = device != NULL};
-    o.build =
-        (struct build_options){.pages = PAGES, .states = BATCH + SNAPSHOTS, .context = CONTEXT};
-    o.build.store = store;
-    struct ir_graph *g = build_model(s.a, s.f->model, s.f->params, BUILD_decode, &o.build);
-    o.program = program_open(s.session, g, "decode", (struct ir_bind){1, 1});
-    assert_non_null(o.program);
-    if (served_open(s.a, &o, &s.lm, &err)) fail_msg("%s", err.text);
-    const struct compiled c = {.session = s.session, .f = s.f};
-    compiled_bind_weights(&c, program_plan(o.program, 1, 1));
-    size_t n;
-    const struct layout_stored *items = session_stored(s.session, &n);
-    struct pack *from = pack_memory(s.f->params, s.f->weights);
-    assert_int_equal(weights_pack(from, items, n, session_weights(s.session), NULL, &err), RT_ok);
-    pack_close(from);
+    if (device && store == STORE_none) store = STORE_rows;
+    if (device && store == STORE_bf16) store = STORE_rows_bf16;
+    const struct compiled_served o = {
+        .device = device,
+        .threads = 2,
+        .build = {.pages = PAGES, .states = BATCH + SNAPSHOTS, .context = CONTEXT, .store = store},
+        .batch = BATCH,
+        .lazy = device != NULL};
+    s.lm = compiled_serve(s.a, s.f, &o, &s.session);
     return s;
 }
 

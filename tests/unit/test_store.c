@@ -277,11 +277,11 @@ static void test_image(void **state)
         b.p = malloc(b.room);
         struct pack *from = pack_memory(f->params, f->weights);
         OK(weights_pack(from, items, n, session_weights(s), session_pool(s), &err));
-        OK(weights_pack_stream(from, items, n, b.room, take, &b, &err));
+        OK(weights_pack_stream(from, items, n, b.room, NULL, take, &b, &err));
         assert_int_equal(b.n, b.room);
         assert_memory_equal(b.p, session_weights(s), b.n);
         b.n = 0, b.room /= 2; /* a full disk */
-        assert_int_equal(weights_pack_stream(from, items, n, 2 * b.room, take, &b, &err),
+        assert_int_equal(weights_pack_stream(from, items, n, 2 * b.room, NULL, take, &b, &err),
                          RT_machine);
         pack_close(from);
         free(b.p);
