@@ -49,6 +49,11 @@ static void attention_cached(const struct cg_emit *e, const struct cg_target *t)
                                 .window = ir_int(g, e->n, AK_window, 0),
                                 .scale = (double)(float)ir_num(g, e->n, AK_scale, 1),
                                 .q = S_(0),
+                                .q2 = S_(0),
+                                .qn = hd,
+                                .ldq2 = 0,
+                                .head_q = hd,
+                                .vec_q = cg_cuda_vector(e, false, 0, hd),
                                 .k = S_(1),
                                 .v = S_(2),
                                 .pages = S_(3),
@@ -65,7 +70,8 @@ static void attention_cached(const struct cg_emit *e, const struct cg_target *t)
                                 .vec_o = cg_cuda_vector(e, true, 0, hd),
                                 .table = cg_pages(g, e->n),
                                 .shared = cg_cuda_shared(t)};
-    e->out->workspace = (size_t)cg_cuda_cached(e, &x, 0);
+    e->out->workspace =
+        (size_t)(cg_cuda_paged_takes(&x) ? cg_cuda_paged(e, &x, 0) : cg_cuda_cached(e, &x, 0));
 }
 
 void cg_cuda_cache(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,

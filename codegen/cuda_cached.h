@@ -1,4 +1,6 @@
-/* Attention over caches, shared by attention_cached (cuda_cache.c) and mla_cached (cuda_mla.c). */
+/* Attention over caches, shared by attention_cached (cuda_cache.c) and mla_cached (cuda_mla.c): by
+ * tensor cores (cuda_paged.c) where queries and caches are bf16 whose heads lie on 16 bytes, else
+ * in float32 (cuda_cached.c). */
 #ifndef STRATA_CODEGEN_CUDA_CACHED_H
 #define STRATA_CODEGEN_CUDA_CACHED_H
 #include "codegen/cuda.h"
@@ -9,14 +11,24 @@ struct cg_cached {
     double scale;
     bool same;             /* values are the first vd elements of keys */
     struct cg_ref q, k, v; /* v: any reference where `same` */
+    struct cg_ref
+        q2; /* tensor cores: columns from qn on of a query come from here; qn = hd: none */
+    int64_t qn, ldq2, head_q, head_q2; /* and elements from head to head of q and q2 */
     struct cg_ref pages, past, o;
-    const char *tq, *tk, *to;    /* C types of q, k and v, o */
-    int64_t ldq, ldk, ldo;       /* row strides in elements */
-    int64_t vec_k, vec_v, vec_o; /* as cg_cuda_vector */
-    int64_t table;               /* pages of a sequence's table */
-    int64_t shared;              /* bytes that a block has */
+    const char *tq, *tk, *to;           /* C types of q, k and v, o */
+    int64_t ldq, ldk, ldo;              /* row strides in elements */
+    int64_t vec_q, vec_k, vec_v, vec_o; /* as cg_cuda_vector; vec_q: of q2 too */
+    int64_t table;                      /* pages of a sequence's table */
+    int64_t shared;                     /* bytes that a block has */
 };
 /* Adds the steps (text/cuda_cached.c). Their workspace begins at byte `at` of the node's; returns
  * its end. */
 int64_t cg_cuda_cached(const struct cg_emit *e, const struct cg_cached *x, int64_t at);
+/* The most pieces of `piece` keys that a block of `rows` rows sees. */
+int64_t cg_cached_pieces(const struct cg_cached *x, int64_t rows, int64_t piece);
+/* Whether tensor cores take it: q and q2 are bf16 on 16 bytes
+ * (vec_q), caches too, and a tile fits into shared memory. Then the
+ * same as cg_cuda_cached, by text/cuda_paged.c. */
+bool cg_cuda_paged_takes(const struct cg_cached *x);
+int64_t cg_cuda_paged(const struct cg_emit *e, const struct cg_cached *x, int64_t at);
 #endif

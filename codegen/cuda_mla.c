@@ -1,5 +1,6 @@
 /* Multi-head latent attention on a GPU, beyond what plain attention does. */
 #include "codegen/cuda_cached.h"
+#include "codegen/cuda_gemm.h"
 
 #pragma GCC diagnostic ignored "-Woverlength-strings"
 static const char text[] =
@@ -54,8 +55,70 @@ static int64_t round_up(int64_t x, int64_t to)
     return (x + to - 1) / to * to;
 }
 
+static int64_t divides(int64_t x)
+{
+    int64_t p = x & -x;
+    return p && p < 16 ? p : 16;
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Of all heads together: a matrix each, `head` elements apart in rows of `ld`. */
+static struct cg_matrix heads_of(struct cg_ref at, int64_t ld, int64_t head, int64_t align)
+{
+    return (struct cg_matrix){at, true, ld, least(align, divides(2 * head))};
+}
+
+/* In bf16, by tensor cores: absorbed queries and values are a product each over all heads at once.
+ */
+static bool cached_bf16(const struct cg_emit *e, const struct cg_target *t)
+{
+    const struct ir_graph *g = e->g;
+    int64_t h = ir_int(g, e->n, AK_heads, 0), l = cg_src_cols(g, e->n, 1, e->b),
+            lr = cg_src_cols(g, e->n, 2, e->b), n = ir_int(g, e->n, AK_head_dim, 0),
+            v = ir_int(g, e->n, AK_v_dim, 0), tokens = e->b.B * e->b.T, qr = n + lr - l;
+    int64_t latent = round_up(tokens * h * l * 2, 256), end = 2 * latent;
+    struct cg_cached x = {.g = h, .kv = 1, .hd = lr, .vd = l, .qn = l, .same = true};
+    x.scale = (double)(float)ir_num(g, e->n, AK_scale, 1);
+    x.q = W_(0), x.q2 = S_(0), x.k = x.v = S_(2), x.pages = S_(3), x.past = S_(4);
+    x.q2.offset = 2 * n;
+    x.o = W_(latent);
+    x.tq = cg_cuda_src_type(g, e->n, 0), x.tk = cg_cuda_src_type(g, e->n, 2), x.to = "uint16_t";
+    x.ldq = x.ldo = h * l, x.head_q = l, x.ldq2 = cg_src_ld(g, e->n, 0), x.head_q2 = qr, x.ldk = lr;
+    int64_t align = cg_cuda_src_align(g, e->n, 0);
+    bool turned = align == 16 && n % 8 == 0 && qr % 8 == 0 && l % 8 == 0;
+    x.vec_q = turned ? 8 : 1, x.vec_k = cg_cuda_vector(e, false, 2, lr), x.vec_o = l % 8 ? 1 : 8;
+    x.table = cg_pages(g, e->n), x.shared = cg_cuda_shared(t);
+    if (!ir_narrow(g, ir_src(g, e->n, 1)) || !cg_cuda_paged_takes(&x)) return false;
+    struct cg_matrix w = cg_cuda_src_matrix(e, 1), w_v = cg_cuda_rows_from(w, n);
+    struct cg_matrix y = cg_cuda_res_matrix(e, 0);
+    y.align = least(y.align, divides(v * (y.narrow ? 2 : 4)));
+    struct cg_product p = {.a = heads_of(S_(0), x.ldq2, qr, align),
+                           .b = w,
+                           .c = heads_of(W_(0), h * l, l, divides(2 * h * l)),
+                           .bf16 = true,
+                           .m = tokens,
+                           .n = l,
+                           .k = n,
+                           .batch = h,
+                           .stride_a = qr,
+                           .stride_b = (n + v) * w.ld,
+                           .stride_c = l};
+    e->out->workspace = (size_t)end;
+    cg_cuda_product(e, t, p);
+    e->out->workspace = (size_t)cg_cuda_paged(e, &x, (int64_t)e->out->workspace);
+    p.a = heads_of(x.o, h * l, l, divides(2 * h * l)), p.b = w_v, p.c = y;
+    p.tb = true, p.n = v, p.k = l, p.stride_a = l, p.stride_c = v;
+    cg_cuda_product(e, t, p);
+    return true;
+}
+
 static void cached(const struct cg_emit *e, const struct cg_target *t)
 {
+    if (cached_bf16(e, t)) return;
     const struct ir_graph *g = e->g;
     int64_t h = ir_int(g, e->n, AK_heads, 0), l = cg_src_cols(g, e->n, 1, e->b);
     int64_t lr = cg_src_cols(g, e->n, 2, e->b), rows = e->b.B * e->b.T * h;

@@ -58,8 +58,39 @@ static void test_long(void **state)
     arena_close(a);
 }
 
+/* The same in bf16, by tensor cores: sixteen rows a block and two of them. */
+static void test_bf16(void **state)
+{
+    enum { H = 4, NOPE = 32, ROPE = 16, V = 24, L = 512, CONTEXT = 320 };
+    static const struct ir_bind b[] = {{2, 1}, {1, 1}, {1, 9}};
+    struct arena *a = arena_open("bf16");
+    struct cuda_ops *c = cuda_ops_open();
+    (void)state;
+    cuda_ops_no_library(c, true);
+    for (int i = 0; i < 3; i++) {
+        struct ir_graph *g = graph_open(a, "bf16", STAGE_K, NULL, NULL);
+        struct ir_dim N = dim_sym(SYM_N, 1), B = dim_sym(SYM_B, 1);
+        ir_type_id wt = ir_type2(g, IR_f32, dim_const(H * (NOPE + V)), dim_const(L));
+        ir_id q = input(g, "q", IR_f32, N, H * (NOPE + ROPE));
+        ir_id w = ir_add_typed(g, OP_param, wt, NO_SRCS,
+                               ATTRS(A_STR(name, "w"), A_STR(store, "rows_bf16")), "w");
+        ir_id cache = input(g, "cache", IR_bf16, dim_const(31 * 64), L + ROPE);
+        ir_id pages = input(g, "pages.-200.5.31", IR_i32, dim_scale(B, CONTEXT / 64), 0);
+        ir_id past = input(g, "past-200", IR_i32, B, 0);
+        ir_id n = ir_add(g, OP_mla_cached, SRCS(q, w, cache, pages, past),
+                         ATTRS(A_INT(heads, H), A_INT(head_dim, NOPE), A_INT(v_dim, V),
+                               A_NUM(scale, 1 / sqrt(48.0 * L)), A_INT(context, CONTEXT)),
+                         NULL);
+        cuda_ops_add_narrow(c, "bf16", i, 1e-2, "10", "1", g, n, b[i]);
+        if (i == 2) cuda_ops_same(c, H * V * 2);
+    }
+    cuda_ops_run(c);
+    arena_close(a);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops), cmocka_unit_test(test_long)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops), cmocka_unit_test(test_long),
+                                       cmocka_unit_test(test_bf16)};
     return cmocka_run_group_tests_name("cuda_mla", tests, NULL, NULL);
 }

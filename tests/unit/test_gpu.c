@@ -326,6 +326,32 @@ static void checkpoints(void **state)
     arena_close(a);
 }
 
+static size_t count_lines(const char *from, const char *to, const char *with)
+{
+    size_t n = 0;
+    for (const char *p = from; (p = strstr(p, with)) && p < to; p++) n++;
+    return n;
+}
+
+/* A token is one launch of a graph, in which one copy goes to the device and one comes back, and
+ * one wait. */
+static void check_decoding(const char *path, struct arena *a)
+{
+    struct str log;
+    assert_int_equal(io_read(a, path, SIZE_MAX / 2, &log), 0);
+    const char *begin = strstr(log.p, "begin-capture"), *end = strstr(log.p, "end-capture");
+    assert_true(begin && end && begin < end);
+    assert_int_equal(count_lines(begin, end, "htod-async"), 1);
+    assert_int_equal(count_lines(begin, end, "dtoh-async"), 1);
+    const char *p = strstr(end, "graph-launch"), *next;
+    for (int i = 0; i < 3; i++, p = next) {
+        next = strstr(p + 1, "graph-launch");
+        assert_non_null(next);
+        assert_int_equal(count_lines(p, next, "\n"), 2); /* the launch and */
+        assert_int_equal(count_lines(p, next, "sync stream"), 1);
+    }
+}
+
 static void generate(void **state)
 {
     (void)state;
@@ -334,11 +360,15 @@ static void generate(void **state)
     for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
         const char *spec = str_fmt(a, "tests/fixtures/%s/spec.yaml", name[i]), *out[2];
         const char *weights = str_fmt(a, "tests/fixtures/%s/weights.safetensors", name[i]);
+        const char *file = str_dup(a, str_of(in_dir(str_fmt(a, "log-%zu", i))));
+        setenv("STRATA_FAKE_LOG", file, 1);
         for (int d = 0; d < 2; d++)
             out[d] = STRATA(a, 0, "generate", spec, "--weights", weights, "--prompt-ids",
                             "3,5,7,2,3,1", "--max-tokens", "7", "--set", "serve.max_context=64",
                             "--print-ids", "--device", d ? "cuda" : "cpu");
+        unsetenv("STRATA_FAKE_LOG");
         assert_string_equal(out[0], out[1]);
+        check_decoding(file, a);
     }
     arena_close(a);
 }
@@ -358,6 +388,17 @@ static void refused(void **state)
     unsetenv("STRATA_FAKE_BYTES");
     assert_non_null(strstr(out, "no memory on cuda:0"));
     assert_non_null(strstr(out, "train.micro_batches"));
+    spec = "tests/fixtures/kimi-mini/spec.yaml";
+    setenv("STRATA_FAKE_BYTES", "100000", 1);
+    out =
+        STRATA(a, 3, "generate", spec, "--weights", "tests/fixtures/kimi-mini/weights.safetensors",
+               "--prompt-ids", "1", "--device", "cuda");
+    unsetenv("STRATA_FAKE_BYTES");
+    assert_non_null(strstr(out, "of caches: "));
+    assert_non_null(strstr(out, "what needs less: a smaller serve.cache_tokens"));
+    out = STRATA(a, 2, "generate", spec, "--weights", "none", "--prompt-ids", "1", "--device",
+                 "cuda", "--dtype", "int8");
+    assert_non_null(strstr(out, "on a GPU weights are fp32 or bf16"));
     arena_close(a);
 }
 
