@@ -45,12 +45,13 @@ static struct cg_step *add(const struct cg_emit *e, const char *name, const stru
                   *node ? str_fmt(e->a, "%s %s", name, node) : name);
 }
 
-int64_t cg_cached_pieces(const struct cg_cached *x, int64_t rows, int64_t piece)
+/* The most pieces that a block of `rows` rows sees. */
+static int64_t most_pieces(const struct cg_cached *x, int64_t rows)
 {
-    int64_t all = (x->table * IR_PAGE + piece - 1) / piece;
+    int64_t all = (x->table * IR_PAGE + PIECE - 1) / PIECE;
     int64_t tokens = rows / x->g + 2,
             seen = IR_PAGE + x->window + tokens; /* the first tile is whole */
-    int64_t some = (seen + piece - 1) / piece + 1;
+    int64_t some = (seen + PIECE - 1) / PIECE + 1;
     return x->window > 0 && some < all ? some : all;
 }
 
@@ -63,7 +64,7 @@ int64_t cg_cuda_cached(const struct cg_emit *e, const struct cg_cached *x, int64
     c = is_many ? many : few;
     int64_t h = x->g * x->kv, T = e->b.T, rows = e->b.B * T * h;
     int64_t tiles = (T * x->g + 16 * c.r - 1) / (16 * c.r), blocks = e->b.B * x->kv * tiles;
-    int64_t pieces = cg_cached_pieces(x, 16 * c.r, PIECE);
+    int64_t pieces = most_pieces(x, 16 * c.r);
     bool split = pieces > 1 && blocks < FEW_BLOCKS && pieces <= 65535 &&
                  rows * pieces * (x->vd + 2) * 4 <= MOST_PARTS;
     int64_t stat = at, part = stat + (rows * pieces * 8 + 255) / 256 * 256;

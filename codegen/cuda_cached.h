@@ -24,8 +24,6 @@ struct cg_cached {
 /* Adds the steps (text/cuda_cached.c). Their workspace begins at byte `at` of the node's; returns
  * its end. */
 int64_t cg_cuda_cached(const struct cg_emit *e, const struct cg_cached *x, int64_t at);
-/* The most pieces of `piece` keys that a block of `rows` rows sees. */
-int64_t cg_cached_pieces(const struct cg_cached *x, int64_t rows, int64_t piece);
 /* Whether tensor cores take it: q and q2 are bf16 on 16 bytes
  * (vec_q), caches too, and a tile fits into shared memory. Then the
  * same as cg_cuda_cached, by text/cuda_paged.c. */

@@ -51,6 +51,16 @@ bool cg_cuda_paged_takes(const struct cg_cached *x)
     return bf16 && lies && x->hd % 8 == 0 && x->vd % 8 == 0 && x->qn % 8 == 0 && form_of(x, &f);
 }
 
+/* The most pieces that a block of `rows` rows sees: the text says how large they are. */
+static int64_t pieces_of(const struct cg_cached *x, int64_t piece, int64_t rows)
+{
+    int64_t last = x->table * IR_PAGE - 1, size = piece, first = 0;
+    int64_t seen = IR_PAGE + x->window + rows / x->g + 2; /* the first tile is whole */
+    for (; last >= 32 * size; first += 16) size *= 2;
+    int64_t all = first + last / size + 1, some = (seen + piece - 1) / piece + 1;
+    return x->window > 0 && some < all ? some : all;
+}
+
 /* How one size is cut. */
 struct cut {
     int64_t m, tiles, blocks, pieces, rows;
@@ -66,7 +76,7 @@ static struct cut cut_of(const struct cg_emit *e, const struct cg_cached *x, con
     for (c.m = T * x->g > 16 ? f->m : 1;; c.m--) {
         c.tiles = (T * x->g + 16 * c.m - 1) / (16 * c.m);
         c.blocks = e->b.B * x->kv * c.tiles;
-        c.pieces = cg_cached_pieces(x, 16 * c.m, f->piece);
+        c.pieces = pieces_of(x, f->piece, 16 * c.m);
         c.split = c.pieces > 1 && c.blocks < few && c.pieces <= 65535 &&
                   c.rows * c.pieces * (x->vd + 2) * 4 <= MOST_PARTS;
         if (c.m == 1 || c.blocks * (c.split ? c.pieces : 1) >= SMS) return c;

@@ -82,7 +82,9 @@ ir_id b_linear_gate(struct builder *b, ir_id x, const char *w, const char *name)
 
 ir_id b_linear_exact(struct builder *b, ir_id x, const char *w, const char *name)
 {
-    return ir_matmul_as(b->g, x, b_param(b, w), false, true, b_bf16(b), name);
+    bool half = b->options->store == STORE_rows_bf16 && b_bf16(b); /* as the product rounds it */
+    ir_id y = half ? b_weight(b, w, 0) : b_param(b, w);
+    return ir_matmul_as(b->g, x, y, false, true, b_bf16(b), name);
 }
 
 /* 1 / sqrt(mean(x^2) + eps), per row. */

@@ -37,7 +37,8 @@ bool b_bf16(const struct builder *b);
 /* bf16 rounding of a value where the precision asks for it. */
 ir_id b_round(struct builder *b, ir_id x);
 /* x W^T for a parameter W. Serving programs store it in build_options.store; of b_linear_gate in
- * float32 or bf16, never int8; of b_linear_exact in float32. */
+ * float32 or bf16, never int8; of b_linear_exact in float32, or bf16 under bf16 products on a GPU.
+ */
 ir_id b_linear(struct builder *b, ir_id x, const char *w, const char *name);
 ir_id b_linear_gate(struct builder *b, ir_id x, const char *w, const char *name);
 ir_id b_linear_exact(struct builder *b, ir_id x, const char *w, const char *name);

@@ -19,7 +19,8 @@ static const char help[] =
     "  --json          one JSON object on standard output instead of the text\n"
     "  --draw OUT.svg  a drawing: layers, blocks, and which sources each site reads\n"
     "  --device D      plan for a GPU: cuda or cuda:N for what is free there, or an amount of\n"
-    "                  memory, as 80GB; says whether training fits, and what to change\n"
+    "                  memory, as 80GB; says whether training fits, and what to change, and\n"
+    "                  whether serving does, with weights and caches as they are stored there\n"
     "  --floor         with --device: kernels of a training step by kind, what they must move and\n"
     "                  compute, and the least time that takes\n" FLOOR_HELP
     "  --threads N     threads to plan memory for; default as in training\n"
@@ -27,7 +28,9 @@ static const char help[] =
     "Active parameters are what one token uses, with the head, without the embedding table and\n"
     "without router biases. Memory is what the process takes beside its own code, or with "
     "--device\n"
-    "what lies on the GPU; the exit status is 1 where that does not fit.\n";
+    "what lies on the GPU; the exit status is 1 where that does not fit (of a spec without a "
+    "train\n"
+    "section: where serving does not).\n";
 
 struct check {
     struct cli *c;
@@ -35,7 +38,7 @@ struct check {
     const struct survey *v;
     const struct site *site;
     size_t num_sites;
-    const char *verdict; /* with --device */
+    const char *verdict, *serving; /* with --device */
     bool fits;
     const struct kinds *floor; /* with --floor */
 };
@@ -184,7 +187,7 @@ static void print_costs(const struct check *k)
         print_bytes(k, "graphs", (uint64_t)v->graph_bytes, "the compiler's own");
     }
     print_bytes(k, "peak", v->memory.peak, "");
-    if (k->verdict) printf("device         %s\n", k->verdict);
+    if (k->verdict) printf("device         %s\n               %s\n", k->verdict, k->serving);
     if (k->floor) print_floor(k);
 }
 
@@ -264,7 +267,11 @@ static void print_json(const struct check *k)
                             6.0 * (double)v->active);
     if (k->verdict)
         json_object_set_new(all, "device",
-                            json_pack("{s:b, s:s}", "fits", k->fits, "verdict", k->verdict));
+                            json_pack("{s:b, s:s, s:{s:I, s:I, s:I, s:s}}", "fits", k->fits,
+                                      "verdict", k->verdict, "serving", "weights",
+                                      (json_int_t)v->serving.weights, "caches",
+                                      (json_int_t)v->serving.caches, "activations",
+                                      (json_int_t)v->serving.activations, "verdict", k->serving));
     if (k->floor) json_object_set_new(all, "floor", kinds_json(k->floor));
     if (!all || json_dumpf(all, stdout, JSON_INDENT(2))) BUG("no JSON");
     putchar('\n');
@@ -317,7 +324,12 @@ int cmd_check(int argc, char **argv)
     const struct fit fit = device ? fit_open(&c, device) : (struct fit){0};
     const struct survey v = survey_model(&c, m, threads, fit.arch);
     struct check k = {.c = &c, .m = m, .v = &v, .fits = true};
-    if (device) k.verdict = fit_verdict(&c, m, &fit, &v, &k.fits);
+    if (device) {
+        bool serves;
+        k.verdict = fit_verdict(&c, m, &fit, &v, &k.fits);
+        k.serving = fit_serving(&c, &fit, &v, &serves);
+        if (!v.train) k.fits = serves; /* nothing else is wanted of such a spec */
+    }
     if (floor) k.floor = survey_kinds(&c, m, fit.arch, &rates);
     k.site = sites_of(c.arena, m, &k.num_sites);
     if (json) {

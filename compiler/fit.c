@@ -82,6 +82,19 @@ static const char *advice(struct cli *c, const struct model *m, const struct fit
     return NULL;
 }
 
+const char *fit_serving(struct cli *c, const struct fit *f, const struct survey *v, bool *fits)
+{
+    struct arena *a = c->arena;
+    *fits = (double)v->serving.all <= f->bytes;
+    return str_fmt(
+        a, "serving %s %s: %s of weights, %s of caches, %s of activations%s",
+        *fits ? "fits" : "does not fit", f->name, cli_bytes(a, (double)v->serving.weights),
+        cli_bytes(a, (double)v->serving.caches), cli_bytes(a, (double)v->serving.activations),
+        *fits ? ""
+              : "; less with train.precision=bf16, or smaller serve.cache_tokens, "
+                "serve.max_sequences or serve.max_context");
+}
+
 const char *fit_verdict(struct cli *c, const struct model *m, const struct fit *f,
                         const struct survey *v, bool *fits)
 {

@@ -1,4 +1,5 @@
-/* Whether training a model fits a GPU, and what would make it fit: `strata check --device`. */
+/* Whether training and serving a model fit a GPU, and what would make it fit: `strata check
+ * --device`. */
 #ifndef STRATA_COMPILER_FIT_H
 #define STRATA_COMPILER_FIT_H
 #include "compiler/survey.h"
@@ -15,4 +16,7 @@ struct fit fit_open(struct cli *c, const char *device);
  * section makes it fit, found by planning. `fits` may be NULL. */
 const char *fit_verdict(struct cli *c, const struct model *m, const struct fit *f,
                         const struct survey *v, bool *fits);
+/* The same of a server (the serve section), whose weights and caches are as large as they are
+ * stored. */
+const char *fit_serving(struct cli *c, const struct fit *f, const struct survey *v, bool *fits);
 #endif

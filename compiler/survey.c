@@ -1,6 +1,7 @@
 #include "compiler/survey.h"
 #include "compiler/run.h"
 #include "runtime/gpu.h"
+#include "runtime/lm.h"
 #include "runtime/thread.h"
 #include <stdlib.h>
 
@@ -126,6 +127,32 @@ static void plan_memory(struct programs *x)
     divide(x);
 }
 
+/* The decode program as a server runs it, with the largest piece of a prompt. */
+static void plan_serving(struct programs *x, const char *gpu)
+{
+    struct survey *v = x->v;
+    struct session *s;
+    uint64_t bytes[SA_external];
+    const struct session_options o = {.diag = x->c->diag, .gpu = gpu, .no_library = true};
+    const struct build_options b = {.pages = v->served.pages,
+                                    .states = v->served.states,
+                                    .context = v->served.context,
+                                    .store = build_store(x->m, true)};
+    cli_check(x->c, session_open(&o, &s, &x->c->err));
+    struct ir_graph *g = build_model(x->c->arena, x->m, x->ps, BUILD_decode, &b);
+    struct program *p = program_open(s, g, "decode", (struct ir_bind){1, 1});
+    if (!p) {
+        cli_diagnostics(x->c);
+        exit(EXIT_USER);
+    }
+    program_memory(program_plan(p, 1, LM_CHUNK), bytes);
+    v->serving.weights = bytes[SA_weights];
+    v->serving.caches = bytes[SA_persistent];
+    v->serving.activations = bytes[SA_scratch] + bytes[SA_slot];
+    v->serving.all = v->serving.weights + v->serving.caches + v->serving.activations;
+    session_close(s);
+}
+
 struct survey survey_model(struct cli *c, const struct model *m, int64_t threads, const char *gpu)
 {
     struct survey v = {0};
@@ -138,6 +165,7 @@ struct survey survey_model(struct cli *c, const struct model *m, int64_t threads
     plan_memory(&x);
     v.served = caches_served(m, x.ps, gpu != NULL);
     cache_bytes(m, x.ps, gpu != NULL, v.cache);
+    if (gpu) plan_serving(&x, gpu);
     for (int i = 0; i < CACHES; i++)
         if (cache_paged((enum cache_kind)i)) v.cache[i] *= (uint64_t)(v.served.context / IR_PAGE);
     unsigned n = (unsigned)threads;
@@ -170,7 +198,8 @@ const struct kinds *survey_kinds(struct cli *c, const struct model *m, const cha
     cli_check(c, session_open(&o, &s, &c->err));
     struct ir_graph *g = build_model(c->arena, m, ps, which, &plain);
     if (t->present) build_gradients(g);
-    kinds_add(k, plan_of(c, s, g, t->present ? "train" : "forward", B, T), NULL, (double)micro, false);
+    kinds_add(k, plan_of(c, s, g, t->present ? "train" : "forward", B, T), NULL, (double)micro,
+              false);
     if (t->present)
         kinds_add(k, plan_of(c, s, build_apply(c->arena, m, ps), "apply", 1, 1), NULL, 1, true);
     kinds_sort(k);

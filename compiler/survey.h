@@ -26,8 +26,11 @@ struct survey {
     double train_flops; /* with gradients, without the update; both per token */
     struct caches served;
     uint64_t cache[CACHES]; /* bytes, of a sequence of served.context tokens */
-    double graph_bytes;     /* graphs and plans, in this process as in a run */
-    struct {                /* bytes */
+    struct { /* bytes of a server on a GPU, weights and caches as they are stored there; else 0 */
+        uint64_t weights, caches, activations, all;
+    } serving;
+    double graph_bytes; /* graphs and plans, in this process as in a run */
+    struct {            /* bytes */
         uint64_t weights, gradients, optimizer, inputs, activations, micro_sums, threads;
         uint64_t library; /* of cuBLAS, on a GPU */
         unsigned num_threads;

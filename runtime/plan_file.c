@@ -4,7 +4,13 @@
 
 static const char magic[] = "strata plans 1\n";
 enum { PLACE = 64 }; /* most places are multiples of it */
-enum step_flag { STEP_grain = 1, STEP_scratch = 2, STEP_launch = 4 };
+enum step_flag {
+    STEP_grain = 1,
+    STEP_scratch = 2,
+    STEP_launch = 4,
+    STEP_stream = 8,
+    STEP_all = 15
+};
 
 static const uint8_t dtype_bytes[SA_DTYPES] = {
     [SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
@@ -55,7 +61,8 @@ static void put_step(struct writer *w, const struct sa_plan *p, const struct sa_
     struct sb *out = w->out;
     const struct sa_launch *x = &s->launch;
     unsigned flags = (s->grain != 1 ? STEP_grain : 0u) | (s->scratch_bytes ? STEP_scratch : 0u) |
-                     (x->threads ? STEP_launch : 0u);
+                     (x->threads ? STEP_launch : 0u) |
+                     (s->stream || s->num_waits ? STEP_stream : 0u);
     CHECK(s->kernel == SA_PRODUCT || s->kernel < p->num_kernels);
     put(out, flags);
     put(out, s->kernel == SA_PRODUCT
@@ -69,6 +76,11 @@ static void put_step(struct writer *w, const struct sa_plan *p, const struct sa_
     for (uint32_t i = 0; i < s->num_bufs; i++) put_place(out, p->bufs[s->first_buf + i]);
     put(out, s->num_ints);
     for (uint32_t i = 0; i < s->num_ints; i++) put_signed(out, p->ints[s->first_int + i]);
+    if (flags & STEP_stream) {
+        put(out, s->stream);
+        put(out, s->num_waits);
+        for (uint32_t i = 0; i < s->num_waits; i++) put(out, p->waits[s->first_wait + i]);
+    }
     if (!(flags & STEP_launch)) return;
     for (int i = 0; i < 3; i++) put(out, x->grid[i]);
     put(out, x->threads);
@@ -142,6 +154,7 @@ struct reader {
     struct plan_set *set;
     VEC(struct sa_buf) buf; /* of the plan being read */
     VEC(int64_t) num;
+    VEC(uint32_t) wait;
 };
 
 static void is_wrong(struct reader *r, const char *what)
@@ -213,9 +226,20 @@ static struct sa_buf get_place(struct reader *r, const struct sa_plan *p, uint64
     return b;
 }
 
-static void get_step(struct reader *r, const struct sa_plan *p, struct sa_step *s)
+/* Of step `own`: it waits for steps before it. */
+static void get_stream(struct reader *r, uint32_t own, struct sa_step *s)
 {
-    unsigned flags = (unsigned)get_most(r, STEP_grain | STEP_scratch | STEP_launch, "no such step");
+    s->stream = (uint32_t)get_most(r, SA_STREAMS - 1, "no such stream");
+    s->num_waits = get_count(r);
+    s->first_wait = (uint32_t)r->wait.n;
+    if (s->num_waits && !own) is_wrong(r, "the first step waits");
+    for (uint32_t i = 0; i < s->num_waits && !r->wrong; i++)
+        vec_push(r->a, &r->wait, (uint32_t)get_most(r, own - 1, "a step waits for a later one"));
+}
+
+static void get_step(struct reader *r, const struct sa_plan *p, uint32_t own, struct sa_step *s)
+{
+    unsigned flags = (unsigned)get_most(r, STEP_all, "no such step");
     uint32_t kernel = (uint32_t)get_most(r, r->set->num_code, "no such kernel");
     s->kernel = kernel ? kernel - 1 : SA_PRODUCT;
     s->label = get_text(r);
@@ -231,6 +255,7 @@ static void get_step(struct reader *r, const struct sa_plan *p, struct sa_step *
     s->first_int = (uint32_t)r->num.n;
     for (uint32_t i = 0; i < s->num_ints && !r->wrong; i++) vec_push(r->a, &r->num, get_signed(r));
     if (!kernel && s->num_ints != SA_P_ints) is_wrong(r, "a product has not all its numbers");
+    if (flags & STEP_stream) get_stream(r, own, s);
     if (!(flags & STEP_launch)) return;
     for (int i = 0; i < 3; i++)
         s->launch.grid[i] = (uint32_t)get_most(r, UINT32_MAX, "a grid is too large");
@@ -287,13 +312,16 @@ static void get_plan(struct reader *r, struct plan_item *item)
     struct sa_step *step = NEW(r->a, struct sa_step, n);
     r->buf.p = NULL, r->buf.n = r->buf.cap = 0;
     r->num.p = NULL, r->num.n = r->num.cap = 0;
-    for (uint32_t i = 0; i < n && !r->wrong; i++) get_step(r, p, &step[i]);
+    r->wait.p = NULL, r->wait.n = r->wait.cap = 0;
+    for (uint32_t i = 0; i < n && !r->wrong; i++) get_step(r, p, i, &step[i]);
     p->steps = step;
     p->num_steps = n;
     p->bufs = r->buf.p;
     p->num_bufs = (uint32_t)r->buf.n;
     p->ints = r->num.p;
     p->num_ints = (uint32_t)r->num.n;
+    p->waits = r->wait.p;
+    p->num_waits = (uint32_t)r->wait.n;
     get_entries(r, p);
     n = get_count(r);
     struct sa_value *value = NEW(r->a, struct sa_value, n);

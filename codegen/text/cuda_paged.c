@@ -1,5 +1,6 @@
 /* Attention over caches of bf16 by tensor cores, for attention_cached and mla_cached. The keys of a sequence are
- * cut into pieces of ${PIECE} on absolute positions, a piece into tiles of 64, which are pages. A piece's part of a
+ * cut into pieces on absolute positions: 32 of PIECE keys, 16 of twice that, 16 of four times that and so on, so that
+ * long sequences have few; a piece into tiles of 64, which are pages. A piece's part of a
  * row is an online softmax over its tiles: scores are sums over the even and the odd 16 columns of a key, each
  * in order, probabilities are rounded to bf16, their sum and that of the values are sums over 16 keys at a time in
  * order. All relative to 2^top, top the largest score rounded up to a whole number: factors between tops are powers of
@@ -19,9 +20,22 @@ INLINE float whole_up_@FN@(float x)
     const float r = (x + 12582912.0f) - 12582912.0f;
     return x < 4e6f && x > -4e6f ? r + (r < x ? 1.0f : 0.0f) : x;
 }
+/* The piece of a position, and where a piece begins. */
+INLINE int piece_of_@FN@(int at)
+{
+    int size = ${PIECE}, first = 0;
+    for (; at >= 32 * size; first += 16) size *= 2;
+    return first + at / size;
+}
+INLINE int piece_begin_@FN@(int piece)
+{
+    int size = ${PIECE}, first = 0;
+    for (; piece >= first + 32; first += 16) size *= 2;
+    return (piece - first) * size;
+}
 //== attend_paged
 /* A block has ${M}*16 rows of one key head of one sequence (the ${G} heads of its first token, then of the next) and
- * either one piece, the blockIdx.y-th from the first that the block sees on, whose part goes to the workspace
+ * either one piece, the blockIdx.y-th from the first that the block sees, whose part goes to the workspace
  * (part [rows of heads][piece mod pieces][VD], stat likewise [2]: top, sum of probabilities), or, split = 0, all of them.
  * Warps share the 64 keys for scores and the columns of values for sums; the next tiles are on their way meanwhile.
  * Columns from ${QN} on of a query come from q2. Stale rows behind the last token are never read: 0 times NaN is NaN.
@@ -31,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
      const int32_t *past, ${TO} *o, float *part, float *stat, int64_t steps, int64_t table, int64_t tiles, int64_t split)
 {
     enum { G = ${G}, KV = ${KV}, H = G * KV, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, M = ${M}, BQ = 16 * M, WARPS = ${WARPS} };
-    enum { THREADS = 32 * WARPS, BK = 64, PIECE = ${PIECE}, SAME = ${SAME}, STAGES = ${STAGES} }; /* SAME: values are the beginnings of keys */
+    enum { THREADS = 32 * WARPS, BK = 64, SAME = ${SAME}, STAGES = ${STAGES} }; /* SAME: values are the beginnings of keys */
     enum { HP = (HD + 31) / 32 * 32, LDH = HP + 8, LDV = SAME ? LDH : VD + 8, LDP = BK + 8, LDM = WARPS + 4 };
     enum { KW = BK / WARPS, NK = KW / 8, NB = VD / 8, NV = (NB + WARPS - 1) / WARPS, AHEAD = STAGES - 1 };
     const float base2 = ${SCALE}f * 1.44269504088896341f;
@@ -41,19 +55,20 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     float *const most = (float *)(ps + BQ * LDP); /* [BQ][LDM]: of each warp's keys */
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
     const int64_t kv = blockIdx.x / tiles % KV, b = blockIdx.x / tiles / KV;
+    pages += b * table;
+    /* Without a window this is the first page whatever past is: their loads wait together. */
+    const int guess = split && W == 0 ? pages[piece_begin_@FN@(blockIdx.y) / BK] : 0;
     const int r0 = (int)(blockIdx.x % tiles) * BQ, rows = (int)min64(BQ, steps * G - r0), before = past[b];
     const int at0 = before + r0 / G, end = before + (r0 + rows - 1) / G + 1; /* positions of rows */
     const int begin = W > 0 ? (int)max64(0, at0 - W + 1) / BK * BK : 0;
-    int from = begin / PIECE, to = (end + PIECE - 1) / PIECE;
-    if (split) {
-        from += blockIdx.y;
-        if (from >= to) return;
-        to = from + 1;
-    }
-    const int lo = (int)max64(begin, from * PIECE), hi = (int)min64(end, to * PIECE);
+    int piece = piece_of_@FN@(begin);
+    if (split) piece += blockIdx.y;
+    const int lo = (int)max64(begin, piece_begin_@FN@(piece));
+    if (lo >= end) return;
+    int stop = piece_begin_@FN@(piece + 1); /* of the piece */
+    const int hi = split ? (int)min64(end, stop) : end;
     k += kv * HD;
     v += kv * VD;
-    pages += b * table;
     for (int i = threadIdx.x; i < BQ * (HP / 8); i += THREADS) {
         const int r = i / (HP / 8), c = i % (HP / 8) * 8;
         const bool is = r < rows && c < HD;
@@ -84,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     };
     UNROLL for (int i = 0; i < AHEAD; i++) {
         const int k0 = lo + i * BK;
-        fetch(i, k0, k0 < hi ? pages[k0 / BK] : 0);
+        fetch(i, k0, i == 0 && split && W == 0 ? guess : k0 < hi ? pages[k0 / BK] : 0);
     }
     int page = lo + AHEAD * BK < hi ? pages[lo / BK + AHEAD] : 0; /* of the tile that is fetched next */
     float total[M][NV][4] = {}, acc[M][NV][4] = {}, all_sum[M][2] = {}, sum[M][4] = {};
@@ -167,7 +182,8 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
                     UNROLL for (int m = 0; m < M; m++) mma_bf16(acc[m][n], x[m][j], y + 2 * j);
             }
         }
-        if (split || (k0 + BK < hi && (k0 + BK) % PIECE)) continue;
+        if (split || (k0 + BK < hi && k0 + BK < stop)) continue;
+        stop = piece_begin_@FN@(++piece + 1);
         UNROLL for (int m = 0; m < M; m++) /* the piece is complete */
             UNROLL for (int half = 0; half < 2; half++) {
                 const float best = max1(all_top[m][half], top[m][half]);
@@ -188,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
             const int r = 16 * m + g + 8 * half;
             if (r >= rows) continue;
             const int64_t token = b * steps + (r0 + r) / G, head = kv * G + (r0 + r) % G;
-            const int64_t at = (token * H + head) * gridDim.y + from % (int)gridDim.y;
+            const int64_t at = (token * H + head) * gridDim.y + piece % (int)gridDim.y;
             const float by = split ? 1.0f : div1(1.0f, all_sum[m][half]);
             if (split && warp == 0 && t == 0) stat[2 * at] = top[m][half], stat[2 * at + 1] = sum[m][2 * half];
             UNROLL for (int n = 0; n < NV; n++) {
@@ -210,11 +226,11 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
 extern "C" __global__ void __launch_bounds__(256)
 @FN@(const float *part, const float *stat, const int32_t *past, ${TO} *o, int64_t steps, int64_t pieces)
 {
-    enum { H = ${G} * ${KV}, VD = ${VD}, W = ${WINDOW}, PIECE = ${PIECE}, WARPS = 8, EACH = ${EACH}, SOME = WARPS * EACH };
+    enum { H = ${G} * ${KV}, VD = ${VD}, W = ${WINDOW}, WARPS = 8, EACH = ${EACH}, SOME = WARPS * EACH };
     __shared__ __align__(16) float tile[SOME][132]; /* 128 columns, the sum */
     __shared__ float reduce[WARP];
     const int64_t row = blockIdx.x / H, at = past[row / steps] + row % steps;
-    const int from = W > 0 ? (int)(max64(0, at - W + 1) / PIECE) : 0, to = (int)(at / PIECE) + 1;
+    const int from = W > 0 ? piece_of_@FN@((int)max64(0, at - W + 1)) : 0, to = piece_of_@FN@((int)at) + 1;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, col = blockIdx.y * 128 + lane * 4;
     stat += 2 * blockIdx.x * pieces;
     part += blockIdx.x * pieces * VD;

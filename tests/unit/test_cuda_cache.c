@@ -85,6 +85,8 @@ static void test_bf16(void **state)
         {16, 4, 256, 70, 320, -250, {1, 5}, false},
         {4, 1, 24, 0, 64, 0, {2, 20}, false},
         {32, 1, 16, 0, 192, 3, {2, 1}, false},
+        {2, 1, 16, 0, 2560, -2400, {1, 1}, false}, /* pieces of 64 and of 128 */
+        {2, 1, 16, 0, 2560, -2399, {1, 17}, false},
         {66, 66, 16, 0, 256, -150, {1, 1}, false}, /* 66 blocks and their pieces */
         {66, 66, 16, 0, 256, -150, {1, 33}, true}, /* 132 blocks of all pieces */
     };

@@ -389,7 +389,7 @@ static void refused(void **state)
     assert_non_null(strstr(out, "no memory on cuda:0"));
     assert_non_null(strstr(out, "train.micro_batches"));
     spec = "tests/fixtures/kimi-mini/spec.yaml";
-    setenv("STRATA_FAKE_BYTES", "100000", 1);
+    setenv("STRATA_FAKE_BYTES", "20000", 1);
     out =
         STRATA(a, 3, "generate", spec, "--weights", "tests/fixtures/kimi-mini/weights.safetensors",
                "--prompt-ids", "1", "--device", "cuda");

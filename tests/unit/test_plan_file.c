@@ -53,6 +53,10 @@ static void same_step(const struct sa_plan *p, const struct sa_plan *q, uint32_t
     for (int k = 0; k < 3; k++) assert_int_equal(s->launch.grid[k], t->launch.grid[k]);
     assert_int_equal(s->launch.threads, t->launch.threads);
     assert_int_equal(s->launch.shared, t->launch.shared);
+    assert_int_equal(s->stream, t->stream);
+    assert_int_equal(s->num_waits, t->num_waits);
+    for (uint32_t k = 0; k < s->num_waits; k++)
+        assert_int_equal(p->waits[s->first_wait + k], q->waits[t->first_wait + k]);
 }
 
 static void same_plan(const struct sa_plan *p, const struct sa_plan *q)
