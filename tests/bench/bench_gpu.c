@@ -201,21 +201,68 @@ static ir_id product_decode(struct bench *b)
 {
     return product(b, 4096, 14336);
 }
-
-/* 256 experts of 416 x 256, 6 a token, ids as they come. */
-static ir_id experts(struct bench *b)
+static ir_id product_2304(struct bench *b)
 {
-    enum { E = 256, K = 6, WIDTH = 256, INNER = 416 };
-    struct ir_dim tokens = dim_sym(SYM_N, 1), all = dim_sym(SYM_N, K);
-    const struct ir_dim w[] = {dim_const(E), dim_const(INNER), dim_const(WIDTH)};
-    ir_id ids = typed(b, "ids.255", ir_type2(b->g, IR_i32, tokens, dim_const(K)), false);
-    ir_id sort = ir_add(b->g, OP_moe_sort, SRCS(ids), ATTRS(A_INT(experts, E)), NULL);
-    ir_id x = typed(b, "x", ir_type2(b->g, IR_f32, all, dim_const(WIDTH)), true);
+    return product(b, 2304, 2304);
+}
+static ir_id product_768(struct bench *b)
+{
+    return product(b, 768, 3072);
+}
+/* A router: float32. */
+static ir_id router(struct bench *b)
+{
+    enum { WIDTH = 2304, EXPERTS = 256 };
+    ir_id x = rows(b, "x", WIDTH, false), w = matrix(b, "w", EXPERTS, WIDTH, false);
+    b->bytes += 4.0 * (double)(b->N * EXPERTS);
+    b->flops = 2.0 * (double)(b->N * WIDTH * EXPERTS);
+    return ir_add(b->g, OP_matmul, SRCS(x, w), ATTRS(A_INT(tb, 1)), NULL);
+}
+
+enum { EXPERTS = 256, CHOSEN = 6, LATENT = 256 }; /* of mini-k3, ids as they come */
+
+static ir_id chosen_rows(struct bench *b, const char *name, int64_t cols)
+{
+    ir_type_id t = ir_type2(b->g, IR_f32, dim_sym(SYM_N, CHOSEN), dim_const(cols));
+    return typed(b, name, t, true);
+}
+static ir_id expert_offsets(struct bench *b)
+{
+    ir_type_id t = ir_type2(b->g, IR_i32, dim_sym(SYM_N, 1), dim_const(CHOSEN));
+    ir_id ids = typed(b, "ids.255", t, false);
+    return ir_get(b->g, ir_add(b->g, OP_moe_sort, SRCS(ids), ATTRS(A_INT(experts, EXPERTS)), NULL),
+                  0);
+}
+/* What moving and multiplying costs at least, with matrices of weights that take `each` bytes. */
+static void experts_cost(struct bench *b, double inner, double each)
+{
+    double assignments = (double)(b->N * CHOSEN);
+    b->bytes = 2 * assignments * (LATENT + inner) + each * EXPERTS * inner * LATENT;
+    b->flops = 2 * assignments * LATENT * inner;
+}
+static ir_id experts(struct bench *b, int64_t inner)
+{
+    const struct ir_dim w[] = {dim_const(EXPERTS), dim_const(inner), dim_const(LATENT)};
     ir_id weights = typed(b, "w", type_add(b->g->types, IR_f32, 3, w), true);
-    b->bytes = 2.0 * (double)(b->N * K * (WIDTH + INNER)) + 2.0 * E * INNER * WIDTH;
-    b->flops = 2.0 * (double)(b->N * K) * WIDTH * INNER;
-    return ir_add(b->g, OP_grouped_matmul, SRCS(x, weights, ir_get(b->g, sort, 0)),
+    experts_cost(b, (double)inner, 2);
+    return ir_add(b->g, OP_grouped_matmul,
+                  SRCS(chosen_rows(b, "x", LATENT), weights, expert_offsets(b)),
                   ATTRS(A_INT(tb, 1), A_INT(bf16, 1), A_STR(narrow, "1")), NULL);
+}
+static ir_id experts_416(struct bench *b)
+{
+    return experts(b, 416);
+}
+static ir_id experts_832(struct bench *b)
+{
+    return experts(b, 832);
+}
+static ir_id experts_dw(struct bench *b)
+{
+    experts_cost(b, 832, 4);
+    return ir_add(b->g, OP_grouped_matmul_dw,
+                  SRCS(chosen_rows(b, "dy", 832), chosen_rows(b, "x", LATENT), expert_offsets(b)),
+                  ATTRS(A_INT(bf16, 1)), NULL);
 }
 
 static ir_id adam(struct bench *b)
@@ -237,6 +284,27 @@ static ir_id loss(struct bench *b)
     ir_id logits = rows(b, "logits", V, false);
     ir_id ids = typed(b, "ids.32767", ir_type1(b->g, IR_i32, dim_sym(SYM_N, 1)), false);
     return ir_add(b->g, OP_cross_entropy, SRCS(logits, ids), NO_ATTRS, NULL);
+}
+
+/* The head with its three products: dw in float32, logits once each way and again to subtract. */
+static ir_id head(struct bench *b, int64_t vocab, int64_t width)
+{
+    ir_id h = rows(b, "unit.h", width, true), w = matrix(b, "unit.w", vocab, width, true);
+    ir_id ids = typed(b, str_fmt(b->a, "ids.%lld", (long long)vocab - 1),
+                      ir_type1(b->g, IR_i32, dim_sym(SYM_N, 1)), false);
+    ir_id d = rows(b, "frac.d", 1, false);
+    b->bytes += 4.0 * (double)(vocab * width) + 8.0 * (double)(b->N * vocab);
+    b->flops = 6.0 * (double)(b->N * vocab * width);
+    return ir_add(b->g, OP_head_loss, SRCS(h, w, ids, d),
+                  ATTRS(A_INT(bf16, 1), A_STR(narrow, "010")), NULL);
+}
+static ir_id head_step(struct bench *b)
+{
+    return head(b, 32768, 1024);
+}
+static ir_id head_k3(struct bench *b)
+{
+    return head(b, 163840, 512);
 }
 
 static const struct {
@@ -265,7 +333,18 @@ static const struct {
     {"product 8192x4096x4096 ours", product_large, 1, 8192, true},
     {"product 1x4096x14336 ours", product_decode, 1, 1, true},
     {"product 8x4096x14336 ours", product_decode, 8, 1, true},
-    {"grouped_matmul 256e 32768x6", experts, 8, 4096, false},
+    {"product 1x2304x2304 ours", product_2304, 1, 1, true},
+    {"product 16x2304x2304 ours", product_2304, 16, 1, true},
+    {"product 64x2304x2304 ours", product_2304, 64, 1, true},
+    {"product 1x768x3072 ours", product_768, 1, 1, true},
+    {"router 1x2304x256 ours", router, 1, 1, true},
+    {"router 65536x2304x256 library", router, 16, 4096, false},
+    {"grouped_matmul 256e 32768x6", experts_416, 8, 4096, false},
+    {"grouped_matmul 256e 65536x6 x832", experts_832, 16, 4096, false},
+    {"grouped_matmul 256e 16x6 x832", experts_832, 16, 1, true},
+    {"grouped_dw 256e 65536x6 832x256", experts_dw, 16, 4096, false},
+    {"head_loss 2048x32768x1024", head_step, 2, 1024, false},
+    {"head_loss 8192x163840x512", head_k3, 2, 4096, false},
     {"adamw 33M", adam, 1, 1, false},
     {"cross_entropy 8192x32768", loss, 8, 1024, false},
 };
