@@ -130,6 +130,15 @@ static void common_types(const struct cg_emit *e, struct cg_product *p)
     if (p->b.at.kind != b.at.kind) p->stride_b = p->n * p->k;
 }
 
+/* For reports: who multiplies what. */
+static const char *route(const struct cg_emit *e, const struct cg_product *p, const char *who)
+{
+    const char *type = p->bf16 ? "bf16" : "float32";
+    const char *many = p->batch > 1 ? str_fmt(e->a, "%lld x ", (long long)p->batch) : "";
+    return str_fmt(e->a, "%s%s [%lld,%lld] x [%lld,%lld]: %s", many, type, (long long)p->m,
+                   (long long)p->k, (long long)p->k, (long long)p->n, who);
+}
+
 static void library(const struct cg_emit *e, struct cg_product p)
 {
     struct cg_matrix c = p.c;
@@ -161,6 +170,7 @@ static void library(const struct cg_emit *e, struct cg_product p)
         [SA_P_accumulate] = p.add,
     };
     cg_nums(e->a, s, num, SA_P_ints);
+    s->route = route(e, &p, p.bf16 ? "cuBLAS" : "cuBLAS, without TF32");
     if (copy) cg_cuda_cast(e, p.c, c, p.batch * p.m, p.n);
 }
 
@@ -239,6 +249,13 @@ static struct cg_step *tiled(const struct cg_emit *e, const char *name, const st
     return step;
 }
 
+/* Of our kernels where the library would do: one order of sums, whatever M is. */
+static const char *tiles_of(const struct cg_emit *e, const struct form *f, const char *more)
+{
+    return str_fmt(e->a, "our tiles of %lld x %lld%s, so that a row is the same in every batch",
+                   (long long)f->bm, (long long)f->bn, more);
+}
+
 static void grid(struct cg_step *s, int64_t x, int64_t y, int64_t z)
 {
     CHECK(x <= INT32_MAX && y <= 65535 && z <= 65535);
@@ -272,6 +289,7 @@ static void in_pieces(const struct cg_emit *e, const struct form *f, const struc
     cg_refs(e->a, s, CG_REFS(p->a.at, p->b.at, own.c.at));
     cg_nums(e->a, s, CG_NUMS(p->m, p->n, p->k, p->a.ld, p->b.ld));
     grid(s, tiles(p->n, f->bn), tiles(p->m, f->bm), pieces);
+    s->route = route(e, p, tiles_of(e, f, ", pieces of K side by side for more blocks"));
     const struct cg_var vars[] = {
         {"TC", type_of(p->c)},
         {"ROUND", p->c.narrow ? "f32_to_bf16" : ""},
@@ -302,6 +320,7 @@ static bool few_rows(const struct cg_emit *e, const struct cg_target *t, const s
     cg_nums(e->a, s, CG_NUMS(p->m, p->n, p->k, p->a.ld, p->b.ld, p->c.ld, p->add));
     int64_t stages = warps * f.stages * pair, parts = pieces * PART;
     cg_launch(s, p->m ? tiles(p->n, f.bn) : 0, 32 * warps, stages > parts ? stages : parts);
+    s->route = route(e, p, tiles_of(e, &f, ", a warp a piece of K"));
     return true;
 }
 
@@ -320,6 +339,7 @@ static void own_product(const struct cg_emit *e, const struct cg_target *t, stru
         e->a, s,
         CG_NUMS(p.m, p.n, p.k, p.a.ld, p.b.ld, p.c.ld, p.stride_a, p.stride_b, p.stride_c, p.add));
     grid(s, tiles(p.n, f->bn), tiles(p.m, f->bm), p.batch);
+    s->route = route(e, &p, tiles_of(e, f, ""));
 }
 
 void cg_cuda_product(const struct cg_emit *e, const struct cg_target *t, struct cg_product p)
@@ -359,6 +379,12 @@ static void matmul(const struct cg_emit *e, const struct cg_target *t)
     cg_cuda_product(e, t, p);
 }
 
+static const char *grouped_tiles(const struct cg_emit *e, const struct form *f, int64_t experts)
+{
+    return str_fmt(e->a, "our tiles of %lld x %lld: only the device knows the rows of %lld experts",
+                   (long long)f->bm, (long long)f->bn, (long long)experts);
+}
+
 static void grouped(const struct cg_emit *e)
 {
     struct cg_product p = {.a = cg_cuda_src_matrix(e, 0),
@@ -388,6 +414,7 @@ static void grouped(const struct cg_emit *e)
     cg_refs(e->a, s, CG_REFS(p.a.at, p.b.at, p.c.at, table));
     cg_nums(e->a, s, CG_NUMS(p.n, p.k, p.a.ld, p.b.ld, p.c.ld));
     grid(s, tiles(p.n, f->bn) * most, 1, 1); /* y has no room for the tiles of many tokens */
+    s->route = route(e, &p, grouped_tiles(e, f, experts));
 }
 
 static void grouped_dw(const struct cg_emit *e)
@@ -405,6 +432,7 @@ static void grouped_dw(const struct cg_emit *e)
     cg_refs(e->a, s, CG_REFS(p.a.at, p.b.at, S_(2), p.c.at));
     cg_nums(e->a, s, CG_NUMS(p.m, p.n, p.a.ld, p.b.ld));
     grid(s, tiles(p.n, f->bn), tiles(p.m, f->bm), experts);
+    s->route = route(e, &p, grouped_tiles(e, f, experts));
 }
 
 void cg_cuda_gemm(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,

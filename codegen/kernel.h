@@ -45,6 +45,7 @@ struct cg_step {
     struct sa_launch
         launch; /* CUDA: grid, threads, dynamic shared memory; no blocks: nothing to do */
     struct cg_join join;
+    const char *route; /* CUDA: of a product, what computes it and why, for reports; else NULL */
     bool product; /* CUDA: a matrix product of cuBLAS instead of a kernel: refs A, B, C, nums as
                      enum sa_product; neither symbol nor text */
 };

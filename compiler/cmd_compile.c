@@ -183,6 +183,12 @@ int cmd_compile(int argc, char **argv)
     const struct plan_size z = plan_size(program_plan(k.p, k.B, k.T));
     run_texts();
     struct str c = c_text(&k);
+    if (k.o.report && k.o.gpu) {
+        struct sb text = {0};
+        lower_routes(plan_lowered(program_plan(k.p, k.B, k.T)), &text);
+        fwrite(text.p, 1, text.n, stderr);
+        sb_free(&text);
+    }
     printf("program %s, B %lld, T %lld: %u steps, %u distinct kernels, ", k.program, (long long)k.B,
            (long long)k.T, z.steps, z.kernels);
     if (k.o.gpu) printf("%u products of cuBLAS, ", z.products);

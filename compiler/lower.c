@@ -17,6 +17,7 @@ struct lowering {
     VEC(int64_t) num;
     VEC(uint32_t) node_of_step;
     VEC(uint32_t) last_of_step;
+    VEC(const char *) route;
     VEC(struct sa_value) value;
 };
 
@@ -156,6 +157,7 @@ static struct sa_step *open_step(struct lowering *c, const struct cg_step *s, ir
     vec_push(c->a, &c->step, x);
     vec_push(c->a, &c->node_of_step, n);
     vec_push(c->a, &c->last_of_step, n);
+    vec_push(c->a, &c->route, s->route);
     return &vec_last(&c->step);
 }
 
@@ -250,6 +252,7 @@ static void finish(struct lowering *c)
     l->kernel = c->kernel.p;
     l->node_of_step = c->node_of_step.p;
     l->last_of_step = c->last_of_step.p;
+    l->route = c->route.p;
     l->gpu = c->t->sm != 0;
     l->plan = (struct sa_plan){
         .kernels = c->code.p,
@@ -344,6 +347,19 @@ void lower_print(const struct lowered *l, struct sb *out)
         sb_printf(out, "  ; %s\n", s->label);
     }
     memplan_print(m, out);
+}
+
+void lower_routes(const struct lowered *l, struct sb *out)
+{
+    for (uint32_t i = 0; i < l->plan.num_steps; i++) {
+        uint32_t times = 0, first = 0;
+        if (!l->route[i]) continue;
+        while (!l->route[first] || strcmp(l->route[first], l->route[i]) != 0) first++;
+        if (first < i) continue;
+        for (uint32_t k = i; k < l->plan.num_steps; k++)
+            times += l->route[k] && !strcmp(l->route[k], l->route[i]);
+        sb_printf(out, "product %u x %s\n", times, l->route[i]);
+    }
 }
 
 static void kernel_comment(const struct lowered *l, uint32_t k, const struct diag *d,

@@ -20,6 +20,7 @@ struct lowered {
     uint32_t *node_of_step; /* node of each step; the number of nodes for copies of outputs */
     uint32_t *last_of_step; /* the last node of a launch for several (cg_join): those of its kind up
                                to there; else the same */
+    const char **route;     /* of each step: cg_step's */
     bool gpu;               /* kernels are CUDA C */
 };
 
@@ -29,6 +30,8 @@ struct lowered *lower(struct arena *a, const struct ir_graph *g, struct ir_bind 
                       const struct cg_target *t, struct layout *l);
 /* The stage-P text: steps with kernel, places and numbers, then the memory plan. */
 void lower_print(const struct lowered *l, struct sb *out);
+/* A line for every kind of product on a GPU: how many, and what computes them. */
+void lower_routes(const struct lowered *l, struct sb *out);
 /* C or CUDA C text of all kernels after the prelude. `title` and lines about origin go into
  * comments; d gives the places in the specification and may be NULL. */
 void lower_emit_c(const struct lowered *l, const struct diag *d, const char *title, struct sb *out);
