@@ -180,18 +180,32 @@ static bool pairs(const struct cg_emit *e, uint32_t i)
     return cg_cuda_res_align(e->g, e->n, i) >= 2 * (int64_t)ir_result_bytes(e->g, e->n, i);
 }
 
-static bool can_flash(const struct cg_emit *e, const struct attend *x)
+/* Why node e->n cannot be computed by tensor cores in blocks of `bytes` bytes of shared memory;
+ * NULL: it can. */
+static const char *plain_why(const struct cg_emit *e, const struct attend *x, int64_t bytes)
 {
     enum { WIDEST = 256 }; /* sums of a head stay in registers */
-    return copies(e, 0, x->hd) && copies(e, 1, x->hd) && copies(e, 2, x->vd) && pairs(e, 0) &&
-           x->hd <= WIDEST && x->vd <= WIDEST && x->scale > 0;
+    for (uint32_t i = 0; i < 3; i++)
+        if (!ir_narrow(e->g, ir_src(e->g, e->n, i)))
+            return "queries, keys or values are float32, not bf16";
+    if (x->hd > WIDEST || x->vd > WIDEST) return "heads are wider than 256";
+    if (x->scale <= 0) return "the scale is not positive";
+    if (!copies(e, 0, x->hd) || !copies(e, 1, x->hd) || !copies(e, 2, x->vd) || !pairs(e, 0))
+        return "heads do not lie at multiples of 16 bytes";
+    return bytes > x->limit ? "tiles need more shared memory than the target has" : NULL;
 }
 
-static bool can_flash_grad(const struct cg_emit *e, const struct attend *x)
+static const char *plain_grad_why(const struct cg_emit *e, const struct attend *x, int64_t bytes)
 {
     enum { WIDEST = 320 };
-    return can_flash(e, x) && copies(e, 5, x->vd) && pairs(e, 1) && pairs(e, 2) &&
-           x->hd + x->vd <= WIDEST;
+    const char *why = plain_why(e, x, bytes);
+    if (why) return why;
+    if (x->hd + x->vd > WIDEST) return "keys and values of a head are wider than 320 together";
+    if (!ir_narrow(e->g, ir_src(e->g, e->n, 5)))
+        return "gradients of results are float32, not bf16";
+    if (!copies(e, 5, x->vd) || !pairs(e, 1) || !pairs(e, 2))
+        return "gradients of heads do not lie at multiples of 16 bytes";
+    return NULL;
 }
 
 /* Columns of a head in shared memory. */
@@ -257,7 +271,8 @@ static void attention(const struct cg_emit *e, const struct cg_target *t)
     int64_t bytes = tiles_bytes(&x, 2, 1, 1);
     set_sizes(e, &v, &x);
     set_value(e, &v, true, 0, "O", x.vd);
-    if (can_flash(e, &x) && f.bytes <= x.limit) {
+    const char *why = plain_why(e, &x, f.bytes);
+    if (!why) {
         set_flash(e, &v, &f, false);
         s = add(e, flash_text, NULL, "flash", &v);
         launch_tiles(e, s, x.h, f.rows, 32 * f.warps, f.bytes);
@@ -265,6 +280,7 @@ static void attention(const struct cg_emit *e, const struct cg_target *t)
         s = add(e, text, NULL, "attention", &v);
         launch_tiles(e, s, x.h, 16 * x.r, 256, bytes);
     }
+    s->why = why;
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), R_(0), R_(1), R_(2)));
 }
 
@@ -301,7 +317,8 @@ static void attention_grad(const struct cg_emit *e, const struct cg_target *t)
     set_value(e, &v, true, 1, "DK", x.hd);
     set_value(e, &v, true, 2, "DV", x.vd);
     struct flash kf = flash_dkv_of(&x), qf = flash_dq_of(&x);
-    if (can_flash_grad(e, &x) && kf.bytes <= x.limit && qf.bytes <= x.limit) {
+    const char *why = plain_grad_why(e, &x, kf.bytes > qf.bytes ? kf.bytes : qf.bytes);
+    if (!why) {
         flash_grad(e, &x, &v, &kf, &qf);
         return;
     }
@@ -311,9 +328,11 @@ static void attention_grad(const struct cg_emit *e, const struct cg_target *t)
     cg_nums(e->a, s, CG_NUMS(count));
     cg_launch(s, (count + 7) / 8, 256, 0);
     s = add(e, text, "attention_scores", "attention_dkv", &v);
+    s->why = why;
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(4), S_(5), W_(0), R_(1), R_(2)));
     launch_tiles(e, s, x.kv, 16 * x.r, 256, bytes);
     s = add(e, text, "attention_scores", "attention_dq", &v);
+    s->why = why;
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(4), S_(5), W_(0), R_(0)));
     launch_tiles(e, s, x.h, 16 * x.r, 256, bytes);
 }

@@ -36,6 +36,7 @@ struct cg_step {
     struct str text;       /* one complete C function (plus what it needs beyond the prelude) */
     const char *beside[2]; /* kernels of this text that other sizes use instead; NULL: none */
     const char *label; /* what people see in profiles: "rmsnorm l3", "matmul [N,256]x[256,768]" */
+    const char *why;   /* there is a faster form, for which the node does not qualify: why; else NULL */
     struct cg_ref *ref;
     size_t nref;
     int64_t *num; /* run-time integers n[0..] of the kernel */

@@ -105,6 +105,10 @@ static void print_kernels(struct cli *c, const struct lowered *l, const struct n
         printf("%-*s %7s %9u %12llu %7u\n", width, r->name, count, r->registers,
                (unsigned long long)r->shared, r->spilled);
     }
+    for (uint32_t i = 0; i < l->plan.num_kernels; i++)
+        if (all && l->kernel[i].why)
+            printf("%s: no faster form (%s): %s\n", l->code[i].symbol, l->kernel[i].label,
+                   l->kernel[i].why);
 }
 
 /* ---- files ---- */

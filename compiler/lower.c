@@ -104,7 +104,7 @@ static uint32_t add_kernel(struct lowering *c, const struct cg_step *s, const ch
 {
     uint32_t *at = map_str(&c->symbols, str_of(symbol));
     if (!*at) {
-        struct lower_kernel k = {s->text, s->label, n, 0};
+        struct lower_kernel k = {s->text, s->label, s->why, n, 0};
         vec_push(c->a, &c->kernel, k);
         vec_push(c->a, &c->code, ((struct sa_code){symbol, NULL}));
         *at = (uint32_t)c->kernel.n;

@@ -8,6 +8,7 @@
 struct lower_kernel { /* parallel to sa_plan.kernels */
     struct str text;
     const char *label; /* of the first step that uses it */
+    const char *why;   /* as in cg_step, of that step */
     ir_id node;        /* whose step that is */
     uint32_t steps;    /* how many use it */
 };
