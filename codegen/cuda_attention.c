@@ -232,7 +232,7 @@ static struct flash flash_dkv_of(const struct attend *x)
     int64_t h = flash_cols(x->hd), v = flash_cols(x->vd);
     struct flash f = {.m = x->hd > 192 || x->vd > 192 ? 1 : 2, .warps = 8, .blocks = 1};
     f.other = x->hd + x->vd > 256 ? 32 : 64;
-    f.chunk = x->hd + x->vd > 128 ? 16 : 32;
+    f.chunk = x->hd + x->vd > 256 ? 16 : 32;
     f.rows = 16 * f.m * f.warps / 2;
     f.bytes = 2 * ((f.rows + 2 * f.other) * (h + v) + 2 * f.rows * f.chunk) + 16 * f.other;
     return f;

@@ -83,6 +83,15 @@ static struct use result_use(const struct narrow *p, ir_id n)
     return u;
 }
 
+/* Is operand i one that attention multiplies? Tensor cores take it as bf16; what an elementwise
+ * operation gives (normed queries, the gradient behind an output gate) is rounded for them. */
+static bool attends(const struct narrow *p, ir_id n, uint32_t i)
+{
+    enum ir_op op = (enum ir_op)ir_at(p->in, n)->op;
+    if (p->c->exact) return false;
+    return (op == OP_attention && i < 3) || (op == OP_attention_grad && (i < 3 || i == 5));
+}
+
 /* How node n uses its operand i. */
 static struct use use_by(const struct narrow *p, ir_id n, uint32_t i)
 {
@@ -96,7 +105,7 @@ static struct use use_by(const struct narrow *p, ir_id n, uint32_t i)
     else if (op == OP_round_bf16) /* it goes where the operand is bf16 */
         u.rounds = u.some = true, u.takes = p->use[n].takes;
     else
-        u.rounds = u.some = narrow_rounds(p->in, n, i);
+        u.rounds = u.some = narrow_rounds(p->in, n, i) || attends(p, n, i);
     bool elementwise = op_info(op)->flags & F_EW;
     if (!is_view(op) && !moves(p->in, n, i))
         u.coarse = u.rounds || (elementwise && p->use[n].coarse);
@@ -138,8 +147,8 @@ static bool copies(const struct narrow *p, ir_id src, struct ir_dim to)
     return ir_view(p->out, src).ld != from.add && !dim_eq(from, to);
 }
 
-/* The bf16 roundings of a value of the new graph: those of a reshape before it, where they become part
- * of the kernel that computes what is reshaped. */
+/* The bf16 roundings of a value of the new graph: those of a reshape before it, where they become
+ * part of the kernel that computes what is reshaped. */
 static ir_id rounded(struct narrow *p, ir_id n)
 {
     if (ir_ty(p->out, n)->dtype != IR_f32 || known(p->out, n)) return n;
@@ -248,10 +257,11 @@ static ir_id place(struct narrow *p, ir_id n)
         return again ? rounded(p, src[0]) : ir_copy(p->out, g, n, src);
     }
     if (nsrc && moves(g, n, 0)) return move(p, n, src);
-    if (op == OP_reshape && copies(p, src[0], ir_cols(g, n)) && known(p->out, src[0]) && p->use[n].takes)
+    if (op == OP_reshape && copies(p, src[0], ir_cols(g, n)) && known(p->out, src[0]) &&
+        p->use[n].takes)
         return copy(p, n, src, "1");
     for (uint32_t i = 0; i < nsrc; i++)
-        if (narrow_rounds(g, n, i)) src[i] = rounded(p, src[i]);
+        if (narrow_rounds(g, n, i) || attends(p, n, i)) src[i] = rounded(p, src[i]);
     bool tuple = ir_ty(g, n)->dtype == IR_tuple;
     uint32_t results = tuple ? ir_ty(g, n)->count : 1;
     char *word = NEW(p->scratch, char, results + 1);

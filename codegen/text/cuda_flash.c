@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
         if constexpr (VD <= 64)
             if (k0 > w0 + 16 * M - 1 || (W > 0 && k0 + BK - 1 <= w0 - W)) continue;
         float s[M][NK][4], best[M][2];
-        mma_dots<M, NK, HP>(s, qs + 16 * M * warp * (HP + 8), ks + stage * BK * (HP + 8));
+        mma_dots<M, NK, HP, 0>(s, 0, qs + 16 * M * warp * (HP + 8), ks + stage * BK * (HP + 8));
         if (k0 + BK - 1 > w0 || (W > 0 && k0 <= w0 + 16 * M - 1 - W))
             UNROLL for (int m = 0; m < M; m++)
                 UNROLL for (int n = 0; n < NK; n++)
@@ -148,7 +148,8 @@ INLINE void @FN@_half(const uint16_t *q, const uint16_t *k, const uint16_t *v, c
     enum { H = ${H}, KV = ${KV}, G = H / KV, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, THREADS = 32 * ${WARPS}, M = ${M} };
     enum { PAIRS = ${WARPS} / 2, BK = 16 * M * PAIRS, BQ = ${BQ}, CHUNK = ${CHUNK}, NQ = CHUNK / 8 };
     enum { HP = (HD + 15) / 16 * 16, VP = (VD + 15) / 16 * 16, K = FIRST ? HP : VP, N = FIRST ? VP : HP };
-    enum { BLOCK = 1, PAIR = 2, HOLD = M * K / 4 + M * N / 2 + M * CHUNK / 2 <= 208 };
+    enum { BLOCK = 1, PAIR = 2, LEFT = (176 - M * N / 2 - M * CHUNK / 2) / (4 * M) }; /* of a thread's registers */
+    enum { HELD = LEFT < 0 ? 0 : LEFT < K / 16 ? LEFT : K / 16 };
     const float base2 = ${SCALE}f * 1.44269504088896341f;
     DYNAMIC_SHARED(uint16_t, ks); /* [BK][HP + 8] */
     uint16_t *const vs = ks + BK * (HP + 8), *const qs = vs + BK * (VP + 8); /* qs, os: two tiles */
@@ -179,8 +180,8 @@ INLINE void @FN@_half(const uint16_t *q, const uint16_t *k, const uint16_t *v, c
     cp_async_wait(0);
     named_sync(BLOCK, THREADS);
     const uint16_t *const own = (FIRST ? ks : vs) + 16 * M * pair * (K + 8);
-    uint32_t held[HOLD ? K / 16 : 1][M][4];
-    if constexpr (HOLD) mma_hold<M, K>(held, own);
+    uint32_t held[HELD + 1][M][4];
+    UNROLL for (int i = 0; i < HELD; i++) mma_first<M, K + 8>(held[i], own, 16 * i);
     float acc[M][N / 8][4] = {};
     while (true) {
         const int at = q0; /* of this tile; then h and q0 go to the next */
@@ -195,10 +196,7 @@ INLINE void @FN@_half(const uint16_t *q, const uint16_t *k, const uint16_t *v, c
             if (from >= end || from + CHUNK - 1 < w0 || (W > 0 && from > w0 + 16 * M - 1 + W - 1)) continue;
             float s[M][NQ][4];
             uint32_t p[NQ / 2][M][4];
-            if constexpr (HOLD)
-                mma_dots<M, NQ, K>(s, held, one + c * (K + 8));
-            else
-                mma_dots<M, NQ, K>(s, own, one + c * (K + 8));
+            mma_dots<M, NQ, K, HELD>(s, held, own, one + c * (K + 8));
             uint4 *const shared = (uint4 *)ps + (turn * PAIRS + pair) * (NQ / 2 * M * 32) + lane;
             turn ^= 1;
             if constexpr (FIRST) {
@@ -281,7 +279,8 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
 {
     enum { H = ${H}, G = H / ${KV}, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, THREADS = 32 * ${WARPS}, M = ${M} };
     enum { BQ = 16 * M * ${WARPS}, BK = ${BK}, CHUNK = ${CHUNK}, NK = CHUNK / 8, HP = (HD + 15) / 16 * 16 };
-    enum { VP = (VD + 15) / 16 * 16, HOLD = M * HP / 4 + M * HP / 2 + M * CHUNK <= 176 };
+    enum { VP = (VD + 15) / 16 * 16, LEFT = (176 - M * HP / 2 - M * CHUNK) / (4 * M) }; /* of a thread's registers */
+    enum { HELD = LEFT < 0 ? 0 : LEFT < HP / 16 ? LEFT : HP / 16 };
     const float base2 = ${SCALE}f * 1.44269504088896341f;
     DYNAMIC_SHARED(uint16_t, qs); /* [BQ][HP + 8] */
     uint16_t *const os = qs + BQ * (HP + 8), *const ks = os + BQ * (VP + 8); /* ks, vs: two tiles */
@@ -311,8 +310,8 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     cp_async_wait(0);
     __syncthreads();
     const uint16_t *const own = qs + 16 * M * warp * (HP + 8), *const od = os + 16 * M * warp * (VP + 8);
-    uint32_t held[HOLD ? HP / 16 : 1][M][4];
-    if constexpr (HOLD) mma_hold<M, HP>(held, own);
+    uint32_t held[HELD + 1][M][4];
+    UNROLL for (int i = 0; i < HELD; i++) mma_first<M, HP + 8>(held[i], own, 16 * i);
     int stage = 0;
     for (int k0 = begin; k0 < end; k0 += BK, stage ^= 1) {
         if (k0 > begin) {
@@ -325,11 +324,8 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
             if (from > w0 + 16 * M - 1 || (W > 0 && from + CHUNK - 1 <= w0 - W)) continue;
             const uint16_t *const kc = ks + (stage * BK + c) * (HP + 8), *const vc = vs + (stage * BK + c) * (VP + 8);
             float s[M][NK][4], dp[M][NK][4];
-            if constexpr (HOLD)
-                mma_dots<M, NK, HP>(s, held, kc);
-            else
-                mma_dots<M, NK, HP>(s, own, kc);
-            mma_dots<M, NK, VP>(dp, od, vc);
+            mma_dots<M, NK, HP, HELD>(s, held, own, kc);
+            mma_dots<M, NK, VP, 0>(dp, 0, od, vc);
             UNROLL for (int m = 0; m < M; m++)
                 UNROLL for (int n = 0; n < NK; n++)
                     UNROLL for (int e = 0; e < 4; e++) {

@@ -174,28 +174,23 @@ INLINE void mma_again(uint32_t a[4], const float c0[4], const float c1[4]) {
     a[0] = pack_bf16(c0[0], c0[1]), a[1] = pack_bf16(c0[2], c0[3]);
     a[2] = pack_bf16(c1[0], c1[1]), a[3] = pack_bf16(c1[2], c1[3]);
 }
-/* First operands over the columns from k on of 16 M rows: from a tile whose rows are LD apart, or from
- * registers where mma_hold has put all of them. */
-template <int M, int LD> INLINE void mma_first(uint32_t x[M][4], const uint16_t *a, int k) {
-    UNROLL for (int m = 0; m < M; m++) mma_rows(x[m], a + 16 * m * LD + k, LD);
+/* a: 16 M rows and 16 columns from k on of a tile whose rows are LD apart. */
+template <int M, int LD> INLINE void mma_first(uint32_t a[M][4], const uint16_t *tile, int k) {
+    UNROLL for (int m = 0; m < M; m++) mma_rows(a[m], tile + 16 * m * LD + k, LD);
 }
-template <int M, int LD> INLINE void mma_first(uint32_t x[M][4], const uint32_t (*a)[M][4], int k) {
-    UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int i = 0; i < 4; i++) x[m][i] = a[k / 16][m][i];
-}
-template <int M, int K> INLINE void mma_hold(uint32_t a[K / 16][M][4], const uint16_t *tile) {
-    UNROLL for (int k = 0; k < K; k += 16) mma_first<M, K + 8>(a[k / 16], tile, k);
-}
-/* c[m][16][8 NB] = rows 16 m.. of a times 8 NB rows of b, over K columns, m < M. */
-template <int M, int NB, int K, class A>
-INLINE void mma_dots(float c[M][NB][4], A a, const uint16_t *b) {
+/* c[m][16][8 NB] = rows 16 m.. of a times 8 NB rows of b, over K columns, m < M. Of a, the first HELD times
+ * 16 columns are in registers already, as mma_first gives them. */
+template <int M, int NB, int K, int HELD>
+INLINE void mma_dots(float c[M][NB][4], const uint32_t (*held)[M][4], const uint16_t *a, const uint16_t *b) {
     enum { LD = K + 8 };
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int n = 0; n < NB; n++)
             UNROLL for (int e = 0; e < 4; e++) c[m][n][e] = 0;
     UNROLL for (int k = 0; k < K; k += 16) {
         uint32_t x[M][4], y[4];
-        mma_first<M, LD>(x, a, k);
+        if (k >= 16 * HELD) mma_first<M, LD>(x, a, k);
+        UNROLL for (int m = 0; m < M; m++)
+            UNROLL for (int i = 0; i < 4 && k < 16 * HELD; i++) x[m][i] = held[k / 16][m][i];
         UNROLL for (int n = 0; n < NB; n += 2) {
             mma_cols(y, b + 8 * n * LD + k, LD);
             UNROLL for (int m = 0; m < M; m++) mma_bf16(c[m][n], x[m], y);
