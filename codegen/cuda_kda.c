@@ -65,7 +65,7 @@ static int64_t record(const struct kda *x)
 static int64_t place(struct kda *x, int64_t heads)
 {
     int64_t n = x->e->b.B * heads, rows = n * x->e->b.T;
-    int64_t states = n * x->chunks * x->state_parts * 2 * x->vp * (x->kp + 8);
+    int64_t states = n * x->chunks * x->state_parts * 2 * x->vp * x->kp;
     x->heads = heads;
     x->records = 0;
     x->z = n * x->chunks * record(x);
@@ -139,19 +139,35 @@ static void launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t s
     cg_launch(s, blocks, threads, shared);
 }
 
+/* Two channels of a head in one access: where all heads' rows allow it. */
+static bool in_twos(const struct kda *x)
+{
+    const struct cg_emit *e = x->e;
+    for (uint32_t i = 0; i < 4; i++)
+        if (i != 2 && cg_cuda_src_align(e->g, e->n, i) < (narrow(e, i) ? 4 : 8)) return false;
+    return x->k % 2 == 0;
+}
+
 static void prep(const struct kda *x)
 {
     const struct cg_emit *e = x->e;
+    int64_t threads = 32 * up(x->k, 64);
     const struct cg_var v[] = {
-        var_type(x, "TQ", 0),         var_type(x, "TK", 1), var_number(x, "K", x->k),
-        var_number(x, "P", x->parts), var_scale(x),         var_number(x, "CACHED", x->cached),
+        var_type(x, "TQ", 0),
+        var_type(x, "TK", 1),
+        var_number(x, "K", x->k),
+        var_number(x, "P", x->parts),
+        var_number(x, "N", in_twos(x) ? 2 : 1),
+        var_number(x, "THREADS", threads),
+        var_scale(x),
+        var_number(x, "CACHED", x->cached),
     };
-    struct cg_step *s = step(x, "kda_prep", v, 6);
+    struct cg_step *s = step(x, "kda_prep", v, 8);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(3), S_(4), S_(x->cached ? 7 : 4), W_(x->records)));
     cg_nums(e->a, s,
             CG_NUMS(e->b.T, src_ld(x, 0), src_ld(x, 1), src_ld(x, 3), src_ld(x, 4), x->chunks,
                     x->head0, x->heads));
-    launch(s, e->b.B * x->heads * x->chunks, 128, 4 * 3 * CHUNK * up(x->k, 32) * 32);
+    launch(s, e->b.B * x->heads * x->chunks, threads, 0);
 }
 
 /* Warps of a block of the chains: a block reads a record once for all of them, so the more the
@@ -169,28 +185,16 @@ static void chain(const struct kda *x, struct cg_step *s)
     launch(s, x->e->b.B * x->heads * (x->vp / 16 / w), 32 * w, 2 * record(x));
 }
 
-/* Launch bounds of the chains. Either form lets a thread have 255 registers; which of them makes
- * ptxas spill a few loop counters into memory depends on how much of S a thread holds. */
-static struct cg_var var_bounds(const struct kda *x)
-{
-    return (struct cg_var){"BOUNDS", x->kp > 96 ? "256" : "256, 1"};
-}
-
 static void scan(const struct kda *x)
 {
     const struct cg_emit *e = x->e;
     const struct cg_var v[] = {
-        var_type(x, "TV", 2),
-        {"TO", x->keep ? "float" : cg_cuda_res_type(e->g, e->n, 0)},
-        var_number(x, "K", x->k),
-        var_number(x, "V", x->v),
-        var_number(x, "P", x->parts),
-        var_number(x, "CACHED", x->cached),
-        var_number(x, "KEEP", x->keep),
-        var_number(x, "STATE_PARTS", x->state_parts),
-        var_bounds(x),
+        var_type(x, "TV", 2),           {"TO", x->keep ? "float" : cg_cuda_res_type(e->g, e->n, 0)},
+        var_number(x, "K", x->k),       var_number(x, "V", x->v),
+        var_number(x, "P", x->parts),   var_number(x, "CACHED", x->cached),
+        var_number(x, "KEEP", x->keep), var_number(x, "STATE_PARTS", x->state_parts),
     };
-    struct cg_step *s = step(x, "kda_scan", v, 9);
+    struct cg_step *s = step(x, "kda_scan", v, 8);
     struct cg_ref none = W_(0);
     cg_refs(e->a, s,
             CG_REFS(W_(x->records), S_(2), x->keep ? none : R_(0), x->cached ? R_(1) : none,
@@ -206,15 +210,11 @@ static void back(const struct kda *x)
 {
     const struct cg_emit *e = x->e;
     const struct cg_var v[] = {
-        var_type(x, "TD", 5),
-        var_result(x, "TV", 2),
-        var_number(x, "K", x->k),
-        var_number(x, "V", x->v),
-        var_number(x, "P", x->parts),
-        var_number(x, "STATE_PARTS", x->state_parts),
-        var_bounds(x),
+        var_type(x, "TD", 5),         var_result(x, "TV", 2),
+        var_number(x, "K", x->k),     var_number(x, "V", x->v),
+        var_number(x, "P", x->parts), var_number(x, "STATE_PARTS", x->state_parts),
     };
-    struct cg_step *s = step(x, "kda_back", v, 7);
+    struct cg_step *s = step(x, "kda_back", v, 6);
     cg_refs(e->a, s,
             CG_REFS(W_(x->records), W_(x->z), S_(5), R_(2), W_(x->dr), W_(x->ds), W_(x->dbeta)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, src_ld(x, 5), res_ld(x, 2), x->chunks, x->head0, x->heads));
@@ -246,9 +246,11 @@ static void chunk_grad(const struct kda *x)
             CG_NUMS(e->b.T, src_ld(x, 0), src_ld(x, 1), src_ld(x, 3), src_ld(x, 4), src_ld(x, 5),
                     res_ld(x, 0), res_ld(x, 1), res_ld(x, 3), res_ld(x, 4), x->chunks, x->head0,
                     x->heads));
-    int64_t shared = stages * 2 * x->state_parts * 2 * CHUNK * (x->kp + 8) +
-                     3 * x->parts * 2 * CHUNK * (x->vp + 8) + 4 * (3 * CHUNK + 1) * x->kp;
-    launch(s, e->b.B * x->heads * x->chunks, 128, shared);
+    int64_t products =
+        stages * 2 * x->state_parts * 2 * CHUNK * x->kp + 3 * x->parts * 2 * CHUNK * (x->vp + 8);
+    int64_t sums = 4 * (3 * CHUNK + 1) * x->kp; /* later, in the same place */
+    launch(s, e->b.B * x->heads * x->chunks, 128,
+           4 * 2 * CHUNK * CHUNK + (products > sums ? products : sums));
 }
 
 /* One token of every sequence: memory is all that counts, 8 K V bytes a head. */

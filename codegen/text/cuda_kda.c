@@ -5,113 +5,88 @@
  * S' = diag(total) S + kg^T u. All but the last chain is parallel over chunks. A launch has `heads` heads
  * from head0 on: bh = sequence * heads + head. Operands `past`, state: of the form over states only. */
 //== kda_prep
-/* Block: one chunk of one head; writes its record. Pairs: threads of column j, 8 for a column, each with
- * every eighth four channels. About 50 K operations: nothing beside the products. */
-extern "C" __global__ void __launch_bounds__(128)
+/* Block: one chunk of one head, two channels a thread; writes its record. Sums over channels of the pairs
+ * of tokens j and 15 - j with later ones, 32 in all, are made together. */
+extern "C" __global__ void __launch_bounds__(${THREADS})
 @FN@(const ${TQ} *q, const ${TK} *k, const float *g, const float *beta, const int32_t *past, char *records,
      int64_t T, int64_t ldq, int64_t ldk, int64_t ldg, int64_t ldb, int64_t chunks, int64_t head0, int64_t heads)
 {
-    enum { K = ${K}, P = ${P}, KS = (K + 31) / 32 * 32 };
+    enum { K = ${K}, P = ${P}, N = ${N}, WARPS = (K + 63) / 64 };
     typedef kda_record<K, P> R;
-    DYNAMIC_SHARED(float, ks); /* [16][KS] each */
-    float *qs = ks + KDA_C * KS, *alpha = qs + KDA_C * KS;
-    __shared__ float l[KDA_C][KDA_C + 1], a[KDA_C][KDA_C + 1], bs[KDA_C];
-    const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
+    __shared__ float pairs[WARPS][2][KDA_C][KDA_C + 1], bs[KDA_C]; /* l, a [i][j] */
+    const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP, ch = 2 * tid;
     const int64_t c = blockIdx.x % chunks, bh = blockIdx.x / chunks, h = head0 + bh % heads, b = bh / heads;
     const kda_span at = kda_span_of(c, T, ${CACHED} ? past[b] : 0);
     if (at.n <= 0) return;
     const int64_t row = b * T + at.t0;
-    for (int x = tid; x < KDA_C * KS; x += 128) {
-        const int i = x / KS, ch = x % KS;
-        const bool is = i < at.n && ch < K;
-        ks[x] = is ? kda_get(k + (row + i) * ldk + h * K + ch) : 0.0f;
-        qs[x] = is ? kda_get(q + (row + i) * ldq + h * K + ch) * ${SCALE}f : 0.0f;
-        alpha[x] = is ? exp1(g[(row + i) * ldg + h * K + ch]) : 1.0f;
+    k += row * ldk + h * K + ch;
+    q += row * ldq + h * K + ch;
+    g += row * ldg + h * K + ch;
+    float ks[KDA_C][2], qs[KDA_C][2], alpha[KDA_C][2];
+    UNROLL for (int i = 0; i < KDA_C; i++) {
+        const int have = i < at.n ? K - ch : 0;
+        kda_two<N>(ks[i], k + i * ldk, have);
+        kda_two<N>(qs[i], q + i * ldq, have);
+        kda_two<N>(alpha[i], g + i * ldg, have);
+    }
+    UNROLL for (int i = 0; i < KDA_C; i++) UNROLL for (int e = 0; e < 2; e++) {
+        qs[i][e] *= ${SCALE}f;
+        alpha[i][e] = kda_exp<P>(alpha[i][e]);
     }
     if (tid < KDA_C) bs[tid] = tid < at.n ? beta[(row + tid) * ldb + h] : 0.0f;
-    __syncthreads();
 
-    float lp[KDA_C], ap[KDA_C]; /* of column j, this thread's channels */
-    const int j = tid / 8, r = tid % 8;
-    UNROLL for (int i = 0; i < KDA_C; i++) lp[i] = ap[i] = 0.0f;
-    for (int ch = 4 * r; ch < KS; ch += 32) {
-        float m[4] = {0.0f, 0.0f, 0.0f, 0.0f}; /* k_j decayed up to token i */
-        UNROLL for (int i = 0; i < KDA_C; i++) {
-            if (i < 4 * warp) continue; /* before all columns of this warp */
-            float x[4], y[4], f[4];
-            ld_f32x4(x, ks + i * KS + ch);
-            ld_f32x4(y, qs + i * KS + ch);
-            ld_f32x4(f, alpha + i * KS + ch);
-            UNROLL for (int e = 0; e < 4; e++) {
-                m[e] = i == j ? x[e] : m[e] * f[e];
-                lp[i] = fma1(x[e], m[e], lp[i]);
-                ap[i] = fma1(y[e], m[e], ap[i]);
-            }
-        }
-    }
-    UNROLL for (int i = 0; i < KDA_C; i++) {
-        UNROLL for (int d = 1; d < 8; d *= 2) {
-            lp[i] += __shfl_xor_sync(ALL_LANES, lp[i], d);
-            ap[i] += __shfl_xor_sync(ALL_LANES, ap[i], d);
-        }
-        if (i % 8 == r) l[i][j] = lp[i], a[i][j] = i < j ? 0.0f : ap[i];
+    UNROLL for (int j = 0; j < KDA_C / 2; j++) {
+        const int other = KDA_C - 1 - j;
+        float sums[WARP]; /* of l: with j, with the other; of a: the same */
+        kda_pairs(sums, sums + KDA_C - 1, j, ks, qs, alpha);
+        kda_pairs(sums + other, sums + KDA_C - 1 + KDA_C - j, other, ks, qs, alpha);
+        const float sum = warp_spread(sums);
+        const int is_a = lane >= KDA_C - 1, at_j = lane - is_a * (KDA_C - 1), n = other + is_a;
+        const int column = at_j < n ? j : other, token = at_j < n ? j + 1 - is_a + at_j : at_j + 1 - 2 * is_a;
+        pairs[warp][is_a][token][column] = sum;
     }
 
     uint16_t *to = (uint16_t *)(records + (bh * chunks + c) * R::BYTES);
     float *numbers = (float *)to;
-    for (int x = tid; x < R::KP; x += 128) { /* pairs of channels, forward and back */
-        const int pair = x % (R::KP / 2) * 2;
-        float run0 = 1.0f, run1 = 1.0f;
-        if (x < R::KP / 2) {
-            UNROLL for (int i = 0; i < KDA_C; i++) {
-                const int s = i * KS + pair, d = i * R::LK + pair;
-                run0 *= alpha[s], run1 *= alpha[s + 1];
-                kda_split_to<P>(to + R::kd + d, R::BIG, ks[s] * run0, ks[s + 1] * run1);
-                kda_split_to<P>(to + R::qd + d, R::BIG, qs[s] * run0, qs[s + 1] * run1);
-            }
-            numbers[R::total + pair] = run0, numbers[R::total + pair + 1] = run1;
-        } else {
-            UNROLL for (int i = KDA_C - 1; i >= 0; i--) {
-                const int s = i * KS + pair;
-                kda_split_to<P>(to + R::kg + i * R::LK + pair, R::BIG, ks[s] * run0, ks[s + 1] * run1);
-                run0 *= alpha[s], run1 *= alpha[s + 1];
-            }
+    if (ch < R::KP) { /* forward, and back */
+        float run[2] = {1.0f, 1.0f};
+        UNROLL for (int i = 0; i < KDA_C; i++) {
+            UNROLL for (int e = 0; e < 2; e++) run[e] *= alpha[i][e];
+            kda_split_to<P>(to + R::kd + i * R::LK + ch, R::BIG, ks[i][0] * run[0], ks[i][1] * run[1]);
+            kda_split_to<P>(to + R::qd + i * R::LK + ch, R::BIG, qs[i][0] * run[0], qs[i][1] * run[1]);
         }
+        UNROLL for (int e = 0; e < 2; e++) numbers[R::total + ch + e] = run[e], run[e] = 1.0f;
+        UNROLL for (int i = KDA_C - 1; i >= 0; i--) {
+            kda_split_to<P>(to + R::kg + i * R::LK + ch, R::BIG, ks[i][0] * run[0], ks[i][1] * run[1]);
+            UNROLL for (int e = 0; e < 2; e++) run[e] *= alpha[i][e];
+        }
+    }
+    __syncthreads();
+    for (int x = tid; x < 2 * KDA_C * KDA_C; x += 32 * WARPS) { /* over warps, in their order */
+        const int is_a = x / (KDA_C * KDA_C), i = x / KDA_C % KDA_C, j = x % KDA_C;
+        float sum = 0.0f;
+        if (j < i + is_a) UNROLL for (int w = 0; w < WARPS; w++) sum += pairs[w][is_a][i][j];
+        pairs[0][is_a][i][j] = sum;
     }
     if (tid < KDA_C) numbers[R::beta + tid] = bs[tid];
     __syncthreads();
-
-    /* Columns of the two inverses by substitution, one a lane; a by the next warp. */
-    if (warp == 0) {
-        const int col = lane % KDA_C;
-        float x[KDA_C];
-        UNROLL for (int i = 0; i < KDA_C; i++) {
-            float sum = 0.0f;
-            UNROLL for (int s = 0; s < i; s++) sum = fma1(l[i][s] * bs[lane < KDA_C ? s : i], x[s], sum);
-            x[i] = (i == col ? 1.0f : 0.0f) - sum;
-        }
-        uint16_t *z = to + (lane < KDA_C ? R::z : R::q) + col;
-        UNROLL for (int i = 0; i < KDA_C; i++) {
-            uint32_t part[P];
-            kda_split<P>(x[i], 0.0f, part);
-            UNROLL for (int p = 0; p < P; p++) z[p * R::SMALL + i * KDA_SL] = (uint16_t)part[p];
-        }
-    } else if (warp == 1) {
+    if (warp == 0) kda_inverses<K, P>(to, pairs[0][0], bs);
+    if (warp == WARPS - 1) {
         for (int x = 2 * lane; x < KDA_C * KDA_C; x += 2 * WARP) {
-            const int i = x / KDA_C, s = x % KDA_C;
-            kda_split_to<P>(to + R::a + i * KDA_SL + s, R::SMALL, a[i][s], a[i][s + 1]);
+            const float *from = &pairs[0][1][x / KDA_C][x % KDA_C];
+            kda_split_to<P>(to + R::a + x / KDA_C * KDA_SL + x % KDA_C, R::SMALL, from[0], from[1]);
         }
     }
 }
 //== kda_scan
 /* The chain over chunks. Warp: 16 columns of V of one head; a block's warps share the records, which
  * come one chunk ahead. For gradients (${KEEP}) z and the states before chunks are kept instead of o. */
-extern "C" __global__ void __launch_bounds__(${BOUNDS})
+extern "C" __global__ void __launch_bounds__(256, 1)
 @FN@(const char *records, const ${TV} *v, ${TO} *o, float *kept_states, const int32_t *which, const int32_t *past,
      float *zs, uint16_t *states, int64_t T, int64_t ldv, int64_t ldo, int64_t chunks, int64_t head0, int64_t heads,
      int64_t all_heads)
 {
-    enum { K = ${K}, V = ${V}, P = ${P}, VT = (V + 15) / 16 };
+    enum { K = ${K}, V = ${V}, P = ${P}, VT = (V + 15) / 16, SUMS = kda_sums<P>::N };
     typedef kda_record<K, P> R;
     DYNAMIC_SHARED(char, shared);
     const int warps = blockDim.x / WARP, v0 = (blockIdx.x % (VT / warps) * warps + threadIdx.x / WARP) * 16;
@@ -128,9 +103,11 @@ extern "C" __global__ void __launch_bounds__(${BOUNDS})
     v += b * T * ldv + h * V;
     o += b * T * ldo + h * V;
     zs += bh * T * V;
-    states += (bh * chunks * ${STATE_PARTS} * VT * 16 + v0) * R::LK;
+    states += (bh * chunks * ${STATE_PARTS} * VT * 16 + v0) * R::KP;
     kda_fetch<R::BYTES>(shared, records);
     cp_async_commit();
+    kda_ahead<${TV}> values;
+    kda_load(&values, v, ldv, kda_span_of(0, T, before).n, v0, V);
     for (int c = 0; c < count; c++) {
         const kda_span at = kda_span_of(c, T, before);
         const uint16_t *rec = (const uint16_t *)(shared + c % 2 * R::BYTES);
@@ -140,21 +117,25 @@ extern "C" __global__ void __launch_bounds__(${BOUNDS})
         records += R::BYTES;
         if (c + 1 < count) kda_fetch<R::BYTES>(shared + (c + 1) % 2 * R::BYTES, records);
         cp_async_commit();
-        float x[2][4], y[2][4] = {}, z[2][4] = {};
+        float x[2][4], y[2 * SUMS][4] = {}, z[2 * SUMS][4] = {};
         uint32_t op[P][4];
-        kda_load(x, v + at.t0 * ldv, ldv, at.n, v0, V);
         cp_async_wait(1);
         __syncthreads();
         if (${KEEP}) {
-            kda_keep<R::KP / 8, ${STATE_PARTS}>(states, VT * 16 * R::LK, s);
-            states += ${STATE_PARTS} * VT * 16 * R::LK;
+            kda_keep<R::KP / 8, ${STATE_PARTS}>(states, VT * 16 * R::KP, s);
+            states += ${STATE_PARTS} * VT * 16 * R::KP;
         }
         UNROLL for (int i = 0; i < R::KP / 16; i++) { /* kd S and qd S */
             __syncwarp(); /* or the parts of all of S are made at once: registers */
             kda_operand<P>(op, s + 2 * i);
-            kda_times_rows<P>(z, op, big_rows + R::kd + 16 * i, R::BIG);
-            if (!${KEEP}) kda_times_rows<P>(y, op, big_rows + R::qd + 16 * i, R::BIG);
+            kda_times_rows<P, SUMS>(z, op, big_rows + R::kd + 16 * i, R::BIG);
+            if (!${KEEP}) kda_times_rows<P, SUMS>(y, op, big_rows + R::qd + 16 * i, R::BIG);
         }
+        kda_join<SUMS>(z);
+        kda_join<SUMS>(y);
+        kda_take(x, &values);
+        const kda_span then = kda_span_of(c + 1, T, before);
+        kda_load(&values, v + then.t0 * ldv, ldv, then.n, v0, V);
         UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++) x[i][e] -= z[i][e], z[i][e] = 0.0f;
         kda_operand<P>(op, x);
         kda_times_rows<P>(z, op, small_rows + R::z, R::SMALL);
@@ -237,11 +218,11 @@ extern "C" __global__ void __launch_bounds__(256)
  * r = v - kd S (which is dv) and what these columns of V give dbeta:
  *   du = dS'^T kg + A^T do;  w = Q^T du;  dr = beta w;  dbeta = w . z;
  *   dS = diag(total) dS' + qd^T do - kd^T dr */
-extern "C" __global__ void __launch_bounds__(${BOUNDS})
+extern "C" __global__ void __launch_bounds__(256, 1)
 @FN@(const char *records, const float *zs, const ${TD} *dout, ${TV} *dv, float *drs, uint16_t *dstates, float *dbetas,
      int64_t T, int64_t ldd, int64_t ldv, int64_t chunks, int64_t head0, int64_t heads)
 {
-    enum { K = ${K}, V = ${V}, P = ${P}, VT = (V + 15) / 16 };
+    enum { K = ${K}, V = ${V}, P = ${P}, VT = (V + 15) / 16, SUMS = kda_sums<P>::N };
     typedef kda_record<K, P> R;
     DYNAMIC_SHARED(char, shared);
     const int warps = blockDim.x / WARP, tile = blockIdx.x % (VT / warps) * warps + threadIdx.x / WARP;
@@ -255,9 +236,14 @@ extern "C" __global__ void __launch_bounds__(${BOUNDS})
     dout += b * T * ldd + h * V;
     dv += b * T * ldv + h * V;
     dbetas += (bh * VT + tile) * T;
-    dstates += ((bh + 1) * chunks * ${STATE_PARTS} * VT * 16 + v0) * R::LK;
+    dstates += ((bh + 1) * chunks * ${STATE_PARTS} * VT * 16 + v0) * R::KP;
     kda_fetch<R::BYTES>(shared + (chunks - 1) % 2 * R::BYTES, records);
     cp_async_commit();
+    kda_ahead<${TD}> douts;
+    kda_ahead<float> kept;
+    const kda_span last = kda_span_of(chunks - 1, T, 0);
+    kda_load(&douts, dout + last.t0 * ldd, ldd, last.n, v0, V);
+    kda_load(&kept, zs + last.t0 * V, V, last.n, v0, V);
     for (int c = (int)chunks - 1; c >= 0; c--) {
         const kda_span at = kda_span_of(c, T, 0);
         const uint16_t *rec = (const uint16_t *)(shared + c % 2 * R::BYTES);
@@ -267,23 +253,27 @@ extern "C" __global__ void __launch_bounds__(${BOUNDS})
         records -= R::BYTES;
         if (c > 0) kda_fetch<R::BYTES>(shared + (c - 1) % 2 * R::BYTES, records);
         cp_async_commit();
-        float x[2][4], z[2][4], y[2][4] = {}, w[2][4] = {};
+        const kda_span then = kda_span_of(c - 1, T, 0);
+        float x[2][4], z[2][4], y[2 * SUMS][4] = {}, w[2][4] = {};
         uint32_t op[P][4], grad[P][4];
-        kda_load(x, dout + at.t0 * ldd, ldd, at.n, v0, V);
-        kda_load(z, zs + at.t0 * V, V, at.n, v0, V);
+        kda_take(x, &douts);
         kda_operand<P>(grad, x);
+        kda_load(&douts, dout + then.t0 * ldd, ldd, then.n, v0, V);
         cp_async_wait(1);
         __syncthreads();
-        dstates -= ${STATE_PARTS} * VT * 16 * R::LK;
-        kda_keep<R::KP / 8, ${STATE_PARTS}>(dstates, VT * 16 * R::LK, s);
+        dstates -= ${STATE_PARTS} * VT * 16 * R::KP;
+        kda_keep<R::KP / 8, ${STATE_PARTS}>(dstates, VT * 16 * R::KP, s);
+        kda_times_cols<P, SUMS>(y, grad, small_cols + R::a, R::SMALL);
         UNROLL for (int i = 0; i < R::KP / 16; i++) {
             __syncwarp(); /* or the parts of all of S are made at once: registers */
             kda_operand<P>(op, s + 2 * i);
-            kda_times_rows<P>(y, op, big_rows + R::kg + 16 * i, R::BIG);
+            kda_times_rows<P, SUMS>(y, op, big_rows + R::kg + 16 * i, R::BIG);
         }
-        kda_times_cols<P>(y, grad, small_cols + R::a, R::SMALL);
+        kda_join<SUMS>(y);
         kda_operand<P>(op, y);
         kda_times_cols<P>(w, op, small_cols + R::q, R::SMALL);
+        kda_take(z, &kept);
+        kda_load(&kept, zs + then.t0 * V, V, then.n, v0, V);
         UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 2; e++) {
             float sum = fma1(w[i][e], z[i][e], w[i][e + 2] * z[i][e + 2]);
             UNROLL for (int d = 4; d < WARP; d *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, d);
@@ -320,25 +310,25 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 {
     enum { K = ${K}, V = ${V}, P = ${P}, KP = (K + 15) / 16 * 16, VP = (V + 15) / 16 * 16, LV = VP + 8 };
     enum { PART = KDA_C * LV, OPERAND = P * PART };
-    enum { N = ${STATE_PARTS}, STAGES = ${STAGES}, LK = KP + 8, SLICE = KDA_C * LK, STAGE = 2 * N * SLICE };
+    enum { N = ${STATE_PARTS}, STAGES = ${STAGES}, SLICE = KDA_C * KP, STAGE = 2 * N * SLICE };
     enum { TILES = (KP + 63) / 64 }; /* of 16 channels for a warp */
-    DYNAMIC_SHARED(uint16_t, ring); /* parts of 16 rows of S, then of dS', for STAGES such */
+    DYNAMIC_SHARED(float, pairs); /* gradients of a and l: [j][i][2] */
+    uint16_t *ring = (uint16_t *)(pairs + KDA_PAIRS); /* parts of 16 rows of S, then of dS', for STAGES such */
     uint16_t *douts = ring + STAGES * STAGE, *drp = douts + OPERAND, *us = drp + OPERAND; /* [16][LV] */
-    float *flat = (float *)(us + OPERAND); /* gradients of qd, kd, kg: [16][KP] each; carry [KP] */
+    float *flat = (float *)ring; /* later: gradients of qd, kd, kg: [16][KP] each; carry [KP] */
     float *carry = flat + 3 * KDA_C * KP;
-    __shared__ float da[KDA_C][KDA_C], dl[KDA_C][KDA_C];
     const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
     const int64_t c = blockIdx.x % chunks, bh = blockIdx.x / chunks, h = head0 + bh % heads, b = bh / heads;
     const kda_span at = kda_span_of(c, T, 0);
     const int64_t row = b * T + at.t0, own = bh * T + at.t0;
-    states += (bh * chunks + c) * N * VP * LK;
-    dstates += (bh * chunks + c) * N * VP * LK;
+    states += (bh * chunks + c) * N * VP * KP;
+    dstates += (bh * chunks + c) * N * VP * KP;
     const auto fetch = [&](int slice) {
         uint16_t *to = ring + slice % STAGES * STAGE;
         if (slice < VP / 16) UNROLL for (int p = 0; p < N; p++) {
-            kda_fetch<2 * SLICE>((char *)(to + p * SLICE), (const char *)(states + p * VP * LK + slice * SLICE));
+            kda_fetch<2 * SLICE>((char *)(to + p * SLICE), (const char *)(states + p * VP * KP + slice * SLICE));
             kda_fetch<2 * SLICE>((char *)(to + (N + p) * SLICE),
-                                 (const char *)(dstates + p * VP * LK + slice * SLICE));
+                                 (const char *)(dstates + p * VP * KP + slice * SLICE));
         }
         cp_async_commit();
     };
@@ -362,7 +352,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         dbeta[(row + tid) * lddb + h] = sum;
     }
 
-    float x[TILES][3][2][4] = {}, both[TILES][2] = {}, pairs[2][4] = {};
+    float x[TILES][3][2][4] = {}, both[TILES][2] = {}, sums[2][4] = {};
 #pragma unroll 1
     for (int slice = 0; slice < VP / 16; slice++) {
         uint32_t od[P][4], orp[P][4], ou[P][4];
@@ -373,12 +363,12 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         kda_block<P>(od, block, PART);
         kda_block<P>(orp, block + OPERAND, PART);
         kda_block<P>(ou, block + 2 * OPERAND, PART);
-        if (warp == 0) kda_times_rows<P>(pairs, od, us + kda_by_rows(LV) + 16 * slice, PART);
-        if (warp == 1) kda_times_rows<P>(pairs, orp, us + kda_by_rows(LV) + 16 * slice, PART);
+        if (warp == 0) kda_times_rows<P>(sums, od, us + kda_by_rows(LV) + 16 * slice, PART);
+        if (warp == 1) kda_times_rows<P>(sums, orp, us + kda_by_rows(LV) + 16 * slice, PART);
         UNROLL for (int t = 0; t < TILES; t++) {
             const int ch = 64 * t + 16 * warp;
             if (ch >= KP) continue;
-            const uint16_t *from = ring + slice % STAGES * STAGE + kda_by_columns(LK) + ch;
+            const uint16_t *from = ring + slice % STAGES * STAGE + kda_by_blocks<KP / 8>() + ch * 8;
             uint32_t s[N][4], ds[N][4];
             UNROLL for (int p = 0; p < N; p++) {
                 ldmatrix4_trans(s[p], from + p * SLICE);
@@ -401,6 +391,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
             }
         }
     }
+    __syncthreads(); /* the ring is done with */
     UNROLL for (int t = 0; t < TILES; t++) {
         const int ch = 64 * t + 16 * warp;
         if (ch >= KP) continue;
@@ -413,65 +404,26 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         }
     }
     if (warp < 2) UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 4; e++)
-        (warp ? dl : da)[kda_column(e)][kda_token(n, e)] = pairs[n][e];
+        pairs[(kda_token(n, e) * KDA_C + kda_column(e)) * 2 + warp] = sums[n][e];
     __syncthreads();
 
     for (int first = 0; first < K; first += 128) {
         const int ch = first + tid;
-        float ks[KDA_C], qs[KDA_C], alpha[KDA_C], yq[KDA_C], yk[KDA_C], yg[KDA_C];
+        kda_channel x;
         UNROLL for (int i = 0; i < KDA_C; i++) {
             const bool is = i < at.n && ch < K;
-            ks[i] = is ? kda_get(k + (row + i) * ldk + h * K + ch) : 0.0f;
-            qs[i] = is ? kda_get(q + (row + i) * ldq + h * K + ch) * ${SCALE}f : 0.0f;
-            alpha[i] = is ? exp1(g[(row + i) * ldg + h * K + ch]) : 1.0f;
-            yq[i] = yk[i] = yg[i] = 0.0f;
+            x.k[i] = is ? kda_get(k + (row + i) * ldk + h * K + ch) : 0.0f;
+            x.q[i] = is ? kda_get(q + (row + i) * ldq + h * K + ch) * ${SCALE}f : 0.0f;
+            x.alpha[i] = is ? kda_exp<P>(g[(row + i) * ldg + h * K + ch]) : 1.0f;
         }
-        /* Pairs of one token j and the later ones. */
-        UNROLL for (int j = 0; j < KDA_C; j++) {
-            float m = ks[j], up = 0.0f, before[KDA_C];
-            yq[j] = fma1(da[j][j], m, yq[j]);
-            UNROLL for (int i = j + 1; i < KDA_C; i++) {
-                before[i] = m; /* k_j decayed up to token i - 1 */
-                m *= alpha[i];
-                yq[i] = fma1(da[i][j], m, yq[i]);
-                yk[i] = fma1(dl[i][j], m, yk[i]);
-            }
-            UNROLL for (int i = KDA_C - 1; i > j; i--) {
-                up = fma1(dl[i][j], ks[i], fma1(da[i][j], qs[i], up)) * alpha[i];
-                yg[i] = fma1(before[i], up, yg[i]);
-            }
-            yk[j] += fma1(da[j][j], qs[j], up);
-            /* Reads of shared memory that come later stay behind it, or registers run out. */
-            if (j % 4 == 3) __syncthreads();
-        }
+        kda_pair_grads(&x, pairs);
         if (ch >= K) continue;
-        /* Parts through the state before the chunk: from a token on, of all tokens from it on; through
-         * that behind it, of all tokens before. */
-        float run = 1.0f, inside[KDA_C], later = 0.0f, before;
+        kda_state_grads(&x, flat + ch, KP, carry[ch]);
         UNROLL for (int i = 0; i < KDA_C; i++) {
-            run *= alpha[i];
-            const float dqs = flat[i * KP + ch] * run, dks = flat[(KDA_C + i) * KP + ch] * run;
-            inside[i] = fma1(ks[i], dks, qs[i] * dqs);
-            yq[i] += dqs;
-            yk[i] += dks;
-        }
-        before = carry[ch] * run;
-        run = 1.0f;
-        UNROLL for (int i = KDA_C - 1; i >= 0; i--) {
-            const float up = flat[(2 * KDA_C + i) * KP + ch] * run;
-            run *= alpha[i];
-            yk[i] += up;
-            later += inside[i];
-            yg[i] += later;
-            inside[i] = up * ks[i];
-        }
-        UNROLL for (int i = 0; i < KDA_C; i++) {
-            if (i < at.n) {
-                kda_put(dq + (row + i) * lddq + h * K + ch, yq[i] * ${SCALE}f);
-                kda_put(dk + (row + i) * lddk + h * K + ch, yk[i]);
-                dg[(row + i) * lddg + h * K + ch] = yg[i] + before;
-            }
-            before += inside[i];
+            if (i >= at.n) break;
+            kda_put(dq + (row + i) * lddq + h * K + ch, x.dq[i] * ${SCALE}f);
+            kda_put(dk + (row + i) * lddk + h * K + ch, x.dk[i]);
+            dg[(row + i) * lddg + h * K + ch] = x.dg[i];
         }
     }
 }

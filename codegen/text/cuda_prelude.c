@@ -387,6 +387,16 @@ INLINE float warp_max(float v) {
     UNROLL for (int d = WARP / 2; d; d /= 2) v = max1(v, __shfl_xor_sync(ALL_LANES, v, d));
     return v;
 }
+/* Lane i gets the sum over lanes of v[i]: of 2 D values each lane gives D to the lane that wants them. */
+template <int D = WARP / 2> INLINE float warp_spread(float v[2 * D]) {
+    const bool upper = threadIdx.x & D;
+    UNROLL for (int i = 0; i < D; i++) {
+        const float other = upper ? v[i] : v[i + D], own = upper ? v[i + D] : v[i];
+        v[i] = own + __shfl_xor_sync(ALL_LANES, other, D);
+    }
+    if constexpr (D > 1) return warp_spread<D / 2>(v);
+    return v[0];
+}
 /* Sum of this lane's and all lower lanes' values. */
 INLINE int warp_scan(int v) {
     UNROLL for (int d = 1; d < WARP; d *= 2) {
