@@ -385,6 +385,20 @@ static const char *grouped_tiles(const struct cg_emit *e, const struct form *f, 
                    (long long)f->bm, (long long)f->bn, (long long)experts);
 }
 
+/* Adds what lists the row tiles of all experts, `most` at most; returns where the list is. */
+static struct cg_ref table(const struct cg_emit *e, const struct form *f, int64_t experts,
+                           int64_t most)
+{
+    struct cg_ref at = W_(e->out->workspace);
+    e->out->workspace += ((size_t)most * 12 + 255) & ~(size_t)255;
+    const struct cg_var bm = {"BM", cg_number(e, f->bm)};
+    struct cg_step *s = add(e, "table", cg_section(e->a, text, "table", &bm, 1));
+    cg_refs(e->a, s, CG_REFS(S_(2), at));
+    cg_nums(e->a, s, CG_NUMS(experts, most));
+    cg_launch(s, 1, 256, 0);
+    return at;
+}
+
 static void grouped(const struct cg_emit *e)
 {
     struct cg_product p = {.a = cg_cuda_src_matrix(e, 0),
@@ -402,17 +416,12 @@ static void grouped(const struct cg_emit *e)
         p.a = cg_cuda_as(e, p.a, true, p.m, p.k);
         p.b = cg_cuda_as(e, p.b, true, experts * (p.tb ? p.n : p.k), p.tb ? p.k : p.n);
     }
-    int64_t most = least(p.m, p.m / f->bm + experts);
-    struct cg_ref table = W_(e->out->workspace);
-    e->out->workspace += ((size_t)most * 12 + 255) & ~(size_t)255;
-    const struct cg_var bm = {"BM", cg_number(e, f->bm)};
-    struct cg_step *s = add(e, "table", cg_section(e->a, text, "table", &bm, 1));
-    cg_refs(e->a, s, CG_REFS(S_(2), table));
-    cg_nums(e->a, s, CG_NUMS(experts, most));
-    cg_launch(s, 1, 256, 0);
-    s = tiled(e, "grouped", f, &p);
-    cg_refs(e->a, s, CG_REFS(p.a.at, p.b.at, p.c.at, table));
-    cg_nums(e->a, s, CG_NUMS(p.n, p.k, p.a.ld, p.b.ld, p.c.ld));
+    int64_t most = least(p.m, p.m / f->bm + experts); /* tiles of rows */
+    struct cg_ref tiles_at = f == &grouped_few ? S_(2) : table(e, f, experts, most);
+    struct cg_step *s = tiled(e, f == &grouped_few ? "grouped_few" : "grouped", f, &p);
+    cg_refs(e->a, s, CG_REFS(p.a.at, p.b.at, p.c.at, tiles_at));
+    const int64_t num[] = {p.n, p.k, p.a.ld, p.b.ld, p.c.ld, experts};
+    cg_nums(e->a, s, num, f == &grouped_few ? 6 : 5);
     grid(s, tiles(p.n, f->bn) * most, 1, 1); /* y has no room for the tiles of many tokens */
     s->route = route(e, &p, grouped_tiles(e, f, experts));
 }

@@ -410,6 +410,35 @@ extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
                  (int)min64(BN, n - col), (int)k, false};
     run(p);
 }
+//== grouped_few
+/* The same for few rows, without a table, which would be a launch more: a block finds its row tile
+ * among the experts', by their numbers of tiles added up. */
+extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
+@FN@(const tiles_@FN@::TA *a, const tiles_@FN@::TB *b, tiles_@FN@::TC *c, const int32_t *offsets, int64_t n, int64_t k,
+     int64_t lda, int64_t ldb, int64_t ldc, int64_t experts)
+{
+    using namespace tiles_@FN@;
+    __shared__ int part[WARP], expert, first, rows, all;
+    const int across = (int)div_up(n, BN), mine = blockIdx.x / across;
+    if (threadIdx.x == 0) rows = 0;
+    for (int64_t base = 0, before = 0; base < experts && before <= mine; base += THREADS) {
+        int64_t e = base + threadIdx.x;
+        int from = e < experts ? offsets[e] : 0, to = e < experts ? offsets[e + 1] : 0;
+        int own = (to - from + BM - 1) / BM, end = (int)before + block_scan(own, part);
+        if (mine < end && mine >= end - own)
+            expert = (int)e, first = from + (mine - end + own) * BM, rows = to - first;
+        if (threadIdx.x == THREADS - 1) all = end;
+        __syncthreads();
+        before = all;
+        __syncthreads();
+    }
+    if (rows <= 0) return;
+    int64_t col = (int64_t)(blockIdx.x % across) * BN;
+    problem p = {a + first * lda, b + expert * (n * k) + col * (TRANS_B ? ldb : 1),
+                 c + first * ldc + col, lda, ldb, ldc, (int)min64(BM, rows),
+                 (int)min64(BN, n - col), (int)k, false};
+    run(p);
+}
 //== dw
 /* Block (x, y, z): a tile of expert z's dy^T x, over the expert's rows; zeros where it has none. */
 extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)

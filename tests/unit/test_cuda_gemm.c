@@ -105,12 +105,11 @@ static void add_stack(struct cuda_ops *c, struct arena *a)
     cuda_ops_add(c, "matmul", 0, 1e-5, k.g, y, (struct ir_bind){1, 1});
 }
 
-/* One expert has all rows; then dw of several. */
-static void add_grouped(struct cuda_ops *c, struct arena *a, int64_t rows, bool dw)
+/* Products, or dw, of rows whose experts are the largest of random logits. */
+static void add_grouped(struct cuda_ops *c, struct arena *a, int64_t rows, int64_t experts, bool dw)
 {
     enum { K = 72, M = 136 };
     struct k k = start(a, 0, STAGE_K);
-    int64_t experts = dw ? 3 : 1;
     ir_id t =
         ir_add(k.g, OP_moe_route, SRCS(mat(&k, "logits", k.N, experts), vec(&k, "bias", experts)),
                ATTRS(A_INT(k, 1), A_STR(score, "sigmoid"), A_NUM(scale, 1)), NULL);
@@ -133,10 +132,11 @@ static void test_grouped(void **state)
     struct cuda_ops *c = cuda_ops_open();
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        add_grouped(c, a, rows[i], false);
+        add_grouped(c, a, rows[i], 1, false);
         if (i) cuda_ops_same(c, (size_t)rows[i - 1] * 136 * 4);
     }
-    add_grouped(c, a, 190, true);
+    add_grouped(c, a, 190, 3, true);
+    add_grouped(c, a, 41, 170, false); /* more experts than a block of few rows has threads */
     cuda_ops_no_library(c, true);
     add_stack(c, a);
     cuda_ops_run(c);
