@@ -29,6 +29,10 @@ int64_t cg_cuda_shared(const struct cg_target *t);
 /* Sets a one-dimensional launch: blocks (0: nothing to do), threads of each, dynamic shared bytes.
  */
 void cg_launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t shared);
+/* Adds the step that sums `count` rows of `cols` float32 numbers, in an order of count's
+ * (cuda_rows.c). */
+void cg_cuda_colsum(struct arena *a, struct cg_lowering *out, struct cg_ref from, struct cg_ref to,
+                    int64_t count, int64_t cols);
 /* Adds a product of cuBLAS; the caller sets refs (A, B, C) and nums (enum sa_product). */
 struct cg_step *cg_add_product(struct arena *a, struct cg_lowering *out, const char *label);
 #endif

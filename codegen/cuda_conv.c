@@ -105,10 +105,7 @@ static void short_conv_grad(const struct cg_emit *e)
                     cg_result_ld(e->g, e->n, 0)));
     cg_launch(s, pieces * up(c, THREADS * n), THREADS, 0);
     e->out->workspace = (size_t)(4 * pieces * c * j);
-    s = step(e, "short_conv_dw", NULL, 0);
-    cg_refs(e->a, s, CG_REFS(W_(0), R_(1)));
-    cg_nums(e->a, s, CG_NUMS(pieces, c * j));
-    cg_launch(s, up(c * j, THREADS), THREADS, 0);
+    cg_cuda_colsum(e->a, e->out, W_(0), R_(1), pieces, c * j);
 }
 
 static void conv_cached(const struct cg_emit *e)

@@ -151,15 +151,12 @@ static int64_t chunk_of(const struct cuda_rows *c, int64_t rows)
     return share <= least ? least : ceil_div(share, c->teams) * (int64_t)c->teams;
 }
 
-/* The step that makes one row of `count` partial sums at `from` in the workspace. */
-static void finish_sums(struct arena *a, const struct cuda_rows *c, struct cg_lowering *out,
-                        size_t result, int64_t from, int64_t count)
+void cg_cuda_colsum(struct arena *a, struct cg_lowering *out, struct cg_ref from, struct cg_ref to,
+                    int64_t count, int64_t cols)
 {
-    const struct ir_graph *r = c->e->r;
-    int64_t cols = ir_cols(r, r->out.p[result].id).add;
     struct cg_step *s =
         cg_add(a, out, "colsum", cg_section(a, text, "colsum", NULL, 0), "rows colsum");
-    cg_refs(a, s, CG_REFS(W_(from), R_(result)));
+    cg_refs(a, s, CG_REFS(from, to));
     cg_nums(a, s, CG_NUMS(count, cols));
     cg_launch(s, ceil_div(cols, CUDA_WARP), CUDA_WARP * CUDA_WARP, 0);
 }
@@ -195,6 +192,8 @@ void cg_cuda_rows(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_
     s->launch.grid[1] = (uint32_t)c.tiles;
     CHECK(c.tiles <= UINT16_MAX);
     for (size_t i = 0; i < results && blocks > 1; i++)
-        if (e->kind[e->r->out.p[i].id] == COLSUM) finish_sums(a, &c, out, i, part[i], blocks);
+        if (e->kind[e->r->out.p[i].id] == COLSUM)
+            cg_cuda_colsum(a, out, W_(part[i]), R_(i), blocks,
+                           ir_cols(e->r, e->r->out.p[i].id).add);
     out->workspace = (size_t)offset > out->workspace ? (size_t)offset : out->workspace;
 }

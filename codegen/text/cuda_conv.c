@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 @FN@(const ${TD} *dy, const ${TX} *x, const float *weight, ${TO} *dx, float *part, int64_t T, int64_t C,
      int64_t ldd, int64_t ldx, int64_t ldo)
 {
-    enum { J = ${J}, N = ${N}, R = ${R} };
+    enum { J = ${J}, N = ${N}, R = ${R}, U = 4 };
     const int64_t blocks = div_up(C, 128 * N), pieces = div_up(T, R), it = blockIdx.x / blocks;
     const int64_t c = (blockIdx.x % blocks * 128 + threadIdx.x) * N;
     if (c >= C) return;
@@ -54,43 +54,41 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     dy += row * ldd + c;
     x += row * ldx + c;
     dx += row * ldo + c;
-    float w[J][N], dw[J][N], in[J][N], dc[J][N]; /* in: inputs of row t; dc: of rows t-J+1 .. t */
+    /* in: inputs of rows t-J+1 .. t+U-1; dc: the same rows' */
+    float w[J][N], dw[J][N], in[J - 1 + U][N], dc[J - 1 + U][N];
     conv_weights<N, J>(w, weight + c * J);
-    UNROLL for (int j = 0; j < J; j++) UNROLL for (int i = 0; i < N; i++) dw[j][i] = dc[j][i] = 0.0f;
-    UNROLL for (int j = 0; j < J - 1; j++) conv_row<N>(in[j], x, t0 - J + 1 + j, ldx);
-    UNROLL for (int i = 0; i < N; i++) in[J - 1][i] = 0.0f;
-#pragma unroll 2
-    for (int64_t t = t0; t < t1 + J - 1; t++) {
-        float d[N];
-        conv_row<N>(in[J - 1], x, min64(t, T - 1), ldx);
-        conv_row<N>(d, dy, min64(t, T - 1), ldd);
-        UNROLL for (int i = 0; i < N; i++) {
-            float s = 0.0f;
-            UNROLL for (int j = 0; j < J; j++) s = fma1(in[j][i], w[j][i], s);
-            const float sig = conv_sigmoid(dx, s);
-            UNROLL for (int j = 0; j < J - 1; j++) dc[j][i] = dc[j + 1][i];
-            dc[J - 1][i] = t < T ? d[i] * sig * (1.0f + s * (1.0f - sig)) : 0.0f;
-            if (t < t1) UNROLL for (int j = 0; j < J; j++) dw[j][i] = fma1(dc[J - 1][i], in[j][i], dw[j][i]);
-            d[i] = 0.0f; /* dx of row t-J+1 */
-            UNROLL for (int j = 0; j < J; j++) d[i] = fma1(w[j][i], dc[J - 1 - j][i], d[i]);
-            UNROLL for (int j = 0; j < J - 1; j++) in[j][i] = in[j + 1][i];
+    UNROLL for (int j = 0; j < J; j++) UNROLL for (int i = 0; i < N; i++) dw[j][i] = 0.0f;
+    UNROLL for (int j = 0; j < J - 1; j++) {
+        conv_row<N>(in[j], x, t0 - J + 1 + j, ldx);
+        UNROLL for (int i = 0; i < N; i++) dc[j][i] = 0.0f;
+    }
+    for (int64_t t = t0; t < t1 + J - 1; t += U) {
+        float d[U][N];
+        UNROLL for (int u = 0; u < U; u++) {
+            conv_row<N>(in[J - 1 + u], x, min64(t + u, T - 1), ldx);
+            conv_row<N>(d[u], dy, min64(t + u, T - 1), ldd);
         }
-        if (t - J + 1 >= t0) conv_store<N>(dx + (t - J + 1) * ldo, d);
+        UNROLL for (int u = 0; u < U; u++) {
+            UNROLL for (int i = 0; i < N; i++) {
+                float s = 0.0f, sum = 0.0f;
+                UNROLL for (int j = 0; j < J; j++) s = fma1(in[u + j][i], w[j][i], s);
+                const float sig = conv_sigmoid(dx, s);
+                const float of_c = t + u < T ? d[u][i] * sig * (1.0f + s * (1.0f - sig)) : 0.0f;
+                dc[J - 1 + u][i] = of_c;
+                if (t + u < t1) UNROLL for (int j = 0; j < J; j++) dw[j][i] = fma1(of_c, in[u + j][i], dw[j][i]);
+                UNROLL for (int j = 0; j < J; j++) sum = fma1(w[j][i], dc[J - 1 + u - j][i], sum);
+                d[u][i] = sum; /* dx of row t+u-J+1 */
+            }
+            const int64_t to = t + u - J + 1;
+            if (to >= t0 && to < t1) conv_store<N>(dx + to * ldo, d[u]);
+        }
+        UNROLL for (int j = 0; j < J - 1; j++) UNROLL for (int i = 0; i < N; i++) {
+            in[j][i] = in[j + U][i];
+            dc[j][i] = dc[j + U][i];
+        }
     }
     part += (it * C + c) * J;
     UNROLL for (int i = 0; i < N; i++) UNROLL for (int j = 0; j < J; j++) part[i * J + j] = dw[j][i];
-}
-//== short_conv_dw
-/* dw[i] = sum over pieces of part[piece][i] in their order. */
-extern "C" __global__ void __launch_bounds__(128)
-@FN@(const float *part, float *dw, int64_t pieces, int64_t n)
-{
-    const int64_t i = blockIdx.x * (int64_t)128 + threadIdx.x;
-    if (i >= n) return;
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int64_t p = 0; p < pieces; p++) sum += part[p * n + i];
-    dw[i] = sum;
 }
 //== conv_cached
 /* T new rows of every sequence. state [S * ${J}-1, C] = the inputs of a sequence before the new ones;
