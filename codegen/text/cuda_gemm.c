@@ -112,6 +112,9 @@ INLINE void multiply(float sum[TM][2 * TN][4], const TA *a, const TB *b, int m, 
 } /* namespace */
 //== tile
 namespace tiles_@FN@ {
+/* Two neighbours of a row of the tile, in C's type. */
+INLINE void keep(float *t, float x, float y) { *(float2 *)t = make_float2(x, y); }
+INLINE void keep(uint16_t *t, float x, float y) { *(uint32_t *)t = pack_bf16(x, y); }
 /* Stores 16 bytes of C, or an element. */
 INLINE void store(float *c, const float *x, bool add)
 {
@@ -122,16 +125,17 @@ INLINE void store(float *c, const float *x, bool add)
     else
         *c = y[0];
 }
-INLINE void store(uint16_t *c, const float *x, bool)
+INLINE void store(uint16_t *c, const uint16_t *x, bool)
 {
     if (VC > 1)
-        st_bf16x8(c, x);
+        st_whole((uint4 *)c, *(const uint4 *)x);
     else
-        *c = f32_to_bf16(*x);
+        *c = *x;
 }
 
-/* The tile goes through shared memory, for stores of whole lines. */
-INLINE void finish(const struct problem &p, float *tile, const float sum[TM][2 * TN][4])
+/* The tile goes through shared memory, in C's type, for stores of whole lines. Lines are 8 elements
+ * longer than they need, so that the 8 rows that a warp writes at once lie in different banks. */
+INLINE void finish(const struct problem &p, TC *tile, const float sum[TM][2 * TN][4])
 {
     enum { PITCH = BN + 8 };
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -140,8 +144,8 @@ INLINE void finish(const struct problem &p, float *tile, const float sum[TM][2 *
     UNROLL for (int i = 0; i < TM; i++)
         UNROLL for (int j = 0; j < 2 * TN; j++)
             UNROLL for (int x = 0; x < 2; x++)
-                *(float2 *)(tile + (m + 16 * i + 8 * x) * PITCH + n + 8 * j) =
-                    make_float2(sum[i][j][2 * x], sum[i][j][2 * x + 1]);
+                keep(tile + (m + 16 * i + 8 * x) * PITCH + n + 8 * j, sum[i][j][2 * x],
+                     sum[i][j][2 * x + 1]);
     __syncthreads();
     for (unsigned i = threadIdx.x; i < BM * BN / VC; i += THREADS) {
         int row = i / (BN / VC), col = i % (BN / VC) * VC;
@@ -188,7 +192,7 @@ INLINE void run(const struct problem &p)
         if (PIECE > 0 && (s + 1) % (PIECE > 0 ? PIECE / BK : 1) == 0) end_piece(total, sum);
     }
     end_piece(total, sum);
-    finish(p, (float *)memory, total);
+    finish(p, (TC *)memory, total);
 }
 } /* namespace */
 //== simt
