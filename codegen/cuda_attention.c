@@ -164,8 +164,9 @@ static void launch_tiles(const struct cg_emit *e, struct cg_step *s, int64_t hea
 /* The form for bf16 operands: a block's warps have 16 m rows each and go through tiles of `other`
  * rows, of which two are in shared memory, in the backward `chunk` rows of them at a time. */
 struct flash {
-    int64_t m, warps, other, chunk, rows, bytes; /* rows: of a block */
-    int64_t blocks;                              /* of a multiprocessor at a time, at least */
+    int64_t m, warps, split, other, chunk; /* split: warps that share their rows */
+    int64_t rows, bytes;                   /* of a block */
+    int64_t blocks;                        /* of a multiprocessor at a time, at least */
 };
 
 /* Is operand i bf16 and every head of its rows aligned to 16 bytes? */
@@ -214,14 +215,19 @@ static int64_t flash_cols(int64_t size)
     return (size + 15) / 16 * 16 + 8;
 }
 
-/* 32 queries a warp, so that a tile of keys is read from shared memory by few warps; sums of wide
- * values leave no registers for that. */
+/* 32 queries a warp, so that a tile of keys is read from shared memory by few warps; sums of the
+ * widest values leave no registers for that. Two blocks of four warps are on a multiprocessor; but
+ * where registers allow tiles of 128 keys a block has eight, two for the same queries, and is there
+ * alone: with sequences of 1024 there are two blocks for each of 132, and of two neighbours one
+ * would end long before the other. */
 static struct flash flash_of(const struct attend *x)
 {
     int64_t h = flash_cols(x->hd), v = flash_cols(x->vd);
-    struct flash f = {.m = 2, .warps = 4, .other = x->hd <= 128 ? 64 : 32, .blocks = 2};
-    if (x->vd > 128) f = (struct flash){.m = 1, .warps = 8, .other = 32, .blocks = 1};
-    f.rows = 16 * f.m * f.warps;
+    struct flash f = {.m = 2, .warps = 4, .split = 1, .other = 64, .blocks = 2};
+    if (x->hd > 128) f.other = 32;
+    if (x->hd <= 128 && x->vd <= 64) f.warps = 8, f.split = 2, f.other = 128, f.blocks = 1;
+    if (x->vd > 128) f = (struct flash){.m = 1, .warps = 8, .split = 1, .other = 32, .blocks = 1};
+    f.rows = 16 * f.m * f.warps / f.split;
     f.bytes = 2 * (f.rows * h + 2 * f.other * (h + v));
     return f;
 }
@@ -230,10 +236,10 @@ static struct flash flash_of(const struct attend *x)
 static struct flash flash_dkv_of(const struct attend *x)
 {
     int64_t h = flash_cols(x->hd), v = flash_cols(x->vd);
-    struct flash f = {.m = x->hd > 192 || x->vd > 192 ? 1 : 2, .warps = 8, .blocks = 1};
+    struct flash f = {.m = x->hd > 192 || x->vd > 192 ? 1 : 2, .warps = 8, .split = 2, .blocks = 1};
     f.other = x->hd + x->vd > 256 ? 32 : 64;
     f.chunk = x->hd + x->vd > 256 ? 16 : 32;
-    f.rows = 16 * f.m * f.warps / 2;
+    f.rows = 16 * f.m * f.warps / f.split;
     f.bytes = 2 * ((f.rows + 2 * f.other) * (h + v) + 2 * f.rows * f.chunk) + 16 * f.other;
     return f;
 }
@@ -242,10 +248,10 @@ static struct flash flash_dkv_of(const struct attend *x)
 static struct flash flash_dq_of(const struct attend *x)
 {
     int64_t h = flash_cols(x->hd), v = flash_cols(x->vd);
-    struct flash f = {.m = 2, .warps = 4, .other = 32, .chunk = 32, .blocks = 2};
-    if (x->hd > 128) f = (struct flash){.m = 1, .warps = 8, .other = 32, .chunk = 32, .blocks = 1};
-    if (x->hd + x->vd <= 128) f.other = 64;
-    f.rows = 16 * f.m * f.warps;
+    struct flash f = {.m = 2, .warps = 4, .split = 1, .other = 32, .chunk = 32, .blocks = 2};
+    if (x->hd > 128) f.m = 1, f.warps = 8, f.blocks = 1;
+    if (x->hd + x->vd <= 128) f.warps = 8, f.split = 2, f.other = 64, f.blocks = 1;
+    f.rows = 16 * f.m * f.warps / f.split;
     f.bytes = 2 * (f.rows + 2 * f.other) * (h + v);
     return f;
 }
@@ -255,6 +261,7 @@ static void set_flash(const struct cg_emit *e, struct vars *v, const struct flas
     set(v, "WARPS", cg_number(e, f->warps));
     set(v, "M", cg_number(e, f->m));
     set(v, "BLOCKS", cg_number(e, f->blocks));
+    set(v, "SPLIT", cg_number(e, f->split));
     set(v, "CHUNK", cg_number(e, f->chunk));
     set(v, "BK", cg_number(e, keys ? f->rows : f->other));
     set(v, "BQ", cg_number(e, keys ? f->other : f->rows));

@@ -37,8 +37,9 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 {
     enum { V = ${V}, HALF = ${ROTARY} / 2, STILL = ${HD} - 2 * HALF };
     enum { STAY = STILL / V, OWN = STAY + HALF / V, ALL = ${H} * OWN };
-    const int64_t at = blockIdx.x * (int64_t)256 + threadIdx.x, r = at / ALL;
-    const int head = (int)(at % ALL) / OWN, part = (int)(at % ALL) % OWN;
+    int unit;
+    const int64_t r = thread_row(ALL, &unit);
+    const int head = unit / OWN, part = unit % OWN;
     if (r >= rows) return;
     x += r * ${LDX} + head * ${HD};
     y += r * ${LDY} + head * ${HD};
@@ -49,7 +50,10 @@ extern "C" __global__ void __launch_bounds__(256, 1)
         return;
     }
     const int i = (part - STAY) * V;
-    const float *cosine = table + r % angles * (2 * HALF) + i, *sine = cosine + HALF;
+    const float *const angle = table + (unsigned)r % (unsigned)angles * (2 * HALF) + i; /* both below 2^31 */
+    float cosine[V], sine[V];
+    load<V, HALF % 4 ? 4 : 16>(cosine, angle);
+    load<V, HALF % 4 ? 4 : 16>(sine, angle + HALF);
     ld_row<V>(a, x + STILL + i);
     ld_row<V>(b, x + STILL + HALF + i);
     UNROLL for (int e = 0; e < V; e++) {

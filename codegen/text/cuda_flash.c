@@ -1,16 +1,19 @@
 /* Attention of whole sequences over bf16 operands by tensor cores; what is computed is in cuda_attention.c.
  * Probabilities and their gradients are rounded to bf16 for the products, sums are float32. */
 //== flash
-/* A block has ${WARPS} warps of ${M}*16 queries of one head; it goes through the keys they see in tiles of ${BK} on absolute
- * positions, of which the next is on its way while one is worked on. Probabilities are relative to a score of the
- * row that its largest so far exceeds by slack at most, a factor of 2^8: sums are multiplied only when it grows
- * by more, which is rare. Floor: 2 (HD + VD) T^2/2 FLOPs a head at the rate of mma.sync. */
+/* A block has ${BQ} queries of one head, 16 M a warp, and goes through the keys they see in tiles of ${BK} on absolute
+ * positions, of which the next is on its way while one is worked on. With SPLIT = 2 two warps have the same queries
+ * and each takes one half of every tile, so that a block alone keeps a multiprocessor busy. Probabilities are
+ * relative to a score of the row that its largest so far exceeds by slack at most, a factor of 2^8: sums are
+ * multiplied only when it grows by more, which is rare. Floor: 2 (HD + VD) T^2/2 FLOPs a head at the rate of
+ * mma.sync. */
 extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
 @FN@(const uint16_t *q, const uint16_t *k, const uint16_t *v, ${TO} *o, float *lse, float *most,
      int64_t steps, int64_t tiles)
 {
-    enum { H = ${H}, G = H / ${KV}, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, WARPS = ${WARPS}, M = ${M}, BQ = 16 * M * WARPS };
-    enum { BK = ${BK}, NK = BK / 8, HP = (HD + 15) / 16 * 16, VP = (VD + 15) / 16 * 16, NV = VP / 8 };
+    enum { H = ${H}, G = H / ${KV}, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, WARPS = ${WARPS}, M = ${M}, SPLIT = ${SPLIT} };
+    enum { GROUPS = WARPS / SPLIT, BQ = 16 * M * GROUPS, BK = ${BK}, OWN = BK / SPLIT, NK = OWN / 8 };
+    enum { HP = (HD + 15) / 16 * 16, VP = (VD + 15) / 16 * 16, NV = VP / 8 };
     const float scale = ${SCALE}f, base2 = scale * 1.44269504088896341f, slack = 8 / base2;
     DYNAMIC_SHARED(uint16_t, qs); /* [BQ][HP + 8] */
     uint16_t *const ks = qs + BQ * (HP + 8), *const vs = ks + 2 * BK * (HP + 8); /* two tiles each */
@@ -19,7 +22,8 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     const unsigned others = gridDim.x / (unsigned)tiles;
     const int h = blockIdx.x % others % H, q0 = ((int)tiles - 1 - (int)(blockIdx.x / others)) * BQ;
     const int64_t row0 = blockIdx.x % others / H * steps;
-    const int end = min64(q0 + BQ, steps), w0 = q0 + 16 * M * warp; /* w0: the warp's first */
+    const int end = min64(q0 + BQ, steps), part = warp / GROUPS;    /* of every tile of keys */
+    const int w0 = q0 + 16 * M * (warp % GROUPS);                   /* the warp's first query */
     const int begin = W > 0 ? max64(0, q0 - W + 1) / BK * BK : 0;
     k += row0 * ${LD_K} + h / G * HD;
     v += row0 * ${LD_V} + h / G * VD;
@@ -44,15 +48,16 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
             cp_async_commit();
         }
         /* A tile of which the warp sees nothing; with wide values the jump would cost too many registers. */
+        const int from = k0 + OWN * part;
         if constexpr (VD <= 64)
-            if (k0 > w0 + 16 * M - 1 || (W > 0 && k0 + BK - 1 <= w0 - W)) continue;
+            if (from > w0 + 16 * M - 1 || (W > 0 && from + OWN - 1 <= w0 - W)) continue;
         float s[M][NK][4], best[M][2];
-        mma_dots<M, NK, HP, 0>(s, 0, qs + 16 * M * warp * (HP + 8), ks + stage * BK * (HP + 8));
-        if (k0 + BK - 1 > w0 || (W > 0 && k0 <= w0 + 16 * M - 1 - W))
+        mma_dots<M, NK, HP, 0>(s, 0, qs + (w0 - q0) * (HP + 8), ks + (stage * BK + OWN * part) * (HP + 8));
+        if (from + OWN - 1 > w0 || (W > 0 && from <= w0 + 16 * M - 1 - W))
             UNROLL for (int m = 0; m < M; m++)
                 UNROLL for (int n = 0; n < NK; n++)
                     UNROLL for (int e = 0; e < 4; e++) {
-                        const int row = w0 + 16 * m + g + e / 2 * 8, key = k0 + 8 * n + 2 * t + e % 2;
+                        const int row = w0 + 16 * m + g + e / 2 * 8, key = from + 8 * n + 2 * t + e % 2;
                         if (key > row || (W > 0 && key <= row - W)) s[m][n][e] = -INFF;
                     }
         bool grows = false;
@@ -91,16 +96,43 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
             }
             UNROLL for (int n = 0; n < NK; n += 2) mma_again(p[n / 2][m], s[m][n], s[m][n + 1]);
         }
-        mma_sums<M, NV, NK / 2>(acc, p, vs + stage * BK * (VP + 8));
+        mma_sums<M, NV, NK / 2>(acc, p, vs + (stage * BK + OWN * part) * (VP + 8));
     }
-    UNROLL for (int m = 0; m < M; m++) {
-        float part[2];
+    UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int half = 0; half < 2; half++) {
             sum[m][half] += __shfl_xor_sync(ALL_LANES, sum[m][half], 1);
             sum[m][half] += __shfl_xor_sync(ALL_LANES, sum[m][half], 2);
-            part[half] = div1(1.0f, sum[m][half]);
         }
-        mma_store<NV, VD, ${VEC_O}>(o + (row0 + w0 + 16 * m) * ${LD_O} + h * VD, ${LD_O}, acc[m], part,
+    if constexpr (SPLIT == 2) { /* the second half's results join those of the first */
+        enum { N = 32 * GROUPS };
+        float *const to = (float *)qs + threadIdx.x % N;
+        __syncthreads();
+        if (part)
+            UNROLL for (int m = 0; m < M; m++) {
+                UNROLL for (int i = 0; i < 4 * NV; i++) to[(m * 4 * NV + i) * N] = acc[m][i / 4][i % 4];
+                UNROLL for (int half = 0; half < 2; half++) {
+                    float *const at = to + (M * 4 * NV + 3 * (2 * m + half)) * N;
+                    at[0] = top[m][half], at[N] = sum[m][half], at[2 * N] = largest[m][half];
+                }
+            }
+        __syncthreads();
+        if (part) return;
+        UNROLL for (int m = 0; m < M; m++)
+            UNROLL for (int half = 0; half < 2; half++) {
+                const float *const at = to + (M * 4 * NV + 3 * (2 * m + half)) * N;
+                const float x = max_fast(top[m][half], at[0]);
+                const float mine = exp2_fast(mul1(top[m][half] - x, base2)), other = exp2_fast(mul1(at[0] - x, base2));
+                UNROLL for (int n = 0; n < NV; n++)
+                    UNROLL for (int e = 2 * half; e < 2 * half + 2; e++)
+                        acc[m][n][e] = fma1(acc[m][n][e], mine, mul1(to[(m * 4 * NV + 4 * n + e) * N], other));
+                sum[m][half] = fma1(sum[m][half], mine, mul1(at[N], other));
+                largest[m][half] = max_fast(largest[m][half], at[2 * N]);
+                top[m][half] = x;
+            }
+    }
+    UNROLL for (int m = 0; m < M; m++) {
+        const float by[2] = {div1(1.0f, sum[m][0]), div1(1.0f, sum[m][1])};
+        mma_store<NV, VD, ${VEC_O}>(o + (row0 + w0 + 16 * m) * ${LD_O} + h * VD, ${LD_O}, acc[m], by,
                                     end - w0 - 16 * m);
     }
     UNROLL for (int m = 0; m < M; m++)
@@ -271,15 +303,16 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
         @FN@_half<false>(q, k, v, shift, d, delta, dk, dv, steps, tiles);
 }
 //== flash_dq
-/* Gradients of queries: a block has ${WARPS} warps of ${M}*16 queries of a head and goes through the keys they see, CHUNK
- * at a time. */
+/* Gradients of queries: a block has ${BQ} queries of a head, 16 M a warp, and goes through the keys they see, CHUNK
+ * at a time. With SPLIT = 2 two warps have the same queries and take turns with the keys. */
 extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
 @FN@(const uint16_t *q, const uint16_t *k, const uint16_t *v, const float *shift, const uint16_t *d,
      const float *delta, ${TDQ} *dq, int64_t steps, int64_t tiles)
 {
     enum { H = ${H}, G = H / ${KV}, HD = ${HD}, VD = ${VD}, W = ${WINDOW}, THREADS = 32 * ${WARPS}, M = ${M} };
-    enum { BQ = 16 * M * ${WARPS}, BK = ${BK}, CHUNK = ${CHUNK}, NK = CHUNK / 8, HP = (HD + 15) / 16 * 16 };
-    enum { VP = (VD + 15) / 16 * 16, LEFT = (176 - M * HP / 2 - M * CHUNK) / (4 * M) }; /* of a thread's registers */
+    enum { SPLIT = ${SPLIT}, GROUPS = ${WARPS} / SPLIT, BQ = 16 * M * GROUPS, BK = ${BK}, CHUNK = ${CHUNK} };
+    enum { NK = CHUNK / 8, HP = (HD + 15) / 16 * 16, VP = (VD + 15) / 16 * 16 };
+    enum { LEFT = (176 - M * HP / 2 - M * CHUNK) / (4 * M) }; /* of a thread's registers */
     enum { HELD = LEFT < 0 ? 0 : LEFT < HP / 16 ? LEFT : HP / 16 };
     const float base2 = ${SCALE}f * 1.44269504088896341f;
     DYNAMIC_SHARED(uint16_t, qs); /* [BQ][HP + 8] */
@@ -290,7 +323,7 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     const int h = seq % H, q0 = ((int)tiles - 1 - (int)(blockIdx.x / others)) * BQ;
     const int T = (int)steps;
     const int64_t row0 = (int64_t)(seq / H) * T;
-    const int end = min64(q0 + BQ, T), w0 = q0 + 16 * M * warp;
+    const int end = min64(q0 + BQ, T), w0 = q0 + 16 * M * (warp % GROUPS), part = warp / GROUPS;
     const int begin = W > 0 ? max64(0, q0 - W + 1) / BK * BK : 0;
     auto fetch = [&](int to, int k0) {
         mma_copy<BK, HD, THREADS>(ks + to * BK * (HP + 8), k + (row0 + k0) * ${LD_K} + h / G * HD, ${LD_K}, T - k0);
@@ -309,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
         }
     cp_async_wait(0);
     __syncthreads();
-    const uint16_t *const own = qs + 16 * M * warp * (HP + 8), *const od = os + 16 * M * warp * (VP + 8);
+    const uint16_t *const own = qs + (w0 - q0) * (HP + 8), *const od = os + (w0 - q0) * (VP + 8);
     uint32_t held[HELD + 1][M][4];
     UNROLL for (int i = 0; i < HELD; i++) mma_first<M, HP + 8>(held[i], own, 16 * i);
     int stage = 0;
@@ -319,7 +352,7 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
             __syncthreads(); /* this tile has come, the one before is done with */
         }
         if (k0 + BK < end) fetch(stage ^ 1, k0 + BK);
-        UNROLL_BY(1) for (int c = 0; c < BK; c += CHUNK) {
+        UNROLL_BY(1) for (int c = CHUNK * part; c < BK; c += CHUNK * SPLIT) {
             const int from = k0 + c;
             if (from > w0 + 16 * M - 1 || (W > 0 && from + CHUNK - 1 <= w0 - W)) continue;
             const uint16_t *const kc = ks + (stage * BK + c) * (HP + 8), *const vc = vs + (stage * BK + c) * (VP + 8);
@@ -346,6 +379,16 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
                 UNROLL for (int m = 0; m < M; m++) mma_again(x[i][m], s[m][2 * i], s[m][2 * i + 1]);
             mma_sums<M, HP / 8, NK / 2>(acc, x, kc);
         }
+    }
+    if constexpr (SPLIT == 2) { /* the second warp's sums join those of the first */
+        enum { N = 32 * GROUPS };
+        float *const to = (float *)qs + threadIdx.x % N;
+        __syncthreads();
+        if (part)
+            UNROLL for (int i = 0; i < M * HP / 2; i++) to[i * N] = acc[i / (HP / 2)][i / 4 % (HP / 8)][i % 4];
+        __syncthreads();
+        if (part) return;
+        UNROLL for (int i = 0; i < M * HP / 2; i++) acc[i / (HP / 2)][i / 4 % (HP / 8)][i % 4] += to[i * N];
     }
     const float by[2] = {${SCALE}f, ${SCALE}f};
     UNROLL for (int m = 0; m < M; m++)

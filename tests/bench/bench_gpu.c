@@ -319,6 +319,8 @@ static const struct {
     {"depth_mix decode 8", mix_large, 8, 1, false},
     {"depth_mix decode 64", mix_large, 64, 1, false},
     {"depth_inter 8x6 16384x1024", inter, 1, 16384, false},
+    {"attention 2x1024 16h64", attention_64, 2, 1024, false},
+    {"attention_grad 2x1024 16h64", attention_64_gradient, 2, 1024, false},
     {"attention 4x4096 16h64", attention_64, 4, 4096, false},
     {"attention_grad 4x4096 16h64", attention_64_gradient, 4, 4096, false},
     {"attention 4x4096 16/4h128", attention_128, 4, 4096, false},
