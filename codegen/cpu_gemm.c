@@ -127,8 +127,6 @@ static struct cg_step *kept_step(const struct cg_emit *e, const char *what, cons
     struct cg_step *s = shared(e, str_fmt(e->a, "%s_%s", what, store_word(store)), label);
     s->text = str_of(
         str_fmt(e->a, "%s%sKEPT_%s\n", bf16(e) ? gemm_bf16_text : gemm_text, kept_text, form));
-    s->beside[0] = str_fmt(e->a, "k_kept_%s", form);
-    s->beside[1] = str_fmt(e->a, "k_kept_grouped_%s", form);
     s->scratch = (size_t)cg_gemm_kept_scratch();
     if (store == STORE_i8) {
         refs[n] = S_(1);
@@ -180,15 +178,11 @@ static void matmul(const struct cg_emit *e)
         cg_refs(e->a, s, CG_REFS(R_(0), S_(0), S_(1)));
         cg_nums(e->a, s,
                 CG_NUMS(m, n, k, lda, ldc, ldb, (ta ? TRANS_A : 0) | (tb ? TRANS_B : 0), p.nb));
-        if (stack) return;
-        s->beside[0] = symbol_of(e, tb ? "k_pack_cols" : "k_pack_rows");
-        s->beside[1] = symbol_of(e, "k_gemm");
         return;
     }
     int64_t at = room(e, packed(e, k, n));
     pack(e, W_(at), S_(1), k, n, ldb, tb);
     product(e, R_(0), S_(0), W_(at), m, n, k, lda, ldc, ta ? TRANS_A : 0);
-    if (!ta) vec_last(&e->out->step).beside[0] = symbol_of(e, "k_gemm_stack");
 }
 
 static void grouped(const struct cg_emit *e)

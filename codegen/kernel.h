@@ -32,9 +32,9 @@ struct cg_join {
 };
 
 struct cg_step {
-    const char *symbol;    /* function name; made of the content hash of `text`, set by cg_add */
-    struct str text;       /* one complete C function (plus what it needs beyond the prelude) */
-    const char *beside[2]; /* kernels of this text that other sizes use instead; NULL: none */
+    const char *symbol; /* function name; made of the content hash of `text`, set by cg_add */
+    struct str
+        text; /* one complete C function, or several (plus what they need beyond the prelude) */
     const char *label; /* what people see in profiles: "rmsnorm l3", "matmul [N,256]x[256,768]" */
     const char *why;   /* there is a faster form, for which the node does not qualify: why; else NULL */
     struct cg_ref *ref;

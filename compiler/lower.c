@@ -100,31 +100,23 @@ static void fill_const(struct lowering *c, ir_id n)
 
 /* ---- plan arrays ---- */
 
-static uint32_t add_kernel(struct lowering *c, const struct cg_step *s, const char *symbol, ir_id n)
-{
-    uint32_t *at = map_str(&c->symbols, str_of(symbol));
-    if (!*at) {
-        struct lower_kernel k = {s->text, s->label, s->why, n, 0};
-        vec_push(c->a, &c->kernel, k);
-        vec_push(c->a, &c->code, ((struct sa_code){symbol, NULL}));
-        *at = (uint32_t)c->kernel.n;
-    }
-    if (!str_eq(c->kernel.p[*at - 1].text, s->text)) BUG("two kernels are named %s", symbol);
-    return *at - 1;
-}
-
-/* What other sizes would use is loaded too, so that they compile nothing. */
 static uint32_t kernel_of(struct lowering *c, const struct cg_step *s, ir_id n)
 {
     if (s->product) {
         CHECK(s->nref == 3 && s->nnum == SA_P_ints);
         return SA_PRODUCT;
     }
-    uint32_t k = add_kernel(c, s, s->symbol, n);
-    c->kernel.p[k].steps++;
-    for (size_t i = 0; i < sizeof s->beside / sizeof *s->beside; i++)
-        if (s->beside[i]) add_kernel(c, s, s->beside[i], n);
-    return k;
+    uint32_t *at = map_str(&c->symbols, str_of(s->symbol));
+    if (!*at) {
+        struct lower_kernel k = {s->text, s->label, s->why, n, 0};
+        vec_push(c->a, &c->kernel, k);
+        vec_push(c->a, &c->code, ((struct sa_code){s->symbol, NULL}));
+        *at = (uint32_t)c->kernel.n;
+    }
+    struct lower_kernel *k = &c->kernel.p[*at - 1];
+    if (!str_eq(k->text, s->text)) BUG("two kernels are named %s", s->symbol);
+    k->steps++;
+    return *at - 1;
 }
 
 static struct sa_buf resolve(const struct lowering *c, ir_id n, struct cg_ref r)

@@ -110,10 +110,24 @@ static enum rt_status find_set(struct jit *j, const char *prelude, struct store 
     return RT_ok;
 }
 
+/* ---- what the units of a prelude share ---- */
+
+static const char shared_entry[] = "what units share";
+
+/* Whether objects of the store can be loaded: what they share is there, or there is no such thing.
+ */
+static bool have_shared(struct store *store, const char *prelude, size_t *bytes)
+{
+    if (!strstr(prelude, "JIT_SHARED")) return true;
+    void *shared = store_find(store, shared_entry, "jit_shared", bytes);
+    store_give(store, shared);
+    return shared != NULL;
+}
+
 /* A kernel during one jit_load. */
 struct item {
     struct jit_kernel *k;
-    const char *entry; /* its name in the store; equal for equal kernels */
+    const char *entry; /* its text's in the store */
     uint32_t text;     /* equal for equal texts */
 };
 
@@ -123,26 +137,30 @@ static struct item *name_kernels(struct arena *a, struct jit_kernel *k, size_t n
     map_init(&texts, a);
     struct item *item = NEW(a, struct item, n);
     for (size_t i = 0; i < n; i++) {
-        char hex[33];
+        char *hex = NEW(a, char, 33);
         hash_hex(k[i].text.p, k[i].text.n, hex);
         uint32_t *text = map_str(&texts, str_of(hex));
         if (!*text) *text = (uint32_t)i + 1;
-        item[i] = (struct item){&k[i], str_fmt(a, "%s %s", k[i].symbol, hex), *text};
+        item[i] = (struct item){&k[i], hex, *text};
     }
     return item;
 }
 
-/* Looks up kernels; what is missing goes into `missing`, equal ones once. */
-static size_t look_up(struct store *store, struct arena *a, struct item *item, size_t n,
-                      struct item **missing, size_t *found, size_t *bytes)
+/* Looks up kernels; what is missing goes into `missing`, equal ones once. All are where what they
+ * share is. */
+static size_t look_up(struct store *store, const char *prelude, struct arena *a, struct item *item,
+                      size_t n, struct item **missing, size_t *found, size_t *bytes)
 {
+    bool usable = have_shared(store, prelude, bytes);
     struct map seen;
     map_init(&seen, a);
     size_t lost = 0;
     *found = 0;
     for (size_t i = 0; i < n; i++) {
-        uint32_t *at = map_str(&seen, str_of(item[i].entry));
-        if (!item[i].k->fn) item[i].k->fn = store_find(store, item[i].entry, bytes);
+        const char *symbol = item[i].k->symbol;
+        uint32_t *at = map_str(&seen, str_of(str_fmt(a, "%s %s", symbol, item[i].entry)));
+        if (usable && !item[i].k->fn)
+            item[i].k->fn = store_find(store, item[i].entry, symbol, bytes);
         if (!*at && item[i].k->fn) ++*found;
         if (!*at && !item[i].k->fn) missing[lost++] = &item[i];
         *at = 1;
@@ -151,7 +169,7 @@ static size_t look_up(struct store *store, struct arena *a, struct item *item, s
 }
 
 struct unit {
-    VEC(struct item *) item; /* those of one text follow one another */
+    VEC(struct item *) item; /* those of one text follow one another; none: what the others share */
     size_t bytes;
 };
 
@@ -183,7 +201,8 @@ static enum rt_status write_unit(struct jit *j, const char *prelude, const struc
                                  const struct cc_unit *file, struct rt_error *err)
 {
     struct sb s = {0};
-    sb_printf(&s, "/* %zu kernels. %s %s */\n%s\n", u->item.n, j->clang, j->flag_text, prelude);
+    sb_printf(&s, "/* %zu kernels. %s %s */\n#define %s 1\n%s\n", u->item.n, j->clang, j->flag_text,
+              u->item.n ? "JIT_UNIT" : "JIT_SHARED", prelude);
     for (size_t i = 0; i < u->item.n; i++) {
         if (i && u->item.p[i]->text == u->item.p[i - 1]->text) continue;
         sb_add(&s, u->item.p[i]->k->text.p, u->item.p[i]->k->text.n);
@@ -212,9 +231,10 @@ static enum rt_status compile_in(struct jit *j, struct arena *a, const char *wor
     }
     RT_TRY(cc_compile(a, j->clang, j->flags, file, units, err));
     for (size_t i = 0; i < units; i++) {
-        const char **entry = NEW(a, const char *, u[i].item.n);
+        const char **entry = NEW(a, const char *, u[i].item.n + 1);
         for (size_t c = 0; c < u[i].item.n; c++) entry[c] = u[i].item.p[c]->entry;
-        RT_TRY(store_add(store, file[i].object, entry, u[i].item.n, err));
+        if (!u[i].item.n) entry[0] = shared_entry;
+        RT_TRY(store_add(store, file[i].object, entry, u[i].item.n ? u[i].item.n : 1, err));
     }
     return RT_ok;
 }
@@ -231,9 +251,10 @@ static enum rt_status compile(struct jit *j, struct arena *a, const char *prelud
     double t0 = mem_seconds();
     if (!j->version) RT_TRY(cc_version(j->arena, j->clang, &j->version, err));
     size_t units = pool_cores() < n ? pool_cores() : n;
-    struct unit *u = NEW(a, struct unit, units);
+    struct unit *u = NEW(a, struct unit, units + 1);
     split(a, item, n, u, units);
     while (!u[units - 1].item.n) units--; /* fewer texts than kernels */
+    size_t shared = !have_shared(store, prelude, &rep->code_bytes);
     const char *work = str_fmt(a, "%s/work-%d", store_dir(store), (int)getpid());
     io_remove_tree(work);
     int e = io_mkdirs(work);
@@ -241,7 +262,7 @@ static enum rt_status compile(struct jit *j, struct arena *a, const char *prelud
         return rt_fail(err, e == EACCES || e == EROFS ? RT_user : RT_machine,
                        "cannot write to the cache: '%s': %s (STRATA_CACHE names another)", work,
                        strerror(e));
-    enum rt_status st = compile_in(j, a, work, prelude, u, units, store, err);
+    enum rt_status st = compile_in(j, a, work, prelude, u, units + shared, store, err);
     io_remove_tree(work);
     RT_TRY(st);
     const char *memo = str_fmt(a, "%s\n%s", j->identity, j->version);
@@ -261,17 +282,17 @@ static enum rt_status load(struct jit *j, struct arena *a, const char *prelude,
     struct store *store;
     RT_TRY(find_set(j, prelude, &store, err));
     struct item *item = name_kernels(a, k, n), **missing = NEW(a, struct item *, n);
-    size_t lost = look_up(store, a, item, n, missing, &rep->cached, &rep->code_bytes);
+    size_t lost = look_up(store, prelude, a, item, n, missing, &rep->cached, &rep->code_bytes);
     if (!lost) return RT_ok;
     /* Another process may be compiling the same: wait for it, and look again. */
     int lock = store_lock(store);
     store_rescan(store);
-    lost = look_up(store, a, item, n, missing, &rep->cached, &rep->code_bytes);
+    lost = look_up(store, prelude, a, item, n, missing, &rep->cached, &rep->code_bytes);
     enum rt_status st = lost ? compile(j, a, prelude, missing, lost, store, rep, err) : RT_ok;
     store_unlock(lock);
     RT_TRY(st);
     size_t found;
-    lost = look_up(store, a, item, n, missing, &found, &rep->code_bytes);
+    lost = look_up(store, prelude, a, item, n, missing, &found, &rep->code_bytes);
     if (lost)
         return rt_fail(err, RT_machine, "compiled kernel '%s' cannot be loaded from '%s'",
                        missing[0]->k->symbol, store_dir(store));

@@ -15,9 +15,14 @@ struct jit_options {
 /* A kernel to load. The text defines the function `symbol`, not static. Several kernels may share
  * one text, which is then compiled once. Different texts of one jit_load may share a translation
  * unit, after the prelude: their global and static names must differ (begin them with the symbol).
- * The cache knows a kernel by its symbol and its text, so symbols need not contain a hash. */
+ * The cache knows a kernel by its text and its symbol, so symbols need not contain a hash; all
+ * symbols of a text that was compiled are there.
+ *
+ * A prelude may have a part that is compiled once for all: where its text says JIT_SHARED, it is also
+ * a unit of its own, with JIT_SHARED defined, that defines the object jit_shared. In all other units
+ * JIT_UNIT is defined, and a pointer jit_given that they define gets the address of jit_shared. */
 struct jit_kernel {
-    const char *symbol; /* at most 255 bytes, a C identifier */
+    const char *symbol; /* a C identifier */
     struct str text;
     void *fn; /* set by jit_load; lives until jit_close */
 };

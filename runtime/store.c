@@ -30,6 +30,7 @@ struct store {
     VEC(struct object) object;
     struct map by_name;  /* checksum to object + 1 */
     struct map by_entry; /* entry to object + 1 */
+    void *given;         /* store_give */
 };
 
 static const char *object_path(struct store *s, struct arena *a, const char *name, const char *end)
@@ -46,16 +47,25 @@ static uint32_t add_object(struct store *s, const char *name)
     return (uint32_t)s->object.n;
 }
 
-/* Reads an index; false when it is not whole. Entries that another sound object has stay there. */
-static bool read_index(struct store *s, struct arena *a, const char *name)
+/* The entries of an index, a line each; false when it is not whole. */
+static bool read_entries(struct store *s, struct arena *a, const char *name, struct str *lines)
 {
     struct str text;
     if (io_read(a, object_path(s, a, name, "idx"), MAX_INDEX, &text)) return false;
     if (!str_starts(text, HEADER) || !str_ends(text, "\nend\n")) return false;
-    uint32_t id = add_object(s, name);
     const char *p = text.p + strlen(HEADER), *end = text.p + text.n - strlen("end\n");
     p += strcspn(p, "\n") + 1; /* the size is for people */
-    for (; p < end; p += strcspn(p, "\n") + 1) {
+    *lines = (struct str){p, p < end ? (size_t)(end - p) : 0};
+    return true;
+}
+
+/* Takes an index; false when it is not whole. Entries that another sound object has stay there. */
+static bool read_index(struct store *s, struct arena *a, const char *name)
+{
+    struct str lines;
+    if (!read_entries(s, a, name, &lines)) return false;
+    uint32_t id = add_object(s, name);
+    for (const char *p = lines.p; p < lines.p + lines.n; p += strcspn(p, "\n") + 1) {
         uint32_t *at = map_str(&s->by_entry, (struct str){p, strcspn(p, "\n")});
         if (!*at || s->object.p[*at - 1].state == BROKEN) *at = id;
     }
@@ -137,6 +147,19 @@ const char *store_dir(const struct store *s)
     return s->dir;
 }
 
+void store_give(struct store *s, void *shared)
+{
+    s->given = shared;
+}
+
+static void give(const struct store *s, const struct object *o)
+{
+    void *at = dlsym(o->handle, "jit_given");
+    if (!at) return;
+    CHECK(s->given);
+    memcpy(at, &s->given, sizeof s->given);
+}
+
 /* Verifies and loads; raises *bytes. */
 static bool load(struct store *s, struct object *o, size_t *bytes)
 {
@@ -150,6 +173,7 @@ static bool load(struct store *s, struct object *o, size_t *bytes)
     if (!strcmp(sum, o->name)) o->handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (o->handle) {
         o->state = LOADED;
+        give(s, o);
         utimensat(AT_FDCWD, path, NULL, 0); /* used now, for store_trim */
         if (bytes) *bytes += data.n;
     } else {
@@ -159,16 +183,33 @@ static bool load(struct store *s, struct object *o, size_t *bytes)
     return o->state == LOADED;
 }
 
-void *store_find(struct store *s, const char *entry, size_t *bytes)
+void *store_find(struct store *s, const char *entry, const char *symbol, size_t *bytes)
 {
     const uint32_t *at = map_find(&s->by_entry, str_of(entry));
     if (!at || !*at || !load(s, &s->object.p[*at - 1], bytes)) return NULL;
-    char symbol[256];
-    size_t n = strcspn(entry, " ");
-    CHECK(n < sizeof symbol);
-    memcpy(symbol, entry, n);
-    symbol[n] = 0;
     return dlsym(s->object.p[*at - 1].handle, symbol);
+}
+
+/* The index of an object with these entries and those of `old`. */
+static int write_index(struct store *s, struct arena *a, const char *name, size_t bytes,
+                       const char *const *entry, size_t n, struct str old)
+{
+    struct sb idx = {0};
+    struct map seen;
+    map_init(&seen, a);
+    sb_printf(&idx, HEADER "%zu bytes\n", bytes);
+    sb_add(&idx, old.p, old.n);
+    for (const char *p = old.p; p < old.p + old.n; p += strcspn(p, "\n") + 1)
+        *map_str(&seen, (struct str){p, strcspn(p, "\n")}) = 1;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t *at = map_str(&seen, str_of(entry[i]));
+        if (!*at) sb_printf(&idx, "%s\n", entry[i]);
+        *at = 1;
+    }
+    sb_str(&idx, "end\n");
+    int e = io_write_atomic(object_path(s, a, name, "idx"), idx.p, idx.n);
+    sb_free(&idx);
+    return e;
 }
 
 enum rt_status store_add(struct store *s, const char *path, const char *const *entry, size_t n,
@@ -183,12 +224,9 @@ enum rt_status store_add(struct store *s, const char *path, const char *const *e
         if (rename(path, object_path(s, a, name, "so"))) e = errno;
     }
     if (!e) {
-        struct sb idx = {0};
-        sb_printf(&idx, HEADER "%zu bytes\n", data.n);
-        for (size_t i = 0; i < n; i++) sb_printf(&idx, "%s\n", entry[i]);
-        sb_str(&idx, "end\n");
-        e = io_write_atomic(object_path(s, a, name, "idx"), idx.p, idx.n);
-        sb_free(&idx);
+        struct str old = {"", 0};
+        read_entries(s, a, name, &old);
+        e = write_index(s, a, name, data.n, entry, n, old);
     }
     if (!e) {
         const uint32_t *known = map_find(&s->by_name, str_of(name));

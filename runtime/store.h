@@ -1,12 +1,12 @@
-/* A folder of shared objects and the symbols in them: the cache of compiled kernels. Nothing in it
- * is trusted: an object is loaded only when its checksum is right, and what is broken is deleted,
- * as if it had never been there. Safe under several processes, and under a kill at any moment.
+/* A folder of shared objects and what was compiled into them: the cache of compiled kernels.
+ * Nothing in it is trusted: an object is loaded only when its checksum is right, and what is broken
+ * is deleted, as if it had never been there. Safe under several processes, and under a kill at any
+ * moment.
  *
  *   <name>.so    a shared object; its name is its checksum
  *   <name>.idx   "strata-objects 1", its size, its entries, "end", a line each
  *
- * An entry is a symbol, a space, and what else tells this function from others of the same name (a
- * hash of its text). */
+ * An entry is a line that names a text: its hash. An object has all symbols of its texts. */
 #ifndef STRATA_RUNTIME_STORE_H
 #define STRATA_RUNTIME_STORE_H
 #include "base/str.h"
@@ -20,14 +20,18 @@ enum rt_status store_open(struct arena *a, const char *dir, struct store **out,
 /* Unloads the objects: addresses of their symbols die. NULL is fine. */
 void store_close(struct store *s);
 const char *store_dir(const struct store *s);
-/* The address of an entry's symbol, loading its object when that was not yet done; NULL where no
- * sound object has it. *bytes (may be NULL) is raised by the size of an object loaded by this call.
+/* The address of a symbol of an entry's text, loading its object when that was not yet done; NULL
+ * where no sound object has it. *bytes (may be NULL) is raised by the size of an object loaded by
+ * this call.
  */
-void *store_find(struct store *s, const char *entry, size_t *bytes);
+void *store_find(struct store *s, const char *entry, const char *symbol, size_t *bytes);
+/* What a pointer `jit_given` of an object is set to when the object is loaded; an object that has
+ * one is loaded after this only. */
+void store_give(struct store *s, void *shared);
 /* Takes the index files that other processes added since. */
 void store_rescan(struct store *s);
 /* Moves the object `path` (a file in the folder, or a folder of it) into the store with these
- * entries. */
+ * entries, which join those that it had where it is there already. */
 enum rt_status store_add(struct store *s, const char *path, const char *const *entry, size_t n,
                          struct rt_error *err);
 /* One process at a time: a descriptor for store_unlock, or -1 where the file system has no locks

@@ -28,7 +28,7 @@ typedef void gemm_in_place(const struct gemm *g, const float *w, int64_t ldw, in
                            int64_t n1, float *scratch);
 
 struct gemm_kind {
-    tile_fn *const (*tiles)[TILE_MR];
+    tile_fn *const (*const *tiles)[TILE_MR];
     int64_t per;       /* k in a 32-bit word of A and B: 1, or 2 for bf16 pairs */
     gemm_pack *pack_a; /* NULL: A is read in place */
     gemm_pack *pack_trans_a;
@@ -79,7 +79,7 @@ static void gemm_slab(const struct gemm *g, int64_t m0, int64_t m1, int64_t n0, 
                     t.a[i] = pa ? pa + r * kn : gemm_row(g, m + i) + k0;
             }
             t.ks = g->flags & GEMM_TRANS_A ? 16 : 1;
-            tile_run_of(g->kind->tiles, &t, mr);
+            tile_run_of(*g->kind->tiles, &t, mr);
         }
     }
 }
@@ -404,7 +404,7 @@ static void few_f32(const struct gemm *g, const float *w, int64_t ldw, int64_t r
     gemm_few(g, few, w, ldw, rows, n0, n1, 0, scratch);
 }
 
-static const struct gemm_kind gemm_f32 = {tile,         1, 0, gemm_pack_trans_a, panels_from_cols, gemm_pack_trans_b,
+static const struct gemm_kind gemm_f32 = {&tiles_f32,   1, 0, gemm_pack_trans_a, panels_from_cols, gemm_pack_trans_b,
                                           few_f32};
 
 static void gemm_plain(const struct gemm_kind *kind, void *const *p, const int64_t *n, int64_t lo,

@@ -4,6 +4,7 @@
  * panels are [ceil(K / 2)][16] words; an odd K is padded with a zero. Each element of C adds its
  * pairs in order of k. Arguments are those of the float32 kernels. */
 TILES(tile_bf16, 1)
+static tile_fn *const (*const tiles_bf16)[TILE_MR] = tile_bf16;
 
 /* Lane i: bf16(a[i]) low, bf16(b[i]) high. */
 INLINE v16 bf16_pair(v16 a, v16 b) {
@@ -59,7 +60,7 @@ static void few_rows_bf16(const struct gemm *g, const float *w, int64_t ldw, int
                           int64_t n1, float *scratch) {
     gemm_few(g, few_bf16, w, ldw, rows, n0, n1, 1, scratch);
 }
-static const struct gemm_kind gemm_bf16 = {tile_bf16,       2,               gemm_pack_a_bf16, gemm_pack_trans_a_bf16,
+static const struct gemm_kind gemm_bf16 = {&tiles_bf16,     2,               gemm_pack_a_bf16, gemm_pack_trans_a_bf16,
                                            pairs_from_cols, pairs_from_rows, few_rows_bf16};
 
 void k_gemm_bf16(void *const *p, const int64_t *n, int64_t lo, int64_t hi, void *scratch) {

@@ -129,7 +129,18 @@ typedef tile_fn *const tile_table[TILE_NV][TILE_MR];
 #define TILES(name, pairs)                                                                         \
     TILE_PANELS(name, pairs, 1) UNUSED static tile_table name = {TILE_TABLE(name, 1)};
 #endif
+/* Those of float32 are what takes longest to compile of most units. Units that are loaded together share
+ * them (runtime/jit.h); one that stands alone has its own. */
+#ifdef JIT_UNIT
+tile_fn *const (*jit_given)[TILE_MR];
+#define tiles_f32 jit_given
+#else
 TILES(tile, 0)
+UNUSED static tile_fn *const (*const tiles_f32)[TILE_MR] = tile;
+#ifdef JIT_SHARED
+extern tile_table jit_shared __attribute__((alias("tile")));
+#endif
+#endif
 
 /* C[mr, cols] for up to 64 columns; t->cols holds the columns wanted. */
 INLINE void tile_run_of(tile_fn *const (*table)[TILE_MR], const struct tile *t, int64_t mr) {
@@ -145,7 +156,7 @@ INLINE void tile_run_of(tile_fn *const (*table)[TILE_MR], const struct tile *t, 
     }
 #endif
 }
-INLINE void tile_run(const struct tile *t, int64_t mr) { tile_run_of(tile, t, mr); }
+INLINE void tile_run(const struct tile *t, int64_t mr) { tile_run_of(tiles_f32, t, mr); }
 
 #define ZIP(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 /* r[i] lane j <-> r[j] lane i, in four rounds of pairwise shuffles. */
