@@ -8,6 +8,7 @@
  * --small takes 64 tokens at most, to see that they run, --once runs each once, for profilers. */
 #include "codegen/kernel.h"
 #include "compiler/lower.h"
+#include "compiler/pass.h"
 #include "runtime/gpu_exec.h"
 #include "runtime/nvrtc.h"
 #include <math.h>
@@ -161,28 +162,150 @@ static ir_id attention_mla_gradient(struct bench *b)
     return attend_gradient(b, attend(b, 16, 16, 192, 128), 16, 16, 192, 128);
 }
 
-enum { KDA_HEADS = 16, KDA_DIM = 128 };
-static ir_id kda(struct bench *b)
+static ir_id kda(struct bench *b, int64_t heads)
 {
-    int64_t c = KDA_HEADS * KDA_DIM;
+    enum { DIM = 128 };
+    int64_t c = heads * DIM;
     ir_id q = rows(b, "unit.q", c, true), k = rows(b, "unit.k", c, true);
     ir_id v = rows(b, "v", c, true);
-    ir_id g = rows(b, "decay.g", c, false), beta = rows(b, "frac.beta", KDA_HEADS, false);
+    ir_id g = rows(b, "decay.g", c, false), beta = rows(b, "frac.beta", heads, false);
     b->bytes += 2.0 * (double)(b->N * c);
-    b->flops = (double)(b->N * c) * (6 * KDA_DIM + 6 * 64);
+    b->flops = (double)(b->N * c) * (6 * DIM + 6 * 64);
     return ir_add(b->g, OP_kda, SRCS(q, k, v, g, beta),
-                  ATTRS(A_INT(heads, KDA_HEADS), A_NUM(scale, 0.0884), A_STR(narrow, "1")), NULL);
+                  ATTRS(A_INT(heads, heads), A_NUM(scale, 0.0884), A_STR(narrow, "1")), NULL);
 }
-static ir_id kda_gradient(struct bench *b)
+static ir_id kda_gradient(struct bench *b, int64_t heads)
 {
-    ir_id t = kda(b), src[6];
+    ir_id t = kda(b, heads), src[6];
     for (uint32_t i = 0; i < 5; i++) src[i] = ir_src(b->g, t, i);
-    src[5] = rows(b, "do", KDA_HEADS * KDA_DIM, true);
+    src[5] = rows(b, "do", heads * 128, true);
     b->bytes *= 2;
     b->flops *= 3;
     return ir_add(b->g, OP_kda_grad, src, 6,
-                  ATTRS(A_INT(heads, KDA_HEADS), A_NUM(scale, 0.0884), A_STR(narrow, "11100")),
-                  NULL);
+                  ATTRS(A_INT(heads, heads), A_NUM(scale, 0.0884), A_STR(narrow, "11100")), NULL);
+}
+static ir_id kda_4(struct bench *b)
+{
+    return kda(b, 4);
+}
+static ir_id kda_4_gradient(struct bench *b)
+{
+    return kda_gradient(b, 4);
+}
+static ir_id kda_16(struct bench *b)
+{
+    return kda(b, 16);
+}
+static ir_id kda_16_gradient(struct bench *b)
+{
+    return kda_gradient(b, 16);
+}
+static ir_id kda_32(struct bench *b)
+{
+    return kda(b, 32);
+}
+static ir_id kda_32_gradient(struct bench *b)
+{
+    return kda_gradient(b, 32);
+}
+static ir_id conv(struct bench *b)
+{
+    enum { C = 512, J = 4 };
+    ir_id x = rows(b, "x", C, true);
+    b->bytes += 2.0 * (double)(b->N * C);
+    return ir_add(b->g, OP_short_conv, SRCS(x, matrix(b, "w", C, J, false)),
+                  ATTRS(A_STR(narrow, "1")), NULL);
+}
+static ir_id conv_gradient(struct bench *b)
+{
+    ir_id y = conv(b), dy = rows(b, "dy", 512, true);
+    return ir_add(b->g, OP_short_conv_grad, SRCS(dy, ir_src(b->g, y, 0), ir_src(b->g, y, 1)),
+                  ATTRS(A_STR(narrow, "10")), NULL);
+}
+
+/* ---- row regions ---- */
+
+/* Regions are made by the pass, of a graph of single operations. */
+static void open_region(struct bench *b)
+{
+    b->g = graph_open(b->a, "bench", STAGE_T, NULL, NULL);
+}
+
+static ir_id two(struct bench *b, enum ir_op op, ir_id x, ir_id y)
+{
+    return ir_binary(b->g, op, x, y);
+}
+
+/* A function whose result is only seen through bf16. */
+static ir_id coarse(struct bench *b, enum ir_op op, ir_id x)
+{
+    return ir_add(b->g, op, &x, 1, ATTRS(A_INT(coarse, 1)), NULL);
+}
+
+static void result(struct bench *b, const char *name, ir_id x, int64_t cols)
+{
+    b->bytes += 2.0 * (double)(b->N * cols);
+    ir_output(b->g, name, ir_unary(b->g, OP_round_bf16, x));
+}
+
+static ir_id close_region(struct bench *b)
+{
+    struct pass_ctx c = {.arena = b->a, .bind = b->b, .gpu = true};
+    b->g = pass_fuse_rows(&c, b->g);
+    b->g->out.n = 0; /* the operation alone matters */
+    for (ir_id n = 0; n < b->g->node.n; n++)
+        if (ir_at(b->g, n)->op == OP_rows) return n;
+    BUG("no region");
+}
+
+static ir_id swiglu(struct bench *b)
+{
+    enum { C = 2816 };
+    open_region(b);
+    ir_id x = rows(b, "x", C, true), z = rows(b, "z", C, true);
+    ir_id silu = two(b, OP_mul, x, coarse(b, OP_sigmoid, x));
+    result(b, "y", two(b, OP_mul, silu, z), C);
+    return close_region(b);
+}
+
+/* situ of experts backward: x sigmoid 4 tanh(x / 4) and 25 tanh(z / 25), each times the other. */
+static ir_id situ_gradient(struct bench *b)
+{
+    enum { C = 416 };
+    open_region(b);
+    ir_id x = rows(b, "x", C, true), z = rows(b, "z", C, true), dy = rows(b, "dy", C, true);
+    ir_id one = ir_const(b->g, 1), s = coarse(b, OP_sigmoid, x);
+    ir_id t = coarse(b, OP_tanh, two(b, OP_mul, x, ir_const(b->g, 0.25)));
+    ir_id u = coarse(b, OP_tanh, two(b, OP_mul, z, ir_const(b->g, 0.04)));
+    ir_id up = two(b, OP_mul, dy, u), gate = two(b, OP_mul, s, t);
+    ir_id dt = two(b, OP_mul, s, two(b, OP_sub, one, two(b, OP_mul, t, t)));
+    ir_id ds = two(b, OP_mul, gate, two(b, OP_sub, one, s));
+    result(b, "dx", two(b, OP_mul, up, two(b, OP_add, dt, ds)), C);
+    ir_id du = two(b, OP_sub, one, two(b, OP_mul, u, u));
+    result(b, "dz", two(b, OP_mul, two(b, OP_mul, dy, gate), du), C);
+    return close_region(b);
+}
+
+static ir_id norm_gradient(struct bench *b, int64_t c)
+{
+    open_region(b);
+    ir_id x = rows(b, "x", c, true), dy = rows(b, "dy", c, true), more = rows(b, "dsum", c, true);
+    ir_id r = rows(b, "r", 1, false), gain = vector(b, "gain", c);
+    ir_id n = two(b, OP_mul, x, r), dn = two(b, OP_mul, dy, gain);
+    ir_id mean = two(b, OP_mul, ir_unary(b->g, OP_rowsum, two(b, OP_mul, dn, n)),
+                     ir_const(b->g, 1.0 / (double)c));
+    ir_id dx = two(b, OP_mul, two(b, OP_sub, dn, two(b, OP_mul, n, mean)), r);
+    result(b, "dx", two(b, OP_add, more, dx), c);
+    ir_output(b->g, "dgain", ir_unary(b->g, OP_colsum, two(b, OP_mul, dy, n)));
+    return close_region(b);
+}
+static ir_id norm_gradient_512(struct bench *b)
+{
+    return norm_gradient(b, 512);
+}
+static ir_id norm_gradient_1024(struct bench *b)
+{
+    return norm_gradient(b, 1024);
 }
 
 static ir_id product(struct bench *b, int64_t k, int64_t n)
@@ -327,10 +450,19 @@ static const struct {
     {"attention_grad 4x4096 16/4h128", attention_128_gradient, 4, 4096, false},
     {"attention 2x4096 16h192/128", attention_mla, 2, 4096, false},
     {"attention_grad 2x4096 16h192/128", attention_mla_gradient, 2, 4096, false},
-    {"kda 1x4096 16h128", kda, 1, 4096, false},
-    {"kda_grad 1x4096 16h128", kda_gradient, 1, 4096, false},
-    {"kda 8x4096 16h128", kda, 8, 4096, false},
-    {"kda_grad 8x4096 16h128", kda_gradient, 8, 4096, false},
+    {"kda 1x4096 16h128", kda_16, 1, 4096, false},
+    {"kda_grad 1x4096 16h128", kda_16_gradient, 1, 4096, false},
+    {"kda 16x4096 4h128", kda_4, 16, 4096, false},
+    {"kda_grad 16x4096 4h128", kda_4_gradient, 16, 4096, false},
+    {"kda 1x4096 32h128", kda_32, 1, 4096, false},
+    {"kda_grad 1x4096 32h128", kda_32_gradient, 1, 4096, false},
+    {"short_conv 16x4096x512", conv, 16, 4096, false},
+    {"short_conv_grad 16x4096x512", conv_gradient, 16, 4096, false},
+    {"rows swiglu 2048x2816", swiglu, 2, 1024, false},
+    {"rows swiglu 65536x2816", swiglu, 16, 4096, false},
+    {"rows situ_grad 393216x416", situ_gradient, 96, 4096, false},
+    {"rows norm_grad 2048x1024", norm_gradient_1024, 2, 1024, false},
+    {"rows norm_grad 65536x512", norm_gradient_512, 16, 4096, false},
     {"product 8192x4096x4096 library", product_large, 1, 8192, false},
     {"product 8192x4096x4096 ours", product_large, 1, 8192, true},
     {"product 1x4096x14336 ours", product_decode, 1, 1, true},
