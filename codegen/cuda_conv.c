@@ -77,6 +77,7 @@ static void short_conv(const struct cg_emit *e)
                                {"N", cg_number(e, n)},
                                {"R", cg_number(e, ROWS)}};
     struct cg_step *s = step(e, "short_conv", v, 5);
+    s->why = n < 4 ? "four channels of a row do not lie together" : NULL;
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), R_(0)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, c, cg_src_ld(e->g, e->n, 0), cg_result_ld(e->g, e->n, 0)));
     cg_launch(s, e->b.B * up(e->b.T, ROWS) * up(c, THREADS * n), THREADS, 0);

@@ -93,12 +93,22 @@ static const char *number(const struct kda *x, int64_t n)
 }
 
 static struct cg_step *step(const struct kda *x, const char *name, const struct cg_var *vars,
-                            size_t n)
+                            size_t n, const char *why)
 {
     struct arena *a = x->e->a;
     const char *body = cg_section(a, text, name, vars, n).p, *node = ir_name(x->e->g, x->e->n);
     const char *label = *node ? str_fmt(a, "%s %s", name, node) : name;
-    return cg_add(a, x->e->out, name, str_of(str_fmt(a, "%s%s", rows_text, body)), label);
+    struct cg_step *s =
+        cg_add(a, x->e->out, name, str_of(str_fmt(a, "%s%s", rows_text, body)), label);
+    s->why = why;
+    return s;
+}
+
+/* Why products need three parts of bf16, that is six products of tensor cores for one; NULL: two,
+ * three. */
+static const char *parts_why(const struct kda *x)
+{
+    return x->parts == 2 ? NULL : "queries, keys or values are float32, not bf16";
 }
 
 static struct cg_var var_type(const struct kda *x, const char *name, uint32_t i)
@@ -162,7 +172,8 @@ static void prep(const struct kda *x)
         var_scale(x),
         var_number(x, "CACHED", x->cached),
     };
-    struct cg_step *s = step(x, "kda_prep", v, 8);
+    const char *why = in_twos(x) ? parts_why(x) : "channels of heads do not lie in aligned pairs";
+    struct cg_step *s = step(x, "kda_prep", v, 8, why);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(3), S_(4), S_(x->cached ? 7 : 4), W_(x->records)));
     cg_nums(e->a, s,
             CG_NUMS(e->b.T, src_ld(x, 0), src_ld(x, 1), src_ld(x, 3), src_ld(x, 4), x->chunks,
@@ -194,7 +205,7 @@ static void scan(const struct kda *x)
         var_number(x, "P", x->parts),   var_number(x, "CACHED", x->cached),
         var_number(x, "KEEP", x->keep), var_number(x, "STATE_PARTS", x->state_parts),
     };
-    struct cg_step *s = step(x, "kda_scan", v, 8);
+    struct cg_step *s = step(x, "kda_scan", v, 8, parts_why(x));
     struct cg_ref none = W_(0);
     cg_refs(e->a, s,
             CG_REFS(W_(x->records), S_(2), x->keep ? none : R_(0), x->cached ? R_(1) : none,
@@ -214,7 +225,7 @@ static void back(const struct kda *x)
         var_number(x, "K", x->k),     var_number(x, "V", x->v),
         var_number(x, "P", x->parts), var_number(x, "STATE_PARTS", x->state_parts),
     };
-    struct cg_step *s = step(x, "kda_back", v, 6);
+    struct cg_step *s = step(x, "kda_back", v, 6, parts_why(x));
     cg_refs(e->a, s,
             CG_REFS(W_(x->records), W_(x->z), S_(5), R_(2), W_(x->dr), W_(x->ds), W_(x->dbeta)));
     cg_nums(e->a, s, CG_NUMS(e->b.T, src_ld(x, 5), res_ld(x, 2), x->chunks, x->head0, x->heads));
@@ -238,7 +249,7 @@ static void chunk_grad(const struct kda *x)
         var_number(x, "STATE_PARTS", x->state_parts),
         var_number(x, "STAGES", stages),
     };
-    struct cg_step *s = step(x, "kda_chunk", v, 11);
+    struct cg_step *s = step(x, "kda_chunk", v, 11, parts_why(x));
     cg_refs(e->a, s,
             CG_REFS(S_(0), S_(1), S_(3), S_(4), S_(5), W_(x->z), W_(x->dr), W_(x->s), W_(x->ds),
                     W_(x->dbeta), R_(0), R_(1), R_(3), R_(4)));
@@ -270,7 +281,7 @@ static void one(const struct kda *x)
         var_number(x, "COLUMNS", 8 * n),
         var_scale(x),
     };
-    struct cg_step *s = step(x, "kda_one", v, 10);
+    struct cg_step *s = step(x, "kda_one", v, 10, NULL);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(2), S_(3), S_(4), R_(1), S_(6), S_(7), R_(0)));
     cg_nums(e->a, s,
             CG_NUMS(src_ld(x, 0), src_ld(x, 1), src_ld(x, 2), src_ld(x, 3), src_ld(x, 4),

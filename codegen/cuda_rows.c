@@ -1,7 +1,7 @@
 /* Row regions on a GPU: who computes what, and the steps. C is a constant of the text, R a number.
  *
  * A team of threads does a row: a thread where C is a few columns, lanes of a warp or the whole
- * warp up to 1024, a block beyond. What later column loops of a row need again stays in registers,
+ * warp up to 512, a block beyond. What later column loops of a row need again stays in registers,
  * so each operand is read once; only where a row is too long for that is it read again. Without
  * row reductions a team has team * v columns and blockIdx.y counts such tiles: one access of v
  * elements (16 bytes of bf16, 32 of float32) a thread and operand, all independent; these regions
@@ -19,7 +19,7 @@ static const char text[] =
 enum {
     BLOCK = 256,
     LONG_BLOCK = 512, /* of rows beyond WARP_COLS, at most */
-    WARP_COLS = 1024, /* longest row of a warp */
+    WARP_COLS = 512,  /* longest row of a warp */
     MAX_LOADED = 128, /* elements that a thread without reductions holds */
     CHUNKS = 528,     /* partial column sums at most, four for each multiprocessor of an H200 */
 };
@@ -102,6 +102,26 @@ static void plan(struct cuda_rows *c, struct arena *a, const struct ir_graph *r)
     c->clones = c->team < CUDA_WARP && (c->sums_in_memory || (e->reduces && c->team > 1));
 }
 
+/* Why accesses or passes over a row are not the best there are; NULL: they are. */
+static const char *slow_why(const struct cuda_rows *c)
+{
+    const struct rows_gen *e = c->e;
+    if (e->rule == ROWS_AGAIN && e->loops > 1)
+        return "a row has no room in registers: operands are read again";
+    if (c->sums_in_memory) return "column sums have no room in registers";
+    if (e->cols > 8 && e->cols % 8) return "columns are not a multiple of 8";
+    size_t args = rows_args(e), places = args + e->r->out.n;
+    for (ir_id n = 0; n < e->r->node.n; n++) {
+        if (e->kind[n] != FULL || rows_op(e, n) != OP_arg || e->cols < 8) continue;
+        if (e->place[ir_int(e->r, n, AK_index, 0)].align < 16)
+            return "rows of operands do not lie at multiples of 16 bytes";
+    }
+    for (size_t i = args; i < places; i++)
+        if (e->kind[e->r->out.p[i - args].id] == FULL && e->cols >= 8 && e->place[i].align < 16)
+            return "rows of results do not lie at multiples of 16 bytes";
+    return NULL;
+}
+
 /* Results and operands as they lie in memory. */
 static struct rows_place *places(struct arena *a, const struct ir_graph *g, ir_id n, size_t results)
 {
@@ -139,7 +159,9 @@ static struct cg_step *region_step(struct arena *a, const struct ir_graph *g, ir
     *c = (struct cuda_rows){.e = NEW(a, struct rows_gen, 1)};
     c->e->place = place;
     plan(c, a, r);
-    m->kernel = *cg_add(a, out, "rows", cuda_rows_text(c), "");
+    struct cg_step *s = cg_add(a, out, "rows", cuda_rows_text(c), "");
+    s->why = slow_why(c);
+    m->kernel = *s;
     m->more = arena_dup(a, c, sizeof *c, STRATA_SITE);
     return &vec_last(&out->step);
 }
