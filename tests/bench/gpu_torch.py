@@ -210,7 +210,7 @@ def run_mix(o):
 def run_step(o):
     torch.manual_seed(1)
     cuda = o.device != "cpu"
-    with torch.device(o.device):
+    with torch.device(o.device) if cuda else contextlib.nullcontext():
         model = Model(o, mix_of("eager" if o.impl == "compile" else o.impl))
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1,
                             **({"fused": True, "capturable": True} if cuda else {}))
