@@ -86,6 +86,7 @@ static enum rt_status get_memory(struct session *s, struct rt_error *err)
         struct piece x = {have, s->layout.bytes, 0};
         RT_TRY(gpu_alloc_for(d->gpu, x.to - x.from, "parameters, gradients and moments", less,
                              &x.at, err));
+        RT_TRY(gpu_zero(d->gpu, x.at, x.to - x.from, err));
         vec_push(s->a, &d->persistent, x);
     }
     for (size_t i = 0; i < s->program.n; i++)

@@ -165,8 +165,12 @@ enum rt_status gpu_alloc_for(struct gpu *g, size_t bytes, const char *what, cons
                        g->about.ordinal, g->about.name, gb * (double)bytes, what, gb * (double)left,
                        gb * (double)total, less ? "; what needs less: " : "", less ? less : "");
     }
-    RT_TRY(cuda_check(CUDA_driver, code, "cuMemAlloc_v2", err));
-    TRY(cuMemsetD8Async(*p, 0, bytes, g->lane[0].stream));
+    return cuda_check(CUDA_driver, code, "cuMemAlloc_v2", err);
+}
+
+enum rt_status gpu_zero(struct gpu *g, cu_ptr p, size_t bytes, struct rt_error *err)
+{
+    if (bytes) TRY(cuMemsetD8Async(p, 0, bytes, g->lane[0].stream));
     return RT_ok;
 }
 

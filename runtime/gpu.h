@@ -1,8 +1,9 @@
 /* One GPU through NVIDIA's driver: memory, copies, launches, products of cuBLAS, and recordings of
  * all these that run again at one call. Everything is ordered in one stream, but for what lies
- * between gpu_fork and gpu_join, where gpu_select says who goes where. Every function that returns a status gives RT_machine when the driver refuses; what a kernel does wrong is found
- * by a later call, gpu_wait at the latest. A gpu is used by one thread at a time: the one that
- * opened it, or one that called gpu_use. */
+ * between gpu_fork and gpu_join, where gpu_select says who goes where. Every function that returns
+ * a status gives RT_machine when the driver refuses; what a kernel does wrong is found by a later
+ * call, gpu_wait at the latest. A gpu is used by one thread at a time: the one that opened it, or
+ * one that called gpu_use. */
 #ifndef STRATA_RUNTIME_GPU_H
 #define STRATA_RUNTIME_GPU_H
 #include "abi.h"
@@ -35,9 +36,9 @@ enum rt_status gpu_use(struct gpu *g, struct rt_error *err);
 
 /* Bytes of the device that nobody has. */
 enum rt_status gpu_memory(struct gpu *g, size_t *left, struct rt_error *err);
-/* Zeroed memory of the device, aligned to 256 bytes. `what` is what it is for, in the message when
- * there is not enough, which says how much was asked for and how much is free; `less`, where it is
- * not NULL, is what the user can change to need less. */
+/* Memory of the device, aligned to 256 bytes, whatever was in it. `what` is what it is for, in the
+ * message when there is not enough, which says how much was asked for and how much is free; `less`,
+ * where it is not NULL, is what the user can change to need less. */
 enum rt_status gpu_alloc_for(struct gpu *g, size_t bytes, const char *what, const char *less,
                              cu_ptr *p, struct rt_error *err);
 static inline enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *what, cu_ptr *p,
@@ -45,6 +46,7 @@ static inline enum rt_status gpu_alloc(struct gpu *g, size_t bytes, const char *
 {
     return gpu_alloc_for(g, bytes, what, NULL, p, err);
 }
+enum rt_status gpu_zero(struct gpu *g, cu_ptr p, size_t bytes, struct rt_error *err);
 /* After everything that was launched. 0 is fine. */
 void gpu_free(struct gpu *g, cu_ptr p);
 /* Zeroed memory of the host that the device copies from and to by itself. */

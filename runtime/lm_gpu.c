@@ -290,6 +290,7 @@ static enum rt_status get_memory(struct on_gpu *m, const struct sa_plan *p, stru
         RT_TRY(gpu_alloc_for(m->gpu, p->arena_bytes[i], text[i].what, text[i].less, &m->arena[i],
                              err));
         m->arena_bytes[i] = p->arena_bytes[i];
+        if (constant) RT_TRY(gpu_zero(m->gpu, m->arena[i], m->arena_bytes[i], err));
         if (i == SA_slot) {
             gpu_unpin(m->gpu, m->mirror);
             m->mirror = NULL;
