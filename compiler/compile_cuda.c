@@ -107,7 +107,7 @@ static void print_kernels(struct cli *c, const struct lowered *l, const struct n
     }
     for (uint32_t i = 0; i < l->plan.num_kernels; i++)
         if (all && l->kernel[i].why)
-            printf("%s: no faster form (%s): %s\n", l->code[i].symbol, l->kernel[i].label,
+            printf("%s: not the faster form (%s): %s\n", l->code[i].symbol, l->kernel[i].label,
                    l->kernel[i].why);
 }
 

@@ -102,8 +102,47 @@ static void test_heads(void **state)
     arena_close(a);
 }
 
+/* Whether attention of heads of `size` becomes that of tensor cores, or why it does not. */
+static const char *why(unsigned sm, int64_t size, int64_t apart, bool narrow)
+{
+    struct arena *a = arena_open("why");
+    struct ir_graph *g = graph_open(a, "why", STAGE_K, NULL, NULL);
+    const struct ir_attr word = A_STR(narrow, "1");
+    ir_id x[3];
+    for (int i = 0; i < 3; i++) {
+        const char *name = str_fmt(a, "x%d", i);
+        ir_type_id t = ir_type2(g, IR_f32, dim_sym(SYM_N, 1), dim_const(2 * size + apart));
+        const struct ir_attr attr[] = {A_STR(name, name), word};
+        ir_id all = ir_add_typed(g, OP_input, t, NO_SRCS, attr, narrow ? 2 : 1, name);
+        x[i] = apart ? columns(g, all, apart, 2 * size + apart) : all;
+    }
+    ir_id n = ir_add(g, OP_attention, SRCS(x[0], x[1], x[2]),
+                     ATTRS(A_INT(heads, 2), A_INT(kv_heads, 2), A_INT(head_dim, size),
+                           A_INT(v_dim, size), A_NUM(scale, 1), word),
+                     NULL);
+    struct cg_lowering low = {0};
+    cg_lower_node(a, g, n, (struct ir_bind){1, 7}, &(struct cg_target){.sm = sm}, &low);
+    bool flash = !strncmp(low.step.p[0].symbol, "flash_", 6);
+    const char *s = low.step.p[0].why; /* a constant */
+    arena_close(a);
+    assert_true(flash == !s);
+    return s;
+}
+
+static void test_forms(void **state)
+{
+    (void)state;
+    assert_null(why(90, 64, 0, true));
+    assert_null(why(90, 128, 8, true));
+    assert_non_null(strstr(why(90, 64, 0, false), "float32"));
+    assert_non_null(strstr(why(90, 64, 4, true), "16 bytes"));
+    assert_non_null(strstr(why(90, 320, 0, true), "wider"));
+    assert_non_null(strstr(why(89, 128, 0, true), "shared memory"));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops), cmocka_unit_test(test_heads)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ops), cmocka_unit_test(test_heads),
+                                       cmocka_unit_test(test_forms)};
     return cmocka_run_group_tests_name("cuda_attention", tests, NULL, NULL);
 }
