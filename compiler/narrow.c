@@ -306,5 +306,5 @@ struct ir_graph *pass_narrow(struct pass_ctx *c, const struct ir_graph *g)
         sb_printf(c->report, "%zu values in two bytes an element: %.1f MB instead of %.1f MB\n",
                   p.values, p.bytes / 2e6, p.bytes / 1e6);
     arena_close(scratch);
-    return p.out;
+    return on ? pass_dce(c, p.out) : p.out; /* reshapes that only roundings read are left over */
 }
