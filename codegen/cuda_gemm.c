@@ -8,6 +8,7 @@
  *   few     16 x 64: the other M <= 16, or so many rows an expert
  *   middle  64 x 64: M <= 64, likewise, and where wide tiles would be fewer than the SMs
  *   wide    128 x 128
+ * In float32: simt, 64 x 64, and for few rows a thread for every piece of an element's sum.
  * Up to 64 rows are bound by reading B, once, in the type it has; for more, float32 operands are
  * first copied as bf16.
  * With too few tiles for the SMs, the pieces of K lie side by side in the grid, and a second step
@@ -324,10 +325,29 @@ static bool few_rows(const struct cg_emit *e, const struct cg_target *t, const s
     return true;
 }
 
+/* The same in float32: a router's, of one row, would have 4 tiles of the simt form. */
+static bool few_rows_float(const struct cg_emit *e, const struct cg_product *p)
+{
+    enum { COLS = 8, MOST = 16, LINE = (PIECE + 4) * 4, SHARED = 90 << 10 };
+    int64_t pieces = tiles(p->k, PIECE), each = (p->m + COLS) * LINE,
+            sums = pieces * p->m * COLS * 4;
+    int64_t group = least(pieces, (SHARED - sums) / each);
+    if (p->bf16 || p->m > MOST || p->batch != 1 || group < 1 || p->ta || !p->tb) return false;
+    if (p->a.narrow || p->b.narrow || !vector(p->a, p->k) || !vector(p->b, p->k)) return false;
+    const struct cg_var vars[] = {{"TC", type_of(p->c)}, {"PIECE", cg_number(e, PIECE)}};
+    struct cg_step *s = add(e, "simt_few", cg_section(e->a, text, "simt_few", vars, 2));
+    cg_refs(e->a, s, CG_REFS(p->a.at, p->b.at, p->c.at));
+    cg_nums(e->a, s, CG_NUMS(p->m, p->n, p->k, p->a.ld, p->b.ld, p->c.ld, group, p->add));
+    cg_launch(s, p->m ? tiles(p->n, COLS) : 0, 256, group * each + sums);
+    s->route =
+        route(e, p, "our chains of a piece of K each, so that a row is the same in every batch");
+    return true;
+}
+
 static void own_product(const struct cg_emit *e, const struct cg_target *t, struct cg_product p)
 {
     const struct form *f = form_of(&p);
-    if (few_rows(e, t, &p)) return;
+    if (few_rows(e, t, &p) || few_rows_float(e, &p)) return;
     if (p.bf16 && p.m > middle.bm) common_types(e, &p); /* else B is read once, as it is */
     if (cut_in_pieces(f, &p)) {
         in_pieces(e, f, &p);

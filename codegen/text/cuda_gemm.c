@@ -333,6 +333,58 @@ extern "C" __global__ void __launch_bounds__(tiles_@FN@::WARPS * WARP)
         if (at < p.n) put(p.c + row * p.ldc + at, sum, p.add);
     }
 }
+//== simt_few
+/* At most 16 rows in float32, with k as the inner index of A and B: a block has 8 columns and all of
+ * K. `group` pieces at a time of its rows and columns come to shared memory; a thread adds the chain
+ * of one element and piece, then the block the pieces in order: the bits of simt's tiles. Floor: B
+ * over the speed of memory. */
+namespace few_@FN@ {
+enum { COLS = 8, PIECE = ${PIECE}, PITCH = PIECE + 4, THREADS = 256 };
+INLINE void put(float *c, float x, bool add) { *c = add ? *c + x : x; }
+INLINE void put(uint16_t *c, float x, bool) { *c = f32_to_bf16(x); }
+} /* namespace */
+extern "C" __global__ void __launch_bounds__(few_@FN@::THREADS)
+@FN@(const float *a, const float *b, ${TC} *c, int64_t m, int64_t n, int64_t k, int64_t lda,
+     int64_t ldb, int64_t ldc, int64_t group, int64_t add)
+{
+    using namespace few_@FN@;
+    DYNAMIC_SHARED(float, lines); /* [group][rows of A, then columns of B][PITCH] */
+    const int64_t col = (int64_t)blockIdx.x * COLS;
+    const int rows = (int)m, all = rows + COLS, pieces = (int)div_up(k, PIECE);
+    float *const part = lines + group * all * PITCH; /* [pieces][rows][COLS] */
+    for (int base = 0; base < pieces; base += (int)group) {
+        const int here = pieces - base < group ? pieces - base : (int)group;
+        for (int line = threadIdx.x / WARP; line < here * all; line += THREADS / WARP) {
+            int r = line % all;
+            int64_t deep = (int64_t)(base + line / all) * PIECE;
+            const float *from = (r < rows ? a + r * lda : b + (col + r - rows) * ldb) + deep;
+            bool is = r < rows || col + r - rows < n;
+            UNROLL for (int at = threadIdx.x % WARP * 4; at < PIECE; at += WARP * 4)
+                cp_async16(lines + line * PITCH + at, from + at, is && deep + at < k);
+        }
+        cp_async_commit();
+        cp_async_wait(0);
+        __syncthreads();
+        for (int i = threadIdx.x; i < here * rows * COLS; i += THREADS) {
+            int g = i / COLS / rows, r = i / COLS % rows;
+            const float *x = lines + (g * all + r) * PITCH;
+            const float *y = lines + (g * all + rows + i % COLS) * PITCH;
+            float sum = 0;
+            UNROLL_BY(8) for (int d = 0; d < PIECE; d += 4) {
+                float u[4], v[4];
+                ld_f32x4(u, x + d), ld_f32x4(v, y + d);
+                UNROLL for (int e = 0; e < 4; e++) sum = fma1(u[e], v[e], sum);
+            }
+            part[base * rows * COLS + i] = sum;
+        }
+        __syncthreads();
+    }
+    for (int i = threadIdx.x; i < rows * COLS; i += THREADS) {
+        float sum = 0;
+        for (int z = 0; z < pieces; z++) sum += part[z * rows * COLS + i];
+        if (col + i % COLS < n) put(c + i / COLS * ldc + col + i % COLS, sum, add != 0);
+    }
+}
 //== product
 /* Block (x, y, z): tile of rows y and columns x of product z. */
 extern "C" __global__ void __launch_bounds__(tiles_@FN@::THREADS)
