@@ -4,15 +4,13 @@
  * float32.
  *
  * Forms of our tiles on tensor cores, all of the same bits (text/cuda_gemm.c):
- *   warps   16 x 16, pieces of K side by side in a block, one launch: M <= 16 and rows on 16 bytes
- *   few     16 x 64: the other M <= 16, or so many rows an expert
- *   middle  64 x 64: M <= 64, likewise, and where wide tiles would be fewer than the SMs
- *   wide    128 x 128
- * In float32: simt, 64 x 64, and for few rows a thread for every piece of an element's sum.
- * Up to 64 rows are bound by reading B, once, in the type it has; for more, float32 operands are
- * first copied as bf16.
- * With too few tiles for the SMs, the pieces of K lie side by side in the grid, and a second step
- * adds them. */
+ *   warps   16 x 16 or 32, pieces of K side by side in a block, one launch: M <= 16, rows on 16
+ * bytes few     16 x 64: the other M <= 16, or so many rows an expert middle  64 x 64: M <= 64,
+ * likewise, and where wide tiles would be fewer than the SMs wide    128 x 128 In float32: simt, 64
+ * x 64, and for few rows a thread for every piece of an element's sum. Up to 64 rows are bound by
+ * reading B, once, in the type it has; for more, float32 operands are first copied as bf16. With
+ * too few tiles for the SMs, the pieces of K lie side by side in the grid, and a second step adds
+ * them. */
 #include "codegen/cuda_gemm.h"
 
 #pragma GCC diagnostic ignored "-Woverlength-strings"
@@ -303,12 +301,14 @@ static void in_pieces(const struct cg_emit *e, const struct form *f, const struc
 }
 
 /* Few rows in one launch, where all of this suits; false: not done. Blocks of up to six warps, of
- * which two fit on an SM: 12 warps there have 3 or more KB each on their way. */
+ * which two fit on an SM: 12 warps there have 3 or more KB each on their way. Every block reads all
+ * of A, so columns are 32 where there are enough, and with very many the plain tiles are better. */
 static bool few_rows(const struct cg_emit *e, const struct cg_target *t, const struct cg_product *p)
 {
-    enum { WARPS = 6, ROUNDS = 8, PART = 16 * 24 * 4 /* bytes of the sums of a piece */ };
-    struct form f = {16, 16, 64, 1, 1, 4, PIECE};
+    enum { WARPS = 6, ROUNDS = 8 };
+    struct form f = {16, tiles(p->n, 32) >= 2 * SMS ? 32 : 16, 64, 1, 1, 4, PIECE};
     int64_t pieces = tiles(p->k, PIECE), rounds = tiles(pieces, WARPS);
+    if (tiles(p->n, few.bn) >= 4 * SMS) return false;
     if (!p->bf16 || p->m > f.bm || p->batch != 1 || !pieces || rounds > ROUNDS) return false;
     if (!vector(p->a, p->ta ? p->m : p->k) || !vector(p->b, p->tb ? p->k : p->n)) return false;
     int64_t warps = tiles(pieces, rounds), pair = pair_bytes(&f, p);
@@ -319,7 +319,7 @@ static bool few_rows(const struct cg_emit *e, const struct cg_target *t, const s
     struct cg_step *s = add(e, "few", tile_text(e, "few", &f, p, true, more, 2));
     cg_refs(e->a, s, CG_REFS(p->a.at, p->b.at, p->c.at));
     cg_nums(e->a, s, CG_NUMS(p->m, p->n, p->k, p->a.ld, p->b.ld, p->c.ld, p->add));
-    int64_t stages = warps * f.stages * pair, parts = pieces * PART;
+    int64_t stages = warps * f.stages * pair, parts = pieces * f.bm * (f.bn + 8) * 4;
     cg_launch(s, p->m ? tiles(p->n, f.bn) : 0, 32 * warps, stages > parts ? stages : parts);
     s->route = route(e, p, tiles_of(e, &f, ", a warp a piece of K"));
     return true;

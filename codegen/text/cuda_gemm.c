@@ -272,7 +272,7 @@ INLINE void run(const struct problem &p)
 }
 } /* namespace */
 //== few
-/* At most 16 rows. A block has 16 columns and all of K, a warp every WARPS-th piece of it, with
+/* At most 16 rows. A block has BN columns and all of K, a warp every WARPS-th piece of it, with
  * stages of its own, so that nobody waits for another one; then the block adds the pieces in order.
  * B is read once, and nothing is written on the way. Floor: B over the speed of memory. */
 namespace tiles_@FN@ {
@@ -320,7 +320,7 @@ extern "C" __global__ void __launch_bounds__(tiles_@FN@::WARPS * WARP)
     UNROLL for (int r = 0; r < ROUNDS; r++) {
         int piece = warp + r * WARPS;
         if (piece >= pieces) continue;
-        UNROLL for (int j = 0; j < 2; j++)
+        UNROLL for (int j = 0; j < 2 * TN; j++)
             UNROLL for (int x = 0; x < 2; x++)
                 *(float2 *)(part + (piece * BM + lane / 4 + 8 * x) * PART + 8 * j + lane % 4 * 2) =
                     make_float2(done[r][0][j][2 * x], done[r][0][j][2 * x + 1]);

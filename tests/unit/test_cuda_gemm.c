@@ -62,6 +62,7 @@ static void test_sizes(void **state)
         {24, 40, 530, true, true, false, NULL, NULL},
         {16, 20, 1864, false, true, true, "1", "1"},
         {3, 24, 1864, false, false, true, "10", "0"},
+        {2, 8450, 264, false, true, true, "1", "1"},
         {16, 20, 1864, false, true, false, NULL, NULL},
         {1, 12, 2304, false, true, false, NULL, NULL},
     };
