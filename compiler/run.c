@@ -30,6 +30,17 @@ static enum ir_store store_of(const struct model *m, const struct run_options *o
     return STORE_i8;
 }
 
+/* On a GPU --dtype bf16 is the precision of a serving program: its products are tensor cores' and its
+ * caches bf16, as if it had been trained so. */
+static const struct model *model_of(struct run *r, const struct model *m)
+{
+    if (r->store != STORE_rows_bf16 || m->train.precision == PREC_bf16) return m;
+    struct model *x = NEW(r->cli->arena, struct model, 1);
+    *x = *m;
+    x->train.precision = PREC_bf16;
+    return x;
+}
+
 /* Serving programs run on a GPU beside the session, which only plans for it. */
 static void open_device(struct run *r, const struct run_options *o, struct session_options *s)
 {
@@ -47,6 +58,7 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
 {
     *r = (struct run){.cli = c, .model = m, .params = params_of(c->arena, m)};
     r->store = store_of(m, o);
+    r->model = model_of(r, m);
     r->threads = (unsigned)o->threads;
     struct session_options s = {.cpu = o->cpu,
                                 .gpu = o->gpu,

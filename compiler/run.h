@@ -68,7 +68,7 @@ struct run_options {
     "  --dtype D          what weights are stored as: fp32, bf16 or int8 (one scale a row; "      \
     "norms,\n"                                                                                    \
     "                     depth queries and routers stay fp32, gates are never int8); default:\n" \
-    "                     what changes no result\n"
+    "                     what changes no result. On a GPU no int8; bf16 are products too\n"
 #define RUN_OPTIONS(o)                                                                  \
     {"cpu", CLI_text, &(o).cpu}, {"threads", CLI_int, &(o).threads},                    \
         {"skip", CLI_text, &(o).skip}, {"dump-ir", CLI_text, &(o).dump_ir},             \

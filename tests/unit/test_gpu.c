@@ -369,6 +369,9 @@ static void generate(void **state)
         unsetenv("STRATA_FAKE_LOG");
         assert_string_equal(out[0], out[1]);
         check_decoding(file, a);
+        out[1] = STRATA(a, 0, "generate", spec, "--weights", weights, "--prompt-ids", "3,5,7",
+                        "--max-tokens", "4", "--print-ids", "--device", "cuda", "--dtype", "bf16");
+        assert_non_null(strchr(out[1], ' '));
     }
     arena_close(a);
 }
