@@ -33,6 +33,22 @@ INLINE int piece_begin_@FN@(int piece)
     for (; piece >= first + 32; first += 16) size *= 2;
     return (piece - first) * size;
 }
+/* Begins to copy 64 rows of COLS elements, of which `have` exist, as ACROSS pieces of 16 bytes; the rest is
+ * zeros. Where a thread begins is its own, all else are constants of the copies. */
+template <int COLS, int ACROSS, int LD, int THREADS>
+INLINE void paged_rows_@FN@(uint16_t *to, const uint16_t *from, int have)
+{
+    enum { LANES = ACROSS <= 4 ? 4 : ACROSS <= 8 ? 8 : ACROSS <= 16 ? 16 : 32, AT_ONCE = THREADS / LANES };
+    const int r0 = threadIdx.x / LANES, c0 = threadIdx.x % LANES;
+    to += r0 * LD + c0 * 8;
+    from += r0 * ${LD_K} + c0 * 8;
+    UNROLL for (int c = 0; c < ACROSS; c += LANES) {
+        if (c + LANES > ACROSS && c + c0 >= ACROSS) continue;
+        const int left = (c + c0) * 8 < COLS ? have - r0 : 0;
+        UNROLL for (int r = 0; r < 64; r += AT_ONCE)
+            cp_async16(to + r * LD + c * 8, from + r * ${LD_K} + c * 8, r < left);
+    }
+}
 //== attend_paged
 /* A block has ${M}*16 rows of one key head of one sequence (the ${G} heads of its first token, then of the next) and
  * either one piece, the blockIdx.y-th from the first that the block sees, whose part goes to the workspace
@@ -54,11 +70,12 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     uint16_t *const ps = ks + STAGES * BK * (LDH + (SAME ? 0 : LDV)); /* [BQ][LDP] */
     float *const most = (float *)(ps + BQ * LDP); /* [BQ][LDM]: of each warp's keys */
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
-    const int64_t kv = blockIdx.x / tiles % KV, b = blockIdx.x / tiles / KV;
+    const unsigned tile = blockIdx.x % (unsigned)tiles, others = blockIdx.x / (unsigned)tiles;
+    const int64_t kv = others % KV, b = others / KV;
     pages += b * table;
     /* Without a window this is the first page whatever past is: their loads wait together. */
     const int guess = split && W == 0 ? pages[piece_begin_@FN@(blockIdx.y) / BK] : 0;
-    const int r0 = (int)(blockIdx.x % tiles) * BQ, rows = (int)min64(BQ, steps * G - r0), before = past[b];
+    const int r0 = (int)tile * BQ, rows = (int)min64(BQ, steps * G - r0), before = past[b];
     const int at0 = before + r0 / G, end = before + (r0 + rows - 1) / G + 1; /* positions of rows */
     const int begin = W > 0 ? (int)max64(0, at0 - W + 1) / BK * BK : 0;
     int piece = piece_of_@FN@(begin);
@@ -72,7 +89,8 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     for (int i = threadIdx.x; i < BQ * (HP / 8); i += THREADS) {
         const int r = i / (HP / 8), c = i % (HP / 8) * 8;
         const bool is = r < rows && c < HD;
-        const int64_t token = b * steps + (r0 + r) / G, head = kv * G + (r0 + r) % G;
+        const int64_t token = b * steps + (r0 + r) / G;
+        const int64_t head = kv * G + (r0 + r) % G;
         const uint16_t *x = c < ${QN} ? q + token * ${LD_Q} + head * ${HEAD_Q} + c
                                       : q2 + token * ${LD_Q2} + head * ${HEAD_Q2} + c - ${QN};
         cp_async16(qs + r * LDH + c, is ? x : q, is);
@@ -80,20 +98,12 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     /* Begins to copy the tile at k0, which lies in one page; keys and values are a group each, also where
      * there is no such tile. */
     const auto fetch = [&](int slot, int k0, int page) {
-        const int64_t row = ((int64_t)page * BK) * ${LD_K};
+        const int64_t row = (int64_t)page * BK * ${LD_K};
         const int have = k0 < hi ? end - k0 : 0;
-        UNROLL_BY(4) for (int i = threadIdx.x; i < BK * (HP / 8) && have > 0; i += THREADS) {
-            const int r = i / (HP / 8), c = i % (HP / 8) * 8;
-            const bool is = r < have && c < HD;
-            cp_async16(ks + (slot * BK + r) * LDH + c, is ? k + row + r * ${LD_K} + c : k, is);
-        }
+        if (have > 0) paged_rows_@FN@<HD, HP / 8, LDH, THREADS>(ks + slot * BK * LDH, k + row, have);
         cp_async_commit();
         if constexpr (!SAME) {
-            UNROLL_BY(4) for (int i = threadIdx.x; i < BK * NB && have > 0; i += THREADS) {
-                const int r = i / NB, c = i % NB * 8;
-                const bool is = r < have;
-                cp_async16(vs + (slot * BK + r) * LDV + c, is ? v + row + r * ${LD_K} + c : v, is);
-            }
+            if (have > 0) paged_rows_@FN@<VD, NB, LDV, THREADS>(vs + slot * BK * LDV, v + row, have);
             cp_async_commit();
         }
     };
@@ -118,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
         page = k0 + (AHEAD + 1) * BK < hi ? pages[k0 / BK + AHEAD + 1] : 0;
         float c[2][M][NK][4] = {};
         const uint16_t *const key = ks + (slot * BK + warp * KW + lane % 8) * LDH + lane / 8 * 8;
-        UNROLL_BY(4) for (int h = 0; h < HP; h += 32) {
+        UNROLL_BY(2) for (int h = 0; h < HP; h += 32) {
             uint32_t x[4], y[NK][4];
             UNROLL for (int n = 0; n < NK; n++) ldmatrix4(y[n], key + 8 * n * LDH + h);
             UNROLL for (int m = 0; m < M; m++)
@@ -168,18 +178,33 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
         __syncthreads(); /* probabilities, and the values have come */
         const uint16_t *const value = vs + (slot * BK + lane) * LDV + warp * NV * 8;
         UNROLL for (int h = 0; h < BK; h += 32) {
-            uint32_t x[M][2][4], y[4];
             const uint32_t ones[2] = {0x3f803f80u, 0x3f803f80u}; /* bf16: every column is the sum */
-            UNROLL for (int m = 0; m < M; m++)
-                UNROLL for (int j = 0; j < 2; j++) {
-                    mma_rows(x[m][j], ps + 16 * m * LDP + h + 16 * j, LDP);
-                    mma_bf16(sum[m], x[m][j], ones);
+            if constexpr (M * NV <= 8) {
+                uint32_t x[M][2][4], y[4];
+                UNROLL for (int m = 0; m < M; m++)
+                    UNROLL for (int j = 0; j < 2; j++) {
+                        mma_rows(x[m][j], ps + 16 * m * LDP + h + 16 * j, LDP);
+                        mma_bf16(sum[m], x[m][j], ones);
+                    }
+                UNROLL for (int n = 0; n < NV; n++) {
+                    if (NB % WARPS && warp * NV + n >= NB) continue;
+                    ldmatrix4_trans(y, value + h * LDV + 8 * n);
+                    UNROLL for (int j = 0; j < 2; j++)
+                        UNROLL for (int m = 0; m < M; m++) mma_bf16(acc[m][n], x[m][j], y + 2 * j);
                 }
-            UNROLL for (int n = 0; n < NV; n++) {
-                if (NB % WARPS && warp * NV + n >= NB) continue;
-                ldmatrix4_trans(y, value + h * LDV + 8 * n);
-                UNROLL for (int j = 0; j < 2; j++)
-                    UNROLL for (int m = 0; m < M; m++) mma_bf16(acc[m][n], x[m][j], y + 2 * j);
+            } else { /* the same in fewer registers, by twice as many loads */
+                UNROLL for (int j = 0; j < 2; j++) {
+                    uint32_t x[M][4], y[2];
+                    UNROLL for (int m = 0; m < M; m++) {
+                        mma_rows(x[m], ps + 16 * m * LDP + h + 16 * j, LDP);
+                        mma_bf16(sum[m], x[m], ones);
+                    }
+                    UNROLL for (int n = 0; n < NV; n++) {
+                        if (NB % WARPS && warp * NV + n >= NB) continue;
+                        ldmatrix2_trans(y, value + (h + 16 * j) * LDV + 8 * n);
+                        UNROLL for (int m = 0; m < M; m++) mma_bf16(acc[m][n], x[m], y);
+                    }
+                }
             }
         }
         if (split || (k0 + BK < hi && k0 + BK < stop)) continue;
@@ -229,19 +254,20 @@ extern "C" __global__ void __launch_bounds__(256)
     enum { H = ${G} * ${KV}, VD = ${VD}, W = ${WINDOW}, WARPS = 8, EACH = ${EACH}, SOME = WARPS * EACH };
     __shared__ __align__(16) float tile[SOME][132]; /* 128 columns, the sum */
     __shared__ float reduce[WARP];
-    const int64_t row = blockIdx.x / H, at = past[row / steps] + row % steps;
-    const int from = W > 0 ? piece_of_@FN@((int)max64(0, at - W + 1)) : 0, to = piece_of_@FN@((int)at) + 1;
+    const unsigned row = blockIdx.x / H;
+    const int at = past[row / (unsigned)steps] + (int)(row % (unsigned)steps), ring = (int)pieces;
+    const int from = W > 0 ? piece_of_@FN@((int)max64(0, at - W + 1)) : 0, to = piece_of_@FN@(at) + 1;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, col = blockIdx.y * 128 + lane * 4;
     stat += 2 * blockIdx.x * pieces;
     part += blockIdx.x * pieces * VD;
     float top = -1e30f, total = 0;
-    for (int p = from + threadIdx.x; p < to; p += 256) top = max1(stat[2 * (p % pieces)], top);
+    for (int p = from + threadIdx.x; p < to; p += 256) top = max1(stat[2 * (W > 0 ? p % ring : p)], top);
     top = block_max(top, reduce);
     for (int p0 = from; p0 < to; p0 += SOME) {
         float x[EACH][4] = {}, f[EACH], s[EACH];
         UNROLL for (int i = 0; i < EACH; i++) { /* loads that wait together */
             const int p = p0 + i * WARPS + warp;
-            const int64_t slot = p % pieces;
+            const int64_t slot = W > 0 ? p % ring : p;
             f[i] = p < to ? stat[2 * slot] : -1e30f;
             s[i] = p < to ? stat[2 * slot + 1] : 0.0f;
             if (p < to && col < VD) ld_f32x4(x[i], part + slot * VD + col);
