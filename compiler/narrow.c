@@ -8,8 +8,9 @@
  *   2. Results that nothing reads but round_bf16: the operation rounds, the rounding goes. Exact.
  *   3. Moves (concat, moe_gather, mla_keys ...) of rounded values; a rounding behind a move that
  *      nothing else reads goes before it. Exact.
- *   4. Results [N,...] of products and of attention, rope ... that only kernels which take bf16
- *      read: as models in bf16 round what each layer computes. Never statistics, logits, router
+ *   4. Results [N,...] of products and of attention, rope, mixes of finished blocks ... that only
+ *      kernels which take bf16 read, and gradients of mixes for the kernels that bring them to the
+ *      sources: as models in bf16 round what each layer computes. Never statistics, logits, router
  *      weights, what decays are computed of, states, gradients of weights or sums over depth
  *      (narrow_ops.c), nor what KDA brings to length 1 (exact_only).
  * Results of elementwise operations follow in fuse-rows: what is stored of a round_bf16 is narrow.
@@ -88,8 +89,15 @@ static struct use result_use(const struct narrow *p, ir_id n)
 static bool attends(const struct narrow *p, ir_id n, uint32_t i)
 {
     enum ir_op op = (enum ir_op)ir_at(p->in, n)->op;
-    if (p->c->exact) return false;
     return (op == OP_attention && i < 3) || (op == OP_attention_grad && (i < 3 || i == 5));
+}
+
+/* Does node n round operand i, as a product does, or as bf16 models do for attention and gradients
+ * of mixes? */
+static bool rounds(const struct narrow *p, ir_id n, uint32_t i)
+{
+    if (narrow_rounds(p->in, n, i)) return true;
+    return !p->c->exact && (attends(p, n, i) || narrow_mix_gradient(p->in, n, i));
 }
 
 /* How node n uses its operand i. */
@@ -105,7 +113,7 @@ static struct use use_by(const struct narrow *p, ir_id n, uint32_t i)
     else if (op == OP_round_bf16) /* it goes where the operand is bf16 */
         u.rounds = u.some = true, u.takes = p->use[n].takes;
     else
-        u.rounds = u.some = narrow_rounds(p->in, n, i) || attends(p, n, i);
+        u.rounds = u.some = rounds(p, n, i);
     bool elementwise = op_info(op)->flags & F_EW;
     if (!is_view(op) && !moves(p->in, n, i))
         u.coarse = u.rounds || (elementwise && p->use[n].coarse);
@@ -183,7 +191,7 @@ static bool writes(const struct narrow *p, ir_id n, uint32_t i, ir_id v)
     if (!u.read || !u.takes || !narrow_writes(p->in, n, i, u.rounds)) return false;
     enum ir_op op = (enum ir_op)ir_at(p->in, n)->op;
     if (u.rounds || p->c->exact || exact_only(op)) return u.rounds;
-    return u.some || (op != OP_depth_mix && op != OP_depth_inter && !u.decays);
+    return u.some || (op != OP_depth_mix && !u.decays);
 }
 
 /* The value that stands for result i of node n, IR_NONE where nobody reads it. */
@@ -261,7 +269,7 @@ static ir_id place(struct narrow *p, ir_id n)
         p->use[n].takes)
         return copy(p, n, src, "1");
     for (uint32_t i = 0; i < nsrc; i++)
-        if (narrow_rounds(g, n, i) || attends(p, n, i)) src[i] = rounded(p, src[i]);
+        if (rounds(p, n, i)) src[i] = rounded(p, src[i]);
     bool tuple = ir_ty(g, n)->dtype == IR_tuple;
     uint32_t results = tuple ? ir_ty(g, n)->count : 1;
     char *word = NEW(p->scratch, char, results + 1);

@@ -11,4 +11,6 @@ bool narrow_reads(const struct ir_graph *g, ir_id n, uint32_t i);
 bool narrow_writes(const struct ir_graph *g, ir_id n, uint32_t i, bool rounds);
 /* Is operand i rounded to bf16 by node n, a product with the attribute bf16? */
 bool narrow_rounds(const struct ir_graph *g, ir_id n, uint32_t i);
+/* Is operand i of node n the gradient of a mix over depth? */
+bool narrow_mix_gradient(const struct ir_graph *g, ir_id n, uint32_t i);
 #endif

@@ -88,3 +88,11 @@ bool narrow_rounds(const struct ir_graph *g, ir_id n, uint32_t i)
     enum ir_op op = (enum ir_op)ir_at(g, n)->op;
     return product(op) && ir_int(g, n, AK_bf16, 0) && marked(table[op].reads, i);
 }
+
+bool narrow_mix_gradient(const struct ir_graph *g, ir_id n, uint32_t i)
+{
+    uint32_t queries = (uint32_t)ir_int(g, n, AK_queries, 0);
+    enum ir_op op = (enum ir_op)ir_at(g, n)->op;
+    return (op == OP_depth_mix_grad && i == 0) ||
+           (op == OP_depth_inter_grad && within(i, 2 + queries, queries));
+}

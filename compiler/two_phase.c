@@ -2,6 +2,9 @@
  * parameters, so one op reads each source once for all of them (attnres-paper.md 3.1), forward and
  * backward.
  *
+ * In Full attention residuals a GPU takes several sites for such a block, too: those after the
+ * first have more sources of their own, P and the outputs since, which merge alike.
+ *
  * Forward, for the sites i of a block with finished sources F and, but for the first, a partial sum
  * P: %m_i = depth_mix u_i, F.., P_i     =>   %t = depth_inter u_1..u_q, F..          (once) s2 =
  * (u_i . P) rsqrt(mean P^2 + eps), M = max(lse1, s2), a = e^(lse1-M), b = e^(s2-M), z = a + b, h =
@@ -15,11 +18,14 @@
  * accumulators of F between the sites' backward ops; both are checked. */
 #include "compiler/pass.h"
 
-enum { MIN_SITES = 2 }; /* a block with one site gains nothing */
+enum {
+    MIN_SITES = 2, /* a block with one site gains nothing */
+    MAX_OWN = 5    /* sources that a site has to itself */
+};
 
 struct site {
     ir_id mix, grad; /* grad IR_NONE in forward programs */
-    bool partial;    /* the last source is not finished */
+    uint32_t own;    /* how many of the last sources are not the group's */
 };
 struct group {
     size_t first, count;          /* slice of the sites, in forward order */
@@ -63,7 +69,7 @@ static void find_sites(struct tp *t)
     t->grad_site = NEW(t->s, uint32_t, g->node.n);
     for (ir_id n = 0; n < g->node.n; n++) {
         if (ir_at(g, n)->op == OP_depth_mix) {
-            struct site x = {n, IR_NONE, false};
+            struct site x = {n, IR_NONE, 0};
             vec_push(t->s, &t->site, x);
             t->mix_site[n] = (uint32_t)t->site.n;
         }
@@ -119,27 +125,43 @@ static bool legal(const struct tp *t, const uint32_t *uses, const struct group *
     return true;
 }
 
+/* Sites from `first` on that make a group; gr.finished is set. */
+static size_t group_size(const struct tp *t, size_t first, struct group *gr)
+{
+    const struct site *x = t->site.p;
+    /* A site without a partial starts a block; in the first block every site has one. */
+    ir_id mix = x[first].mix;
+    uint32_t n = sources(t, mix);
+    size_t next = first + 1, left = t->site.n;
+    bool starts =
+        next < left && sources(t, x[next].mix) == n + 1 && same_prefix(t, mix, x[next].mix, n);
+    gr->finished = starts ? n : n - 1;
+    while (next < left && sources(t, x[next].mix) == gr->finished + 1 &&
+           same_prefix(t, mix, x[next].mix, gr->finished))
+        next++;
+    /* Full: every site has one source more. A group of S reads n + S (S - 1) / 2 sources, so
+     * another site makes that less for each of them while n > S (S + 1) / 2; two more for what a
+     * group of many queries reads twice. */
+    size_t count = next - first;
+    while (t->c->gpu && starts && count >= 2 && count <= MAX_OWN && next < left &&
+           n > count * (count + 1) / 2 + 2 && sources(t, x[next].mix) == n + count &&
+           same_prefix(t, mix, x[next].mix, n))
+        next++, count++;
+    return count;
+}
+
 static void find_groups(struct tp *t)
 {
     t->site_group = NEW(t->s, uint32_t, t->site.n);
     uint32_t *uses = ir_uses(t->g, t->s);
     for (size_t i = 0; i < t->site.n;) {
-        /* A site without a partial starts a block; in the first block every site has one. */
         ir_id mix = t->site.p[i].mix;
-        uint32_t n = sources(t, mix);
         struct group gr = {.first = i, .inter = IR_NONE};
-        size_t next = i + 1;
-        bool starts = next < t->site.n && sources(t, t->site.p[next].mix) == n + 1 &&
-                      same_prefix(t, mix, t->site.p[next].mix, n);
-        gr.finished = starts ? n : n - 1;
-        while (next < t->site.n && sources(t, t->site.p[next].mix) == gr.finished + 1 &&
-               same_prefix(t, mix, t->site.p[next].mix, gr.finished))
-            next++;
-        gr.count = next - i;
+        gr.count = group_size(t, i, &gr);
         if (gr.count >= MIN_SITES && gr.finished >= 1 && legal(t, uses, &gr)) {
             for (size_t k = 0; k < gr.count; k++) {
                 t->site_group[i + k] = (uint32_t)t->group.n + 1;
-                t->site.p[i + k].partial = sources(t, t->site.p[i + k].mix) > gr.finished;
+                t->site.p[i + k].own = sources(t, t->site.p[i + k].mix) - gr.finished;
             }
             gr.dh = NEW(t->s, ir_id, 4 * gr.count);
             gr.delta = gr.dh + gr.count, gr.lse = gr.delta + gr.count, gr.s2 = gr.lse + gr.count;
@@ -150,7 +172,7 @@ static void find_groups(struct tp *t)
                       ir_word(t->g, mix, AK_site, ""), gr.count, gr.count > 1 ? "s" : "",
                       gr.finished,
                       t->site_group[i] ? "one pass over the sources" : "one pass per site");
-        i = next;
+        i += gr.count;
     }
 }
 
@@ -205,28 +227,49 @@ static ir_id inter(struct tp *t, struct group *gr)
     return gr->inter;
 }
 
-struct merge {       /* the partial's part of a mix */
-    ir_id r2, s2, b; /* rsqrt(mean P^2 + eps), logit, weight [N,1] */
+struct merge { /* what a site's own sources P do to a mix */
+    ir_id p[MAX_OWN], r2[MAX_OWN], s2[MAX_OWN], b[MAX_OWN]; /* [N,1]: rsqrt(mean P^2 + eps), logit,
+                                                               weight */
     ir_id h, lse;
 };
 
-/* Equal nodes are merged, so calling this in the backward again costs nothing. */
-static struct merge merge(struct tp *t, const struct site *x, ir_id o, ir_id lse1, ir_id u, ir_id p)
+/* The mix as its reader takes it: rounded in a bf16 program, so that only that is stored. */
+static ir_id taken(struct tp *t, ir_id mix, ir_id h)
 {
-    double d = (double)ir_cols(t->r, p).add, eps = ir_num(t->g, x->mix, AK_eps, 0);
+    const struct ir_readers *r = ir_readers(t->g);
+    for (uint32_t u = r->first[mix]; u < r->first[mix + 1]; u++) {
+        ir_id get = r->reader[u];
+        if (ir_at(t->g, get)->op != OP_get || ir_int(t->g, get, AK_index, 0) != 0) continue;
+        for (uint32_t v = r->first[get]; v < r->first[get + 1]; v++)
+            if (ir_at(t->g, r->reader[v])->op == OP_round_bf16)
+                return ir_unary(t->r, OP_round_bf16, h);
+    }
+    return h;
+}
+
+/* Equal nodes are merged, so calling this in the backward again costs nothing. */
+static void merge(struct tp *t, const struct site *x, ir_id o, ir_id lse1, ir_id u, struct merge *m)
+{
+    double d = (double)ir_cols(t->r, u).add, eps = ir_num(t->g, x->mix, AK_eps, 0);
     struct ir_graph *r = t->r;
-    struct merge m;
-    ir_id mean = op2(t, OP_div, dot(t, p, p), ir_const(r, d));
-    m.r2 = ir_unary(r, OP_rsqrt, op2(t, OP_add, mean, ir_const(r, eps)));
-    m.s2 = op2(t, OP_mul, dot(t, p, u), m.r2);
-    ir_id max = op2(t, OP_max, lse1, m.s2);
-    ir_id ea = ir_unary(r, OP_exp, op2(t, OP_sub, lse1, max));
-    ir_id eb = ir_unary(r, OP_exp, op2(t, OP_sub, m.s2, max));
-    ir_id z = op2(t, OP_add, ea, eb);
-    m.b = op2(t, OP_div, eb, z);
-    m.h = op2(t, OP_add, op2(t, OP_mul, o, op2(t, OP_div, ea, z)), op2(t, OP_mul, p, m.b));
-    m.lse = op2(t, OP_add, max, ir_unary(r, OP_log, z));
-    return m;
+    ir_id max = lse1;
+    for (uint32_t i = 0; i < x->own; i++) {
+        ir_id mean = op2(t, OP_div, dot(t, m->p[i], m->p[i]), ir_const(r, d));
+        m->r2[i] = ir_unary(r, OP_rsqrt, op2(t, OP_add, mean, ir_const(r, eps)));
+        m->s2[i] = op2(t, OP_mul, dot(t, m->p[i], u), m->r2[i]);
+        max = op2(t, OP_max, max, m->s2[i]);
+    }
+    ir_id ea = ir_unary(r, OP_exp, op2(t, OP_sub, lse1, max)), z = ea;
+    for (uint32_t i = 0; i < x->own; i++) {
+        m->b[i] = ir_unary(r, OP_exp, op2(t, OP_sub, m->s2[i], max));
+        z = op2(t, OP_add, z, m->b[i]);
+    }
+    m->h = op2(t, OP_mul, o, op2(t, OP_div, ea, z));
+    for (uint32_t i = 0; i < x->own; i++) {
+        m->b[i] = op2(t, OP_div, m->b[i], z);
+        m->h = op2(t, OP_add, m->h, op2(t, OP_mul, m->p[i], m->b[i]));
+    }
+    m->lse = op2(t, OP_add, max, ir_unary(r, OP_log, z));
 }
 
 static struct merge site_merge(struct tp *t, size_t site, ir_id *o, ir_id *lse1)
@@ -237,8 +280,10 @@ static struct merge site_merge(struct tp *t, size_t site, ir_id *o, ir_id *lse1)
     ir_id in = inter(t, gr);
     *o = ir_get(t->r, in, i);
     *lse1 = ir_slice(t->r, ir_get(t->r, in, q + 2), 1, i, i + 1);
-    if (!x->partial) return (struct merge){IR_NONE, IR_NONE, IR_NONE, *o, *lse1};
-    return merge(t, x, *o, *lse1, mapped(t, x->mix, 0), mapped(t, x->mix, 1 + gr->finished));
+    struct merge m = {.h = *o, .lse = *lse1};
+    for (uint32_t k = 0; k < x->own; k++) m.p[k] = mapped(t, x->mix, 1 + gr->finished + k);
+    if (x->own) merge(t, x, *o, *lse1, mapped(t, x->mix, 0), &m);
+    return m;
 }
 
 /* Element `index` of an old depth_mix in the new graph. */
@@ -251,18 +296,19 @@ static ir_id mix_element(struct tp *t, ir_id mix, uint32_t index)
     uint32_t i = (uint32_t)(site - gr->first), q = (uint32_t)gr->count, n = gr->finished;
     if (index == 0) return m.h;
     if (index == 3) return m.lse;
-    /* logits and reciprocal rms: those of the finished sources beside the partial's */
+    /* logits and reciprocal rms: those of the finished sources beside the site's own */
     ir_id all = ir_get(t->r, in, q + (index == 1 ? 0 : 1));
     ir_id part = index == 1 && q > 1 ? ir_slice(t->r, all, 1, i * n, (i + 1) * n) : all;
-    if (!t->site.p[site].partial) return part;
-    return ir_add(t->r, OP_concat, SRCS(part, index == 1 ? m.s2 : m.r2), ATTRS(A_INT(axis, 1)),
-                  NULL);
+    ir_id src[1 + MAX_OWN] = {part};
+    uint32_t own = t->site.p[site].own;
+    for (uint32_t k = 0; k < own; k++) src[1 + k] = index == 1 ? m.s2[k] : m.r2[k];
+    return own ? ir_add(t->r, OP_concat, src, 1 + own, ATTRS(A_INT(axis, 1)), NULL) : part;
 }
 
 /* ---- backward ---- */
 
-/* The partial's gradient and this site's share of du, from dh. */
-static void site_grad(struct tp *t, size_t site, ir_id *dp, ir_id *du)
+/* The gradients of this site's own sources and its share of du, from dh. */
+static void site_grad(struct tp *t, size_t site, ir_id dp[MAX_OWN], ir_id *du)
 {
     struct group *gr = &t->group.p[t->site_group[site] - 1];
     const struct site *x = &t->site.p[site];
@@ -270,21 +316,26 @@ static void site_grad(struct tp *t, size_t site, ir_id *dp, ir_id *du)
     struct merge m = site_merge(t, site, &o, &lse1);
     size_t i = site - gr->first;
     gr->dh[i] = dh;
-    gr->delta[i] = dot(t, dh, m.h);
+    gr->delta[i] = dot(t, dh, taken(t, x->mix, m.h));
     gr->lse[i] = m.lse;
-    if (!x->partial) { /* a column of the op's log-sum-exps: the gradient wants it by itself */
+    if (!x->own) { /* a column of the op's log-sum-exps: the gradient wants it by itself */
         if (gr->count > 1)
             gr->lse[i] = ir_add(t->r, OP_concat, SRCS(m.lse), ATTRS(A_INT(axis, 1)), NULL);
         return;
     }
-    ir_id u = mapped(t, x->mix, 0), p = mapped(t, x->mix, 1 + gr->finished);
-    ir_id ds = op2(t, OP_mul, m.b, op2(t, OP_sub, dot(t, dh, p), gr->delta[i]));
-    ir_id dsr = op2(t, OP_mul, ds, m.r2);
-    ir_id c = op2(t, OP_mul, op2(t, OP_mul, dsr, m.s2), m.r2);
-    c = op2(t, OP_div, c, ir_const(t->r, (double)ir_cols(t->r, p).add));
-    *dp = op2(t, OP_add, op2(t, OP_mul, dh, m.b),
-              op2(t, OP_sub, op2(t, OP_mul, dsr, u), op2(t, OP_mul, p, c)));
-    *du = ir_unary(t->r, OP_colsum, op2(t, OP_mul, p, dsr));
+    ir_id u = mapped(t, x->mix, 0), sum = IR_NONE;
+    for (uint32_t k = 0; k < x->own; k++) {
+        ir_id p = m.p[k];
+        ir_id ds = op2(t, OP_mul, m.b[k], op2(t, OP_sub, dot(t, dh, p), gr->delta[i]));
+        ir_id dsr = op2(t, OP_mul, ds, m.r2[k]);
+        ir_id c = op2(t, OP_mul, op2(t, OP_mul, dsr, m.s2[k]), m.r2[k]);
+        c = op2(t, OP_div, c, ir_const(t->r, (double)ir_cols(t->r, p).add));
+        dp[k] = op2(t, OP_add, op2(t, OP_mul, dh, m.b[k]),
+                    op2(t, OP_sub, op2(t, OP_mul, dsr, u), op2(t, OP_mul, p, c)));
+        ir_id share = op2(t, OP_mul, p, dsr);
+        sum = sum == IR_NONE ? share : op2(t, OP_add, sum, share);
+    }
+    *du = ir_unary(t->r, OP_colsum, sum);
 }
 
 /* After the last site's backward: every finished source once, for all queries. */
@@ -316,8 +367,8 @@ static ir_id inter_grad(struct tp *t, struct group *gr)
  * its partial's share plus the share of the finished sources, which is known only at the end of the
  * group; since nothing reads du before the end of the program, all of them are made there. */
 struct grads {
-    ir_id *dp, *du; /* per site, new graph; IR_NONE where there is none */
-    ir_id *whole;   /* per group: depth_inter_grad */
+    ir_id (*dp)[MAX_OWN], *du; /* per site, new graph; IR_NONE where there is none */
+    ir_id *whole;              /* per group: depth_inter_grad */
 };
 
 static ir_id grad_element(struct tp *t, struct grads *gs, ir_id grad, uint32_t index)
@@ -328,12 +379,13 @@ static ir_id grad_element(struct tp *t, struct grads *gs, ir_id grad, uint32_t i
     ir_id whole = gs->whole[t->site_group[site] - 1];
     uint32_t n = sources(t, x->mix), i = (uint32_t)(site - gr->first);
     if (index < gr->finished) return whole == IR_NONE ? IR_NONE : ir_get(t->r, whole, index);
-    if (index < n) { /* the partial: what had gathered plus this site's part */
+    if (index < n) { /* its own: what had gathered plus this site's part */
+        ir_id dp = gs->dp[site][index - gr->finished];
         const char *have = ir_word(t->g, grad, AK_have, "");
         ir_id acc = IR_NONE;
         for (uint32_t j = 0, k = 6 + n; j <= index; j++)
             if (have[j] == '1') acc = j == index ? mapped(t, grad, k) : acc, k++;
-        return acc == IR_NONE ? gs->dp[site] : op2(t, OP_add, acc, gs->dp[site]);
+        return acc == IR_NONE ? dp : op2(t, OP_add, acc, dp);
     }
     if (whole == IR_NONE) return IR_NONE;
     ir_id du = ir_get(t->r, whole, gr->finished + i);
@@ -351,7 +403,7 @@ static ir_id convert(struct tp *t, struct grads *gs, ir_id n)
     if (t->grad_site[n] && t->site_group[t->grad_site[n] - 1]) {
         size_t site = t->grad_site[n] - 1;
         struct group *gr = &t->group.p[t->site_group[site] - 1];
-        site_grad(t, site, &gs->dp[site], &gs->du[site]);
+        site_grad(t, site, gs->dp[site], &gs->du[site]);
         if (site == gr->first) gs->whole[t->site_group[site] - 1] = inter_grad(t, gr);
         return IR_NONE;
     }
@@ -384,9 +436,12 @@ struct ir_graph *pass_two_phase(struct pass_ctx *c, const struct ir_graph *g)
     for (ir_id n = 0; n < g->node.n; n++) t->map[n] = IR_NONE;
     find_sites(t);
     find_groups(t);
-    struct grads gs = {NEW(t->s, ir_id, t->site.n), NEW(t->s, ir_id, t->site.n),
-                       NEW(t->s, ir_id, t->group.n)};
-    for (size_t i = 0; i < t->site.n; i++) gs.dp[i] = gs.du[i] = IR_NONE;
+    struct grads gs = {(ir_id(*)[MAX_OWN])NEW(t->s, ir_id, MAX_OWN * t->site.n),
+                       NEW(t->s, ir_id, t->site.n), NEW(t->s, ir_id, t->group.n)};
+    for (size_t i = 0; i < t->site.n; i++) {
+        gs.du[i] = IR_NONE;
+        for (uint32_t k = 0; k < MAX_OWN; k++) gs.dp[i][k] = IR_NONE;
+    }
     for (size_t i = 0; i < t->group.n; i++) gs.whole[i] = IR_NONE;
     for (ir_id n = 0; n < g->node.n; n++)
         if (t->map[n] == IR_NONE) t->map[n] = convert(t, &gs, n);
