@@ -70,6 +70,13 @@ void cg_cuda_lower_node(struct arena *a, const struct ir_graph *g, ir_id n, stru
         BUG("the CUDA back end has no emitter for %s", op_info(op)->name);
 }
 
+const char *cg_refusal(struct arena *a, const struct ir_graph *g, ir_id n,
+                       const struct cg_target *t)
+{
+    bool depth = t->sm && emitter((enum ir_op)ir_at(g, n)->op) == cg_cuda_depth;
+    return depth ? cg_cuda_depth_refusal(a, g, n) : NULL;
+}
+
 const char *cg_cuda_prelude(void)
 {
     return cg_text_cuda_prelude;

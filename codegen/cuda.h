@@ -33,6 +33,8 @@ void cg_launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t share
  * (cuda_rows.c). */
 void cg_cuda_colsum(struct arena *a, struct cg_lowering *out, struct cg_ref from, struct cg_ref to,
                     int64_t count, int64_t cols);
+/* cg_refusal of operations over depth, whose kernels take a table of all sources as a parameter. */
+const char *cg_cuda_depth_refusal(struct arena *a, const struct ir_graph *g, ir_id n);
 /* Adds a product of cuBLAS; the caller sets refs (A, B, C) and nums (enum sa_product). */
 struct cg_step *cg_add_product(struct arena *a, struct cg_lowering *out, const char *label);
 #endif

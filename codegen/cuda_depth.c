@@ -10,7 +10,8 @@ static const char grad_texts[] =
 #include "text/cuda_depth_grad.c.inc"
     ;
 
-enum { PARAMETERS = 32764, CHUNKS = 264 };
+/* PARAMETERS: bytes that a kernel of CUDA 12.1 or newer takes (older ones: 4096). */
+enum { PARAMETERS = 32764, MOST_SOURCES = 1024, CHUNKS = 264 };
 
 struct depth {     /* the sizes of a node */
     uint32_t q, n; /* queries, sources */
@@ -127,8 +128,24 @@ static void parameters(const struct cg_emit *e, struct cg_step *step, const stru
 {
     cg_refs(e->a, step, ref, (size_t)(end - ref));
     cg_nums(e->a, step, num, nnum);
-    if (8 * (step->nref + step->nnum) > PARAMETERS)
-        BUG("%zu sources and queries are too many for a kernel", step->nref);
+    CHECK(8 * (step->nref + step->nnum) <= PARAMETERS); /* cg_cuda_depth_refusal */
+}
+
+const char *cg_cuda_depth_refusal(struct arena *a, const struct ir_graph *g, ir_id n)
+{
+    int64_t sources = ir_int(g, n, AK_sources, 0), queries = ir_int(g, n, AK_queries, 1);
+    const char *site = ir_word(g, n, AK_site, "");
+    if (sources > MOST_SOURCES)
+        return str_fmt(a,
+                       "%s reads %lld sources, and kernels for a GPU take %d: set "
+                       "model.residual.blocks to fewer",
+                       site, (long long)sources, MOST_SOURCES);
+    if (queries > MOST_SOURCES / 8)
+        return str_fmt(a,
+                       "%s begins a block of %lld sublayers, and kernels for a GPU take %d: set "
+                       "model.residual.blocks to more",
+                       site, (long long)queries, MOST_SOURCES / 8);
+    return NULL;
 }
 
 /* ---- streams ---- */
@@ -142,6 +159,29 @@ struct stream { /* how rows are laid over lanes, see the text */
 static int64_t up(int64_t x, int64_t by)
 {
     return (x + by - 1) / by;
+}
+
+/* ---- which form, and why not a fast one ---- */
+
+static const char *const plain_rows = "rows are no multiple of 8 columns";
+static const char *const plain_place = "operands or results do not lie on 16 bytes";
+static const char *const plain_wide = "rows have too many columns";
+static const char *const plain_memory = "too little shared memory for rows of that size";
+
+static void tell(const struct cg_emit *e, struct depth s, struct cg_step *step,
+                 const struct stream *m, const char *plain)
+{
+    step->why = plain;
+    const char *how =
+        plain ? str_fmt(e->a, "the plain form, as %s", plain)
+              : str_fmt(
+                    e->a,
+                    "ring of %lld rows, %u at once, %u quer%s a block, %lld warps of %lld columns",
+                    (long long)m->stages, m->g, m->q, m->q == 1 ? "y" : "ies", (long long)m->w,
+                    (long long)(128 * m->v));
+    step->route = str_fmt(e->a, "%s [%lld] of %u quer%s: %s",
+                          op_info((enum ir_op)ir_at(e->g, e->n)->op)->name, (long long)s.d, s.q,
+                          s.q == 1 ? "y" : "ies", how);
 }
 
 /* Whether operands from..to-1 or results can be read or written 16 bytes at a time. */
@@ -207,18 +247,11 @@ static int64_t query_bytes(const struct stream *m)
     return m->q > 1 ? m->q * m->w * m->v * 512 : 0;
 }
 
-/* The form for a mix; false: only the plain one will do. A multiprocessor has one block, whose
- * threads have registers for the sources of a round. */
-static bool mix_stream(const struct cg_emit *e, struct depth s, struct kind k, struct stream *m)
+/* How a mix of up to `queries` queries a block uses a multiprocessor; false: it does not fit. */
+static bool mix_fits(struct depth s, bool wide, uint32_t queries, struct stream *m)
 {
-    if (s.d % 8 || !aligned(e, false, 0, s.q + s.n) || !aligned(e, true, 0, s.q)) return false;
-    m->qblocks = (s.q + 3) / 4;
+    m->qblocks = (s.q + queries - 1) / queries;
     m->q = (s.q + m->qblocks - 1) / m->qblocks;
-    if (!lay_fat(m, s.d) || (m->q > 1 && s.d > 8192)) return false;
-    bool wide = any(k.v, s.n, false);
-    m->slot = m->w * m->v * 128 * (wide ? 4 : 2);
-    m->threads = m->units * m->w * 32;
-    m->resident = 1;
     /* registers: 4 a quad of a sum (and a query), 2 or 4 a quad held, some for the rest */
     int64_t left = 512 / up(m->units * m->w, 4) - 48 - 4 * m->v * (m->q == 1 ? 2 : m->q);
     int64_t most = left / (m->v * (wide ? 4 : 2)), half = 16 / (m->q + 1);
@@ -226,12 +259,30 @@ static bool mix_stream(const struct cg_emit *e, struct depth s, struct kind k, s
     if (most > 2 * half) most = 2 * half;
     /* sources of a round: a reduction of 16 values costs half of one of 32, which pays where it is
      * the only one */
-    m->g = (uint32_t)(s.n > half && s.n <= most ? s.n : most < half ? most : half);
+    bool whole = m->q == 1 && s.n > half && s.n <= most;
+    m->g = (uint32_t)(whole ? s.n : most < half ? most : half);
     do {
         m->p = values(m->g * (m->q + 1));
         m->stages = stages(s, m, query_bytes(m));
     } while (m->stages < m->g + 3 && m->g > 1 && m->g--); /* copies go on meanwhile */
-    return m->stages >= 2;
+    return m->stages >= (m->q > 1 ? 5 : 3);
+}
+
+/* The form for a mix; else why only the plain one will do. A multiprocessor has one block, whose
+ * threads have registers for the sources of a round. */
+static const char *mix_stream(const struct cg_emit *e, struct depth s, struct kind k,
+                              struct stream *m)
+{
+    bool wide = any(k.v, s.n, false);
+    if (s.d % 8) return plain_rows;
+    if (!aligned(e, false, 0, s.q + s.n) || !aligned(e, true, 0, s.q)) return plain_place;
+    if (!lay_fat(m, s.d) || (s.q > 1 && s.d > 8192)) return plain_wide;
+    m->slot = m->w * m->v * 128 * (wide ? 4 : 2);
+    m->threads = m->units * m->w * 32;
+    m->resident = 1;
+    for (uint32_t queries = 4; queries; queries--)
+        if (mix_fits(s, wide, queries, m)) return NULL;
+    return plain_memory;
 }
 
 static struct str stream_text(const struct cg_emit *e, struct stream m)
@@ -274,9 +325,11 @@ static void mix(const struct cg_emit *e, struct depth s)
 {
     struct kind k = kinds(e, s, false);
     struct stream m = {0};
-    bool streams = mix_stream(e, s, k, &m);
+    const char *plain = mix_stream(e, s, k, &m);
+    bool streams = !plain;
     struct cg_step *step =
         add(e, "depth_mix", types(e, s, k).p, mix_text(e, s, k, streams ? &m : NULL).p);
+    tell(e, s, step, &m, plain);
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 * s.qcap + s.cap + 3), *at = ref;
     table(&at, S_(0), s.q, s.qcap);
     table(&at, R_(0), s.q, s.qcap);
@@ -330,23 +383,26 @@ static struct cg_ref *grad_refs(struct depth s, struct kind k, struct cg_ref *at
     return at;
 }
 
-/* The form for a gradient of one query or two; false: only the plain one will do. `acc`: bytes
- * before the accumulators of a warp's slot. */
-static bool grad_stream(const struct cg_emit *e, struct depth s, struct kind k, bool h_narrow,
-                        struct stream *m, int64_t *acc)
+/* The form for a gradient of one query or two; else why only others will do. `acc`: bytes before
+ * the accumulators of a warp's slot. */
+static const char *grad_stream(const struct cg_emit *e, struct depth s, struct kind k,
+                               bool h_narrow, struct stream *m, int64_t *acc)
 {
-    if (s.q > 2 || s.d % 8 || !lay_thin(m, s.d)) return false;
-    if (s.whole && !aligned(e, false, 1, 3)) return false; /* the mix, the query */
-    if (!s.whole && !aligned(e, false, 2, 2 + s.q)) return false;
-    if (!aligned(e, false, s.first_o, s.first_o + s.q) || !aligned(e, true, 0, s.n)) return false;
-    if (!aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc)) return false;
+    if (s.q > 2) return "there are more than two queries";
+    if (s.d % 8) return plain_rows;
+    if (!lay_thin(m, s.d)) return plain_wide;
+    uint32_t u = s.whole ? 1 : 2; /* the mix, the queries */
+    if (!aligned(e, false, u, s.whole ? 3 : 2 + s.q) || !aligned(e, true, 0, s.n) ||
+        !aligned(e, false, s.first_o, s.first_o + s.q) ||
+        !aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc))
+        return plain_place;
     int64_t v = any(k.v, s.n, false) || any(k.o, s.q, false) ? 4 : 2;
     int64_t more = any(k.d, s.n, false) || (s.whole && !h_narrow) ? 4 : 2;
     *acc = m->v * 128 * v;
     m->slot = m->w * m->v * 128 * (v + more);
     /* of a multiprocessor, as registers allow */
     int64_t warps = s.q == 1 ? (v == 2 ? 16 : 12) : v == 2 ? 12 : 10;
-    if (s.q > 1 && m->w > warps) return false;
+    if (s.q > 1 && m->w > warps) return "rows of that size and two queries need more registers";
     m->units = m->w >= 4 ? 1 : warps / 2 / m->w;
     m->threads = m->units * m->w * 32;
     m->resident = m->w > warps / 2 ? 1 : (uint32_t)(warps / (m->units * m->w));
@@ -354,7 +410,7 @@ static bool grad_stream(const struct cg_emit *e, struct depth s, struct kind k, 
     m->stages = stages(s, m, 0);
     m->g = m->stages >= 4 ? 2 : 1;
     m->q = s.q;
-    return m->stages >= m->q + 1;
+    return m->stages <= m->q ? plain_memory : NULL;
 }
 
 static struct str grad_text(const struct cg_emit *e, bool h_narrow, bool whole,
@@ -392,18 +448,21 @@ static int64_t *strides(const struct cg_emit *e, struct depth s, int64_t *to)
     return to + 2 * s.qcap;
 }
 
-static void grad(const struct cg_emit *e, struct depth s, struct kind k)
+/* `why`: what several queries could not be done by instead. */
+static void grad(const struct cg_emit *e, struct depth s, struct kind k, const char *why)
 {
     struct stream m = {0};
     bool h_narrow = s.whole && ir_narrow(e->g, ir_src(e->g, e->n, 1));
     int64_t acc, chunk = up(s.rows, CHUNKS), chunks = up(s.rows, chunk);
-    bool streams = grad_stream(e, s, k, h_narrow, &m, &acc);
+    const char *plain = grad_stream(e, s, k, h_narrow, &m, &acc);
+    bool streams = !plain;
     if (streams) {
         chunks = up(s.rows, m.units);
         if (chunks > s.sms * m.resident) chunks = s.sms * m.resident;
     }
     struct cg_step *step = add(e, "depth_grad", grad_head(e, s, k),
                                grad_text(e, h_narrow, s.whole, streams ? &m : NULL, acc).p);
+    tell(e, s, step, &m, plain && why ? why : plain);
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 1);
     struct cg_ref *at = grad_refs(s, k, ref);
     *at++ = W_(0);
@@ -425,11 +484,14 @@ static void grad(const struct cg_emit *e, struct depth s, struct kind k)
 
 /* ---- gradients of several queries: coefficients, then what they do, without a reduction ---- */
 
-static bool parts(const struct cg_emit *e, struct depth s, struct kind k, struct stream *m)
+static const char *parts(const struct cg_emit *e, struct depth s, struct kind k, struct stream *m)
 {
-    if (s.q == 1 || s.d % 8 || !lay_thin(m, s.d)) return false;
-    if (!aligned(e, false, 2, 2 + 2 * s.q) || !aligned(e, true, 0, s.n)) return false;
-    if (!aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc)) return false;
+    if (s.q == 1) return "there is one query";
+    if (s.d % 8) return plain_rows;
+    if (!lay_thin(m, s.d)) return plain_wide;
+    if (!aligned(e, false, 2, 2 + 2 * s.q) || !aligned(e, true, 0, s.n) ||
+        !aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc))
+        return plain_place;
     bool wide = any(k.v, s.n, false) || any(k.o, s.q, false);
     uint32_t queries = m->w > 12 ? 3 : 4; /* of a block: a thread of many has fewer registers */
     m->qblocks = (s.q + queries - 1) / queries;
@@ -442,7 +504,7 @@ static bool parts(const struct cg_emit *e, struct depth s, struct kind k, struct
     m->g = 3;
     m->p = values(m->g * m->q);
     m->stages = stages(s, m, 0);
-    return m->stages >= 4;
+    return m->stages < 4 ? plain_memory : NULL;
 }
 
 static void dots(const struct cg_emit *e, struct depth s, struct kind k, struct stream m,
@@ -456,6 +518,7 @@ static void dots(const struct cg_emit *e, struct depth s, struct kind k, struct 
     const char *body = cg_section(e->a, grad_texts, "grad_dots", vars, 5).p;
     struct cg_step *step = add(e, "depth_grad_dots", grad_head(e, s, k),
                                str_fmt(e->a, "%s%s", stream_text(e, m).p, body));
+    tell(e, s, step, &m, NULL);
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 1);
     struct cg_ref *at = grad_refs(s, k, ref);
     *at++ = W_(coefficients);
@@ -481,6 +544,8 @@ static void apply(const struct cg_emit *e, struct depth s, struct kind k, uint32
     const char *body = cg_section(e->a, grad_texts, "grad_apply", vars, 2).p;
     struct cg_step *step =
         add(e, "depth_grad_apply", grad_head(e, s, k), str_fmt(e->a, "%s%s", quads, body));
+    step->route = str_fmt(e->a, "%s [%lld]: %u queries a launch, after their coefficients",
+                          op_info((enum ir_op)ir_at(e->g, e->n)->op)->name, (long long)s.d, q);
     struct cg_ref *ref = NEW(e->a, struct cg_ref, 2 + 4 * s.qcap + 3 * s.cap + 2);
     struct cg_ref *at = grad_refs(s, k, ref);
     if (from) table(&(struct cg_ref *){at - 2 * s.cap}, R_(0), s.n, s.cap);
@@ -500,8 +565,9 @@ static void grads(const struct cg_emit *e, struct depth s)
     struct kind k = kinds(e, s, true);
     struct stream m = {0}, one = {0};
     int64_t acc;
-    if (grad_stream(e, s, k, false, &one, &acc) || !parts(e, s, k, &m)) {
-        grad(e, s, k);
+    const char *why = NULL;
+    if (!grad_stream(e, s, k, false, &one, &acc) || (why = parts(e, s, k, &m))) {
+        grad(e, s, k, s.q > 2 ? why : NULL);
         return;
     }
     uint32_t launches = (s.q + 7) / 8, q = (s.q + launches - 1) / launches;

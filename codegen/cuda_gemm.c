@@ -134,7 +134,7 @@ static const char *route(const struct cg_emit *e, const struct cg_product *p, co
 {
     const char *type = p->bf16 ? "bf16" : "float32";
     const char *many = p->batch > 1 ? str_fmt(e->a, "%lld x ", (long long)p->batch) : "";
-    return str_fmt(e->a, "%s%s [%lld,%lld] x [%lld,%lld]: %s", many, type, (long long)p->m,
+    return str_fmt(e->a, "product %s%s [%lld,%lld] x [%lld,%lld]: %s", many, type, (long long)p->m,
                    (long long)p->k, (long long)p->k, (long long)p->n, who);
 }
 

@@ -46,7 +46,7 @@ struct cg_step {
     struct sa_launch
         launch; /* CUDA: grid, threads, dynamic shared memory; no blocks: nothing to do */
     struct cg_join join;
-    const char *route; /* CUDA: of a product, what computes it and why, for reports; else NULL */
+    const char *route; /* CUDA: of products and depth, what computes it and why, for reports */
     bool product; /* CUDA: a matrix product of cuBLAS instead of a kernel: refs A, B, C, nums as
                      enum sa_product; neither symbol nor text */
 };
@@ -70,6 +70,10 @@ struct cg_target {   /* what the emitter must know of the machine */
  * emitters below.) */
 void cg_lower_node(struct arena *a, const struct ir_graph *g, ir_id n, struct ir_bind b,
                    const struct cg_target *t, struct cg_lowering *out);
+/* What users have to change before node n can be lowered for the target, a message in the arena;
+ * NULL: nothing, cg_lower_node takes it. */
+const char *cg_refusal(struct arena *a, const struct ir_graph *g, ir_id n,
+                       const struct cg_target *t);
 
 /* Which operand's memory a result element takes over (adamw's weight, a depth accumulator ...), or
  * -1. Valid only where that operand has no later reader (the verifier checks). */

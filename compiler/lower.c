@@ -350,7 +350,7 @@ void lower_routes(const struct lowered *l, struct sb *out)
         if (first < i) continue;
         for (uint32_t k = i; k < l->plan.num_steps; k++)
             times += l->route[k] && !strcmp(l->route[k], l->route[i]);
-        sb_printf(out, "product %u x %s\n", times, l->route[i]);
+        sb_printf(out, "%u x %s\n", times, l->route[i]);
     }
 }
 

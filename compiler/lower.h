@@ -31,7 +31,8 @@ struct lowered *lower(struct arena *a, const struct ir_graph *g, struct ir_bind 
                       const struct cg_target *t, struct layout *l);
 /* The stage-P text: steps with kernel, places and numbers, then the memory plan. */
 void lower_print(const struct lowered *l, struct sb *out);
-/* A line for every kind of product on a GPU: how many, and what computes them. */
+/* A line for every kind of product and of operation over depth on a GPU: how many steps, and what
+ * computes them. */
 void lower_routes(const struct lowered *l, struct sb *out);
 /* C or CUDA C text of all kernels after the prelude. `title` and lines about origin go into
  * comments; d gives the places in the specification and may be NULL. */

@@ -91,6 +91,13 @@ struct program *program_open(struct session *s, const struct ir_graph *g, const 
         diag_add(s->o.diag, D_plain, (struct span){0}, "the passes given do not end in kernels");
         return NULL;
     }
+    bool refused = false;
+    for (ir_id i = 0; i < g->node.n; i++) {
+        const char *why = cg_refusal(s->a, g, i, &s->target);
+        if (why) diag_add(s->o.diag, D_plain, ir_span(g, i), why);
+        refused = refused || why;
+    }
+    if (refused) return NULL;
     struct program *p = NEW(s->a, struct program, 1);
     p->s = s;
     p->name = str_dup(s->a, str_of(name));

@@ -240,21 +240,22 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, 1)
     float *queries = (float *)shared; /* several are there, a single one is in registers */
     char *ring = shared + (@FN@_Q > 1 ? @FN@_Q * @FN@_WIDTH * 4 : 0) +
                  unit * @FN@_STAGES * @FN@_SLOT + warp * (@FN@_SLOT / @FN@_W);
-    const shared_at ring_at = at_shared(ring);
-    struct @FN@_flow flow = {first, 0, 0};
-    for (int k = 0; k < @FN@_STAGES; k++)
-        @FN@_issue(&flow, source, kind, ring_at, rows, n, step, warp, lane);
     float own[@FN@_V][1][4];
     if (@FN@_Q == 1) {
         UNROLL for (int k = 0; k < @FN@_V; k++) {
             UNROLL for (int e = 0; e < 4; e++) own[k][0][e] = 0;
             if (column + 128 * k < @FN@_D) ld_f32x4(own[k][0], query.u[from] + column + 128 * k);
         }
-    } else {
-        for (int i = 0; i < @FN@_Q; i++)
-            for (int d = threadIdx.x; d < @FN@_WIDTH; d += blockDim.x)
-                queries[i * @FN@_WIDTH + d] =
-                    d < @FN@_D ? query.u[from + i < @FN@_ALL ? from + i : from][d] : 0;
+    }
+    const shared_at ring_at = at_shared(ring);
+    struct @FN@_flow flow = {first, 0, 0};
+    for (int k = 0; k < @FN@_STAGES; k++)
+        @FN@_issue(&flow, source, kind, ring_at, rows, n, step, warp, lane);
+    for (int k = 4 * threadIdx.x; @FN@_Q > 1 && k < @FN@_Q * @FN@_WIDTH; k += 4 * blockDim.x) {
+        const int i = from + k / @FN@_WIDTH, d = k % @FN@_WIDTH;
+        float u[4] = {0};
+        if (d < @FN@_D) ld_f32x4(u, query.u[i < @FN@_ALL ? i : from] + d);
+        st_f32x4(queries + k, u);
     }
     for (int k = threadIdx.x; k < (int)(sizeof part / sizeof(float)); k += blockDim.x)
         (&part[0][0][0][0])[k] = 0;

@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { SAMPLES = 15, MAX_OPERANDS = 64 };
+enum { SAMPLES = 15, MAX_OPERANDS = 128 };
 
 struct bench { /* what a case builds and says */
     struct arena *a;
@@ -94,17 +94,63 @@ static ir_id mix_gradient(struct bench *b)
                   ATTRS(A_STR(site, "bench"), A_INT(sources, SOURCES), A_STR(have, have)), NULL);
 }
 
-static ir_id inter(struct bench *b)
+static ir_id inter(struct bench *b, uint32_t sources, uint32_t queries)
 {
-    enum { D = 1024, SOURCES = 8, QUERIES = 6 };
+    enum { D = 1024 };
     ir_id src[MAX_OPERANDS];
-    for (uint32_t i = 0; i < QUERIES; i++) src[i] = vector(b, str_fmt(b->a, "u%u", i), D);
-    for (uint32_t i = 0; i < SOURCES; i++) src[QUERIES + i] = name_of(b, "v%u", i, D, true);
-    b->bytes += 2.0 * (double)(b->N * D) * QUERIES;
-    return ir_add(b->g, OP_depth_inter, src, QUERIES + SOURCES,
-                  ATTRS(A_INT(sources, SOURCES), A_INT(queries, QUERIES), A_NUM(eps, 1e-6),
-                        A_STR(narrow, "111111000")),
+    char narrow[MAX_OPERANDS] = {0};
+    memset(narrow, '0', queries + 3);
+    memset(narrow, '1', queries);
+    for (uint32_t i = 0; i < queries; i++) src[i] = vector(b, str_fmt(b->a, "u%u", i), D);
+    for (uint32_t i = 0; i < sources; i++) src[queries + i] = name_of(b, "v%u", i, D, true);
+    b->bytes += 2.0 * (double)(b->N * D) * queries;
+    return ir_add(b->g, OP_depth_inter, src, queries + sources,
+                  ATTRS(A_INT(sources, sources), A_INT(queries, queries), A_NUM(eps, 1e-6),
+                        A_STR(narrow, narrow)),
                   NULL);
+}
+
+/* What it reads and writes once; of more than two queries sources and dh are read again. */
+static ir_id inter_gradient(struct bench *b, uint32_t sources, uint32_t queries)
+{
+    enum { D = 1024 };
+    ir_id t = inter(b, sources, queries), src[MAX_OPERANDS];
+    uint32_t k = 0;
+    char have[MAX_OPERANDS] = {0};
+    src[k++] = ir_get(b->g, t, queries), src[k++] = ir_get(b->g, t, queries + 1);
+    for (uint32_t i = 0; i < queries; i++) src[k++] = ir_src(b->g, t, i);
+    b->bytes = 0;
+    for (uint32_t i = 0; i < queries; i++) src[k++] = name_of(b, "dh%u", i, D, true);
+    for (uint32_t i = 0; i < queries; i++) src[k++] = name_of(b, "delta%u", i, 1, false);
+    for (uint32_t i = 0; i < queries; i++)
+        src[k++] = ir_slice(b->g, ir_get(b->g, t, queries + 2), 1, i, i + 1);
+    for (uint32_t i = 0; i < sources; i++) src[k++] = ir_src(b->g, t, queries + i);
+    for (uint32_t i = 0; i < sources; i++) src[k++] = name_of(b, "acc%u", i, D, false);
+    memset(have, '1', sources);
+    b->bytes += (double)(b->N * D) * sources * (2 + 4);
+    return ir_add(b->g, OP_depth_inter_grad, src, k,
+                  ATTRS(A_INT(sources, sources), A_INT(queries, queries), A_STR(have, have)), NULL);
+}
+
+static ir_id inter_block(struct bench *b)
+{
+    return inter(b, 8, 6);
+}
+static ir_id inter_full(struct bench *b)
+{
+    return inter(b, 36, 6);
+}
+static ir_id inter_block_gradient(struct bench *b)
+{
+    return inter_gradient(b, 8, 6);
+}
+static ir_id inter_full_gradient(struct bench *b)
+{
+    return inter_gradient(b, 36, 6);
+}
+static ir_id inter_two_gradient(struct bench *b)
+{
+    return inter_gradient(b, 36, 2);
 }
 
 static ir_id attend(struct bench *b, int64_t heads, int64_t kv, int64_t hd, int64_t vd)
@@ -441,7 +487,11 @@ static const struct {
     {"depth_mix decode 1", mix_large, 1, 1, false},
     {"depth_mix decode 8", mix_large, 8, 1, false},
     {"depth_mix decode 64", mix_large, 64, 1, false},
-    {"depth_inter 8x6 16384x1024", inter, 1, 16384, false},
+    {"depth_inter 8x6 16384x1024", inter_block, 1, 16384, false},
+    {"depth_inter 36x6 2048x1024", inter_full, 2, 1024, false},
+    {"depth_inter_grad 8x6 16384x1024", inter_block_gradient, 1, 16384, false},
+    {"depth_inter_grad 36x6 2048x1024", inter_full_gradient, 2, 1024, false},
+    {"depth_inter_grad 36x2 2048x1024", inter_two_gradient, 2, 1024, false},
     {"attention 2x1024 16h64", attention_64, 2, 1024, false},
     {"attention_grad 2x1024 16h64", attention_64_gradient, 2, 1024, false},
     {"attention 4x4096 16h64", attention_64, 4, 4096, false},

@@ -198,8 +198,66 @@ static void test_sizes(void **state)
     arena_close(a);
 }
 
+/* More sources than a kernel's parameters hold are the user's to change, not a bug. */
+static void test_refusal(void **state)
+{
+    (void)state;
+    struct arena *a = arena_open("test_cuda_depth");
+    for (int64_t n = 1024; n <= 1025; n++)
+        for (int gradient = 0; gradient < 2; gradient++) {
+            const struct size z = {.d = 8, .n = n, .q = 1, .rows = 1};
+            const struct cg_target gpu = {.sm = 90}, cpu = {0};
+            ir_id node;
+            struct ir_graph *g = build(a, &z, gradient, &node);
+            const char *why = cg_refusal(a, g, node, &gpu);
+            assert_null(cg_refusal(a, g, node, &cpu));
+            if (n > 1024) {
+                assert_non_null(strstr(why, "1025 sources"));
+                continue;
+            }
+            struct cg_lowering out = {0};
+            assert_null(why);
+            cg_lower_node(a, g, node, (struct ir_bind){1, 1}, &gpu, &out);
+            assert_true(out.step.n >= 1);
+        }
+    arena_close(a);
+}
+
+/* Which form is taken, and what is said where it is not the fast one. */
+static void test_forms(void **state)
+{
+    (void)state;
+    static const struct {
+        struct size size;
+        unsigned sm;
+        const char *mix, *gradient;
+    } want[] = {
+        {{.d = 7168, .n = 9, .q = 1}, 90, "ring of 8 rows, 5 at once", "ring of 4 rows, 2 at once"},
+        {{.d = 7168, .n = 9, .q = 1}, 80, "ring of 5 rows, 2 at once", "ring of 2 rows, 1 at once"},
+        {{.d = 1024, .n = 9, .q = 6}, 90, "ring of", "ring of"},
+        {{.d = 1028, .n = 2, .q = 1}, 90, "no multiple of 8", "no multiple of 8"},
+        {{.d = 20480, .n = 2, .q = 1}, 90, "too many columns", "too many columns"},
+        {{.d = 7168, .n = 9, .q = 24}, 86, "1 query a block", "too little"},
+    };
+    struct arena *a = arena_open("test_cuda_depth");
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++)
+        for (int gradient = 0; gradient < 2; gradient++) {
+            const struct cg_target gpu = {.sm = want[i].sm};
+            struct cg_lowering out = {0};
+            ir_id node;
+            struct ir_graph *g = build(a, &want[i].size, gradient, &node);
+            cg_lower_node(a, g, node, (struct ir_bind){1, 64}, &gpu, &out);
+            const char *form = out.step.p[0].route;
+            if (!strstr(form, gradient ? want[i].gradient : want[i].mix))
+                fail_msg("%zu, %s: %s", i, gradient ? "gradient" : "mix", form);
+        }
+    arena_close(a);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_table), cmocka_unit_test(test_sizes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_table), cmocka_unit_test(test_sizes),
+                                       cmocka_unit_test(test_refusal),
+                                       cmocka_unit_test(test_forms)};
     return cmocka_run_group_tests_name("cuda_depth", tests, NULL, NULL);
 }
