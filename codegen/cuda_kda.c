@@ -149,30 +149,28 @@ static void launch(struct cg_step *s, int64_t blocks, int64_t threads, int64_t s
     cg_launch(s, blocks, threads, shared);
 }
 
-/* Two channels of a head in one access: where all heads' rows allow it. */
-static bool in_twos(const struct kda *x)
+/* Two columns of a head in one access: where all heads' rows of operand i allow it. */
+static bool in_twos(const struct kda *x, uint32_t i, int64_t columns)
 {
-    const struct cg_emit *e = x->e;
-    for (uint32_t i = 0; i < 4; i++)
-        if (i != 2 && cg_cuda_src_align(e->g, e->n, i) < (narrow(e, i) ? 4 : 8)) return false;
-    return x->k % 2 == 0;
+    return columns % 2 == 0 && cg_cuda_src_align(x->e->g, x->e->n, i) >= (narrow(x->e, i) ? 4 : 8);
 }
 
 static void prep(const struct kda *x)
 {
     const struct cg_emit *e = x->e;
     int64_t threads = 32 * up(x->k, 64);
+    bool twos = in_twos(x, 0, x->k) && in_twos(x, 1, x->k) && in_twos(x, 3, x->k);
     const struct cg_var v[] = {
         var_type(x, "TQ", 0),
         var_type(x, "TK", 1),
         var_number(x, "K", x->k),
         var_number(x, "P", x->parts),
-        var_number(x, "N", in_twos(x) ? 2 : 1),
+        var_number(x, "N", twos ? 2 : 1),
         var_number(x, "THREADS", threads),
         var_scale(x),
         var_number(x, "CACHED", x->cached),
     };
-    const char *why = in_twos(x) ? parts_why(x) : "channels of heads do not lie in aligned pairs";
+    const char *why = twos ? parts_why(x) : "channels of heads do not lie in aligned pairs";
     struct cg_step *s = step(x, "kda_prep", v, 8, why);
     cg_refs(e->a, s, CG_REFS(S_(0), S_(1), S_(3), S_(4), S_(x->cached ? 7 : 4), W_(x->records)));
     cg_nums(e->a, s,
@@ -248,8 +246,9 @@ static void chunk_grad(const struct kda *x)
         var_scale(x),
         var_number(x, "STATE_PARTS", x->state_parts),
         var_number(x, "STAGES", stages),
+        var_number(x, "TWO", in_twos(x, 5, x->v) ? 2 : 1),
     };
-    struct cg_step *s = step(x, "kda_chunk", v, 11, parts_why(x));
+    struct cg_step *s = step(x, "kda_chunk", v, 12, parts_why(x));
     cg_refs(e->a, s,
             CG_REFS(S_(0), S_(1), S_(3), S_(4), S_(5), W_(x->z), W_(x->dr), W_(x->s), W_(x->ds),
                     W_(x->dbeta), R_(0), R_(1), R_(3), R_(4)));

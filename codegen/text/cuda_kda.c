@@ -333,18 +333,17 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         cp_async_commit();
     };
     for (int i = 0; i < STAGES - 1; i++) fetch(i);
+#pragma unroll 4
     for (int x = tid; x < KDA_C * VP / 2; x += 128) {
-        const int i = x / (VP / 2), v = x % (VP / 2) * 2, to = i * LV + v;
-        float n[6] = {};
-        if (i < at.n) UNROLL for (int e = 0; e < 2; e++) {
-            if (v + e >= V) continue;
-            n[e] = kda_get(dout + (row + i) * ldd + h * V + v + e);
-            n[2 + e] = drs[(own + i) * V + v + e];
-            n[4 + e] = zs[(own + i) * V + v + e] * beta[(row + i) * ldb + h];
-        }
-        kda_split_to<P>(douts + to, PART, n[0], n[1]);
-        kda_split_to<P>(drp + to, PART, -n[2], -n[3]);
-        kda_split_to<P>(us + to, PART, n[4], n[5]);
+        const int i = x / (VP / 2), v = x % (VP / 2) * 2, to = i * LV + v, have = i < at.n ? V - v : 0;
+        float d[2], r[2], z[2];
+        kda_two<${TWO}>(d, dout + (row + i) * ldd + h * V + v, have);
+        kda_two<${TWO}>(r, drs + (own + i) * V + v, have);
+        kda_two<${TWO}>(z, zs + (own + i) * V + v, have);
+        const float weight = have > 0 ? beta[(row + i) * ldb + h] : 0.0f;
+        kda_split_to<P>(douts + to, PART, d[0], d[1]);
+        kda_split_to<P>(drp + to, PART, -r[0], -r[1]);
+        kda_split_to<P>(us + to, PART, z[0] * weight, z[1] * weight);
     }
     if (tid < at.n) {
         float sum = 0.0f;
