@@ -177,6 +177,26 @@ def training(b):
     b.target("mini-k3, tokens a second", x and x["tokens_per_second"], 66900, "tokens/s", True)
 
 
+SERVED = {"serve-125m decode 1": ["decode", "1", "specs/serve-125m.yaml"],
+          "serve-125m decode 16": ["decode", "16", "specs/serve-125m.yaml"],
+          "serve-125m prefill": ["prefill", "1", "specs/serve-125m.yaml"],
+          "mini-k3 decode 1": ["decode", "1", "specs/mini-k3.yaml", "--dtype", "bf16"],
+          "mini-k3 decode 16": ["decode", "16", "specs/mini-k3.yaml", "--dtype", "bf16"]}
+
+
+def serving(b):
+    """One more token for sequences of 4096, and a prompt of that many."""
+    ours = b.out["serving"] = {}
+    for name, (program, batch, *argv) in SERVED.items():
+        r = b.strata("--program", program, "--batch", batch, "--context", "4096", "--steps", "50", *argv)
+        for x in subjects(r):
+            ours[name] = x
+            print(f"strata  {name:22s} {x['median_ms']:9.3f} ms, {x['tokens_per_second']:9.0f} tokens/s, "
+                  f"{x['bytes'] / x['median_ms'] / 1e6:6.0f} GB/s of what it must read", flush=True)
+            show_kinds(name, x)
+        b.save()
+
+
 # ---- PyTorch ----
 
 
@@ -306,6 +326,7 @@ def parts(b):
             ("mini-k3", 40, lambda: training(b)),
             ("compiled peers", 15, lambda: compiled_peers(b)),
             ("ops", 20, lambda: ops(b, [""], 120)),
+            ("serving", 25, lambda: serving(b)),
             ("ncu", 40, lambda: counters(b)),
             ("peers", 30, lambda: other_peers(b)),
             ("mix peers", 30, lambda: mixes(b))]

@@ -37,6 +37,14 @@ k3="specs/mini-k3.yaml --set train.seq_len=4096 --set train.precision=bf16 --set
         echo "$s $BUILD/gpu/strata bench --device cuda --steps 1 specs/$s.yaml"
     done
     echo "mini-k3 $BUILD/gpu/strata bench --device cuda --steps 1 $k3"
+    for n in 1 16; do
+        echo "decode-serve-125m-$n $BUILD/gpu/strata bench --device cuda --steps 1 --program decode --context 4096" \
+            "--batch $n specs/serve-125m.yaml"
+        echo "decode-mini-k3-$n $BUILD/gpu/strata bench --device cuda --steps 1 --program decode --context 4096" \
+            "--batch $n specs/mini-k3.yaml --dtype bf16"
+    done
+    echo "prefill-serve-125m $BUILD/gpu/strata bench --device cuda --steps 1 --program prefill --context 4096" \
+        "specs/serve-125m.yaml"
     for s in kimi-tiny kimi-small; do
         for p in fp32 bf16; do
             echo "$s-$p $BUILD/gpu/strata train specs/$s.yaml --device cuda --set train.steps=1 --set train.precision=$p" \

@@ -39,7 +39,7 @@ def order(c, b):
     mine.update({n: (least, fn, b) for n, least, fn in gpu.parts(b)})
     mine["start peers"] = (60, lambda: gpu.start_peers(b), b)
     first = ["check doctor", "start peers", "check kernels", "ceilings", "depth", "steps", "mini-k3",
-             "compiled peers", "ops", "ncu", "check memcheck", "peers", "check racecheck", "mix peers"]
+             "compiled peers", "ops", "serving", "ncu", "check memcheck", "peers", "check racecheck", "mix peers"]
     return [(n, *mine[n][:2]) for n in first]
 
 
