@@ -9,8 +9,9 @@
  *   STRATA_FAKE_ORDER=N   runs graphs in the N-th of many orders that their edges allow
  *   STRATA_FAKE_SPILLS=S  the log of NVRTC has spills for kernels whose name has S in it
  *   STRATA_FAKE_TEXTS=DIR gets every text that NVRTC is given, DIR/ARCH-HASH.cu (make gpu-bundle)
- *   STRATA_FAKE_NULL=1    nothing is compiled or run, memory stays untouched and reads as zeros:
- * for the texts of programs that are too large for this machine
+ *   STRATA_FAKE_NULL=1    nothing is compiled or run, any cubin loads, memory reads as zeros: for
+ *                         the texts of programs that are too large for this machine, and to
+ *                         rehearse what runs them
  *
  * Stricter than a GPU where that finds mistakes: work of streams runs when somebody waits for it,
  * in the order of submission (a result that is read too early is not there, a source changed too
