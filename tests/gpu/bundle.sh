@@ -62,5 +62,5 @@ if ! "$BUILD/cubins" "$BUILD/gpu/cubins" "$BUILD"/gpu-texts/*.cu; then
 fi
 rm -rf "$BUILD/gpu-texts" "$BUILD/gpu-carry"
 mkdir "$BUILD/gpu-carry"
-tar -C "$BUILD/gpu" -c . | xz -T0 -6 >"$BUILD/gpu-carry/bundle.tar.xz"
+tar -C "$BUILD/gpu" -c . | xz -T0 -3 >"$BUILD/gpu-carry/bundle.tar.xz"
 du -sh "$BUILD/gpu" "$BUILD/gpu-carry"
