@@ -331,7 +331,7 @@ bench-serve: all
 # with CUDA and Python (bench-gpu: with PyTorch) is enough, also without make:
 #   python3 tests/gpu/session.py --bin build/gpu-carry --out RESULTS --budget 540
 GPU       := $(BUILD)/gpu
-GPU_TESTS := test_compiled $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/test_cuda_*.c))
+GPU_TESTS := test_compiled test_gpu test_lm test_serving $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/test_cuda_*.c))
 GPU_LIBS  := -l:libyaml.a -l:libjansson.a -l:libxxhash.a -l:libpcre2-8.a -l:libmicrohttpd.a $(APP)/tls.o -lm -ldl -lpthread
 GPU_OUT   ?= tests/gpu-results
 gpu-bundle: $(GPU)/strata $(GPU)/bench_gpu $(GPU_TESTS:%=$(GPU)/%) $(GPU)/corpus.txt $(GPU)/libcmocka.so.0 $(BUILD)/cubins $(FAKE_LIBS)

@@ -2,7 +2,7 @@
 # The machine code of a GPU bundle (make gpu-bundle): collects every text that the programs of $BUILD/gpu give to
 # NVRTC for sm_90a, without a GPU, and compiles them with the NVRTC of this machine, where it has one. Programs
 # run on the fake CUDA installation: most of them with a device that does nothing, for none of their texts depends on
-# results; test_compiled on one that computes, as it stops at the first wrong number. What was collected for the same
+# results; those of whole models on one that computes, as they stop at the first wrong number. What was collected for the same
 # program before is not collected again. Then packs the folder, all in one file of a few megabytes.
 set -e -o pipefail
 cd "$(dirname "$0")/../.."
@@ -18,7 +18,7 @@ collect() {
     dir=$BUILD/texts/$name-$of
     [ -e "$dir/done" ] && return
     rm -rf "$BUILD/texts/$name-"* && mkdir -p "$dir/tmp"
-    case $name in test_compiled) null=0 ;; *) null=1 ;; esac
+    case $name in test_compiled | test_gpu | test_lm) null=0 ;; *) null=1 ;; esac
     STRATA_CUDA_PATH=$BUILD/fakecuda STRATA_FAKE_NULL=$null STRATA_FAKE_TEXTS=$dir STRATA_FAKE_BYTES=150000000000 \
         STRATA_TEST_DEVICE=cuda STRATA_CACHE=$dir/tmp "$@" >"$dir/log" 2>&1 || status=$?
     rm -rf "$dir/tmp"

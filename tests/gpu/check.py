@@ -37,11 +37,12 @@ class Check:
         self.save()
 
     def save(self):
-        failed = [r["name"] for r in self.results if not r["ok"]]
-        write_json(os.path.join(self.s.o.out, "check.json"), {
-            "commit": self.s.commit, "doctor": self.doctor, "seconds": round(time.time() - self.s.begin, 1),
-            "failed": failed, "left_out": self.s.left_out, "broken": self.s.broken,
-            "texts_compiled_there": self.texts, "checks": self.results})
+        with self.s.lock:
+            failed = [r["name"] for r in self.results if not r["ok"]]
+            write_json(os.path.join(self.s.o.out, "check.json"), {
+                "commit": self.s.commit, "doctor": self.doctor, "seconds": round(time.time() - self.s.begin, 1),
+                "failed": failed, "left_out": self.s.left_out, "broken": self.s.broken,
+                "texts_compiled_there": self.texts, "checks": self.results})
 
     def wanted(self, name):
         return not self.only or self.only in name

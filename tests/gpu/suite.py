@@ -89,7 +89,7 @@ class Suite:
         self.tmp = tempfile.mkdtemp(prefix="strata-gpu-")
         self.bin = self.unpack(os.path.abspath(o.bin))
         self.strata = os.path.join(self.bin, "strata")
-        self.left_out, self.broken, self.lock = [], [], threading.Lock()
+        self.left_out, self.broken, self.lock = [], [], threading.RLock()
         with open(os.path.join(self.bin, "commit")) as f:
             self.commit = f.read().strip()
         folders = library_folders()

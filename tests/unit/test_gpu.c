@@ -1,5 +1,6 @@
 /* --device cuda from end to end on the fake CUDA installation (tests/fakecuda/fake.h): models
- * against the oracle, training and generating against the CPU, recordings, memory. */
+ * against the oracle, training and generating against the CPU, recordings, memory. With
+ * STRATA_TEST_DEVICE=cuda what needs no CPU's kernels, on a GPU. */
 #include "compiled.h"
 #include "compiler/trainer.h"
 #include "eval.h"
@@ -446,6 +447,9 @@ static void fits(void **state)
 int main(void)
 {
     char path[512];
+    const char *real = getenv("STRATA_TEST_DEVICE");
+    const struct CMUnitTest alone[] = {cmocka_unit_test(models), cmocka_unit_test(bf16)};
+    if (real && *real) return cmocka_run_group_tests(alone, NULL, NULL);
     if (!strata_path(path)) return 1;
     strcpy(strrchr(path, '/'), "/fakecuda");
     setenv("STRATA_CUDA_PATH", path, 1);
