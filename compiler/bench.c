@@ -83,8 +83,7 @@ static void open_prefill(struct bench *b, struct cli *c, const struct bench_opti
     int64_t P = build_pages(x->context), T = x->context < LM_CHUNK ? x->context : LM_CHUNK;
     const struct build_options build = {.pages = P, .states = 1, .context = P * IR_PAGE};
     if (x->context % T)
-        cli_fail((enum rt_status)EXIT_USAGE,
-                 "--context of prefill must be at most %d or a multiple of it", LM_CHUNK);
+        cli_fail(RT_usage, "--context of prefill must be at most %d or a multiple of it", LM_CHUNK);
     b->B = 1;
     b->T = x->context;
     b->calls = x->context / T;

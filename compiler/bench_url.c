@@ -183,7 +183,7 @@ static struct load_range range_of(const char *name, const char *text)
     r.low = r.high = strtoll(text, &end, 10);
     if (end != text && *end == ':') r.high = strtoll(end + 1, &end, 10);
     if (end == text || *end || r.low < 1 || r.high < r.low)
-        cli_fail((enum rt_status)EXIT_USAGE, "--%s must be N or N:M, not '%s'", name, text);
+        cli_fail(RT_usage, "--%s must be N or N:M, not '%s'", name, text);
     return r;
 }
 
@@ -216,8 +216,7 @@ static void tick(void *arg, double seconds, int64_t done, int64_t running, int64
 
 int bench_url(struct cli *c, const struct bench_url_options *o)
 {
-    if (o->clients && o->rate > 0)
-        cli_fail((enum rt_status)EXIT_USAGE, "either --clients or --rate");
+    if (o->clients && o->rate > 0) cli_fail(RT_usage, "either --clients or --rate");
     struct load_options l = {
         .key = o->key,
         .model = o->model,

@@ -303,8 +303,7 @@ static enum bench_program program_of(const char *name)
     if (!strcmp(name, "forward")) return BENCH_forward;
     if (!strcmp(name, "decode")) return BENCH_decode;
     if (!strcmp(name, "prefill")) return BENCH_prefill;
-    cli_fail((enum rt_status)EXIT_USAGE,
-             "--program must be train, forward, decode or prefill, not '%s'", name);
+    cli_fail(RT_usage, "--program must be train, forward, decode or prefill, not '%s'", name);
 }
 
 int cmd_bench(int argc, char **argv)
@@ -328,24 +327,24 @@ int cmd_bench(int argc, char **argv)
                                 BENCH_URL_OPTIONS(o.url)));
     if (o.url.url) {
         cli_no_set(&c);
-        if (c.arg.n) cli_fail((enum rt_status)EXIT_USAGE, "--url takes no spec");
+        if (c.arg.n) cli_fail(RT_usage, "--url takes no spec");
         o.url.json = o.json;
         return bench_url(&c, &o.url);
     }
     if (!floor_read(o.ceilings, &o.rates))
-        cli_fail((enum rt_status)EXIT_USAGE, "--ceilings is three positive numbers, as 4.3,790,2");
+        cli_fail(RT_usage, "--ceilings is three positive numbers, as 4.3,790,2");
     struct turn t = {.c = &c, .b = {&b[0], &b[1]}, .n = o.pair ? 2 : 1};
     o.bench.program = program_of(o.program);
     o.run.no_library = o.bench.program >= BENCH_decode; /* as generate does it */
     if (c.arg.n != t.n)
-        cli_fail((enum rt_status)EXIT_USAGE, o.pair    ? "--pair needs two specs"
-                                             : c.arg.n ? "two specs need --pair"
-                                                       : "a spec is missing, or --url");
+        cli_fail(RT_usage, o.pair    ? "--pair needs two specs"
+                           : c.arg.n ? "two specs need --pair"
+                                     : "a spec is missing, or --url");
     t.rounds = (size_t)(o.pair ? o.pairs : o.steps);
     if (o.bench.context < 0 || o.bench.context > 1 << 24 || o.bench.batch < 1 ||
         o.bench.batch > 4096)
-        cli_fail((enum rt_status)EXIT_USAGE, "--context must be in 1..2^24, --batch in 1..4096");
-    if (o.pairs < 1 || o.steps < 1) cli_fail((enum rt_status)EXIT_USAGE, "nothing to measure");
+        cli_fail(RT_usage, "--context must be in 1..2^24, --batch in 1..4096");
+    if (o.pairs < 1 || o.steps < 1) cli_fail(RT_usage, "nothing to measure");
     if (o.first) {
         first_step(&c, &b[0], &o);
         return 0;

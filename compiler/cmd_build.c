@@ -70,13 +70,14 @@ static void choose_sets(struct build *b, bool bf16)
     struct arena *a = b->c.arena;
     const char *t = b->target;
     if (strcmp(t, "cpu") && !str_starts(str_of(t), "cpu:"))
-        cli_fail(RT_user,
+        cli_fail(RT_usage,
                  "no target '%s': it is cpu, cpu:x86-64-v3, cpu:x86-64-v4, "
                  "cpu:x86-64-v4-bf16 or cuda:sm_90a, say",
                  t);
     enum cpu_kind only = t[3] ? cpu_find(t + 4) : CPU_KINDS;
     if (t[3] && only == CPU_KINDS)
-        cli_fail(RT_user, "no processor '%s': it is x86-64-v3, x86-64-v4 or x86-64-v4-bf16", t + 4);
+        cli_fail(RT_usage, "no processor '%s': it is x86-64-v3, x86-64-v4 or x86-64-v4-bf16",
+                 t + 4);
     for (enum cpu_kind k = CPU_v3; k < CPU_KINDS; k++)
         if (only == k || (!t[3] && (bf16 || !cpu_about(k)->bf16_dot)))
             object_set_init(&b->set[b->num_sets++], a, k);
@@ -85,9 +86,9 @@ static void choose_sets(struct build *b, bool bf16)
 /* For which kernels are compiled by NVRTC. */
 static void choose_gpu(struct build *b)
 {
-    if (b->lib) cli_fail(RT_user, "a library (--lib) runs on CPUs only");
+    if (b->lib) cli_fail(RT_usage, "a library (--lib) runs on CPUs only");
     if (!str_starts(str_of(b->target), "cuda:"))
-        cli_fail(RT_user, "target %s needs an architecture, as cuda:sm_90a", b->target);
+        cli_fail(RT_usage, "target %s needs an architecture, as cuda:sm_90a", b->target);
     b->o.gpu = compile_cuda_arch(&b->c, b->target, "cubin");
     object_set_init(&b->set[b->num_sets++], b->c.arena, CPU_v3);
 }
@@ -213,10 +214,8 @@ int cmd_build(int argc, char **argv)
               CLI_OPTIONS({"weights", CLI_text, &b.weights}, {"output", CLI_text, &b.out},
                           {"target", CLI_text, &b.target}, {"beside", CLI_flag, &b.beside},
                           {"lib", CLI_flag, &b.lib}, RUN_DTYPE(b.o)));
-    if (!b.weights || !b.out)
-        cli_fail((enum rt_status)EXIT_USAGE, "build needs --weights W and -o APP");
-    if (b.lib && b.beside)
-        cli_fail((enum rt_status)EXIT_USAGE, "--lib always leaves the weights beside the library");
+    if (!b.weights || !b.out) cli_fail(RT_usage, "build needs --weights W and -o APP");
+    if (b.lib && b.beside) cli_fail(RT_usage, "--lib always leaves the weights beside the library");
     const struct model *m = cli_model(&b.c, b.c.arg.p[0]);
     if (str_starts(str_of(b.target), "cuda")) choose_gpu(&b);
     run_open(&b.r, &b.c, m, &b.o);

@@ -315,11 +315,9 @@ int cmd_check(int argc, char **argv)
                           {"device", CLI_text, &device}, {"threads", CLI_int, &threads},
                           {"floor", CLI_flag, &floor}, {"ceilings", CLI_text, &ceilings}));
     if (!floor_read(ceilings, &rates))
-        cli_fail((enum rt_status)EXIT_USAGE, "--ceilings is three positive numbers, as 4.3,790,2");
-    if (floor && !device)
-        cli_fail((enum rt_status)EXIT_USAGE, "--floor needs --device: floors are those of a GPU");
-    if (threads < 0 || threads > 1024)
-        cli_fail((enum rt_status)EXIT_USAGE, "--threads must be from 1 to 1024");
+        cli_fail(RT_usage, "--ceilings is three positive numbers, as 4.3,790,2");
+    if (floor && !device) cli_fail(RT_usage, "--floor needs --device: floors are those of a GPU");
+    if (threads < 0 || threads > 1024) cli_fail(RT_usage, "--threads must be from 1 to 1024");
     const struct model *m = cli_model(&c, c.arg.p[0]);
     const struct fit fit = device ? fit_open(&c, device) : (struct fit){0};
     const struct survey v = survey_model(&c, m, threads, fit.arch);

@@ -49,19 +49,18 @@ static void check_words(struct compile *k)
 {
     static const char *const forms[2][4] = {{"ir", "c", "obj"}, {"ir", "cuda", "ptx", "cubin"}};
     bool gpu = str_starts(str_of(k->target), "cuda:"), known = false;
-    if (!k->out || !k->emit)
-        cli_fail((enum rt_status)EXIT_USAGE, "compile needs --emit and -o PATH");
+    if (!k->out || !k->emit) cli_fail(RT_usage, "compile needs --emit and -o PATH");
     if (!strcmp(k->target, "cuda"))
-        cli_fail(RT_user, "target cuda needs an architecture, as cuda:sm_90a");
+        cli_fail(RT_usage, "target cuda needs an architecture, as cuda:sm_90a");
     if (!gpu && strcmp(k->target, "cpu"))
-        cli_fail(RT_user, "no target '%s': it is cpu or cuda:sm_90a, say", k->target);
+        cli_fail(RT_usage, "no target '%s': it is cpu or cuda:sm_90a, say", k->target);
     for (int i = 0; i < 4; i++) known |= forms[gpu][i] && !strcmp(k->emit, forms[gpu][i]);
     if (!known)
-        cli_fail(RT_user, "no form '%s' for target %s: --emit is %s", k->emit, k->target,
+        cli_fail(RT_usage, "no form '%s' for target %s: --emit is %s", k->emit, k->target,
                  gpu ? "ir, cuda, ptx or cubin" : "ir, c or obj");
     if (gpu) k->o.gpu = compile_cuda_arch(&k->c, k->target, k->emit);
     if (k->B < 0 || k->T < 0 || k->B > 1 << 20 || k->T > 1 << 24 || k->B * k->T > 1 << 28)
-        cli_fail((enum rt_status)EXIT_USAGE,
+        cli_fail(RT_usage,
                  "--batch and --seq must be at least 1, and together at most 2^28 tokens");
 }
 
@@ -76,7 +75,7 @@ static void open_program(struct compile *k)
         if (!strcmp(program, name[i])) k->p = run_program(r, (enum build_program)i, &o, k->B, k->T);
     if (k->p) return;
     if (strcmp(k->program, "apply"))
-        cli_fail(RT_user, "no program '%s': it is train, loss, forward, prefill, decode or apply",
+        cli_fail(RT_usage, "no program '%s': it is train, loss, forward, prefill, decode or apply",
                  k->program);
     if (!r->model->train.present)
         cli_fail(RT_user, "the apply program needs a train section, which this spec has not");

@@ -187,12 +187,11 @@ int cmd_eval(int argc, char **argv)
                           {"logits", CLI_text, &logits}, {"grads", CLI_text, &grads},
                           {"depth-weights", CLI_text, &depth}, {"json", CLI_flag, &json},
                           RUN_DTYPE(o), RUN_DEVICE(o), RUN_OPTIONS(o)));
-    if (!weights || !tokens)
-        cli_fail((enum rt_status)EXIT_USAGE, "eval needs --weights and --tokens");
+    if (!weights || !tokens) cli_fail(RT_usage, "eval needs --weights and --tokens");
     const struct model *m = cli_model(&c, c.arg.p[0]);
     const struct batch b = read_tokens(&c, tokens, m->vocab_size);
     if (o.dtype && (logits || grads || depth || !strcmp(o.dtype, "fp32")))
-        cli_fail((enum rt_status)EXIT_USAGE,
+        cli_fail(RT_usage,
                  "--dtype is int8 or bf16, without --logits, --grads and --depth-weights");
     struct run r;
     run_open(&r, &c, m, &o);

@@ -238,12 +238,10 @@ int cmd_export(int argc, char **argv)
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"output", CLI_text, &e.dir}, {"weights", CLI_text, &weights},
                           {"dtype", CLI_text, &dtype}, {"shard-bytes", CLI_int, &e.shard_bytes}));
-    if (!e.dir || !*e.dir || !weights)
-        cli_fail((enum rt_status)EXIT_USAGE, "export needs --weights W and -o DIR");
+    if (!e.dir || !*e.dir || !weights) cli_fail(RT_usage, "export needs --weights W and -o DIR");
     e.bf16 = !strcmp(dtype, "bf16");
-    if (!e.bf16 && strcmp(dtype, "f32") != 0)
-        cli_fail((enum rt_status)EXIT_USAGE, "--dtype must be f32 or bf16");
-    if (e.shard_bytes < 1) cli_fail((enum rt_status)EXIT_USAGE, "--shard-bytes must be at least 1");
+    if (!e.bf16 && strcmp(dtype, "f32") != 0) cli_fail(RT_usage, "--dtype must be f32 or bf16");
+    if (e.shard_bytes < 1) cli_fail(RT_usage, "--shard-bytes must be at least 1");
     e.m = cli_model(&c, c.arg.p[0]);
     const char *config = hf_config_write(c.arena, c.diag, e.m, e.bf16 ? "bfloat16" : "float32");
     if (!config) {

@@ -73,9 +73,9 @@ int cmd_generate(int argc, char **argv)
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"weights", CLI_text, &weights}, GENERATE_OPTIONS(what), RUN_DTYPE(o),
                           RUN_DEVICE(o), RUN_OPTIONS(o)));
-    if (!weights) cli_fail((enum rt_status)EXIT_USAGE, "generate needs --weights");
+    if (!weights) cli_fail(RT_usage, "generate needs --weights");
     const char *wrong = generate_wrong(&what);
-    if (wrong) cli_fail((enum rt_status)EXIT_USAGE, "%s", wrong);
+    if (wrong) cli_fail(RT_usage, "%s", wrong);
     const struct model *m = cli_model(&c, c.arg.p[0]);
     run_open(&g.r, &c, m, &o);
     cli_check(&c, ckpt_weights(weights, run_refused, &c, found, &c.err));

@@ -33,9 +33,8 @@ int cmd_init(int argc, char **argv)
     int64_t seed = INT64_MIN; /* that of the spec */
     cli_parse(&c, argc, argv, help, 1,
               CLI_OPTIONS({"output", CLI_text, &out}, {"seed", CLI_int, &seed}));
-    if (!out) cli_fail((enum rt_status)EXIT_USAGE, "init needs -o FILE");
-    if (seed < 0 && seed != INT64_MIN)
-        cli_fail((enum rt_status)EXIT_USAGE, "--seed must be at least 0");
+    if (!out) cli_fail(RT_usage, "init needs -o FILE");
+    if (seed < 0 && seed != INT64_MIN) cli_fail(RT_usage, "--seed must be at least 0");
     const struct model *m = cli_model(&c, c.arg.p[0]);
     const struct params *ps = params_of(c.arena, m);
     struct draw d = {.ps = ps, .seed = seed >= 0 ? (uint64_t)seed : m->train.seed};

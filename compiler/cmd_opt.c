@@ -42,11 +42,9 @@ int cmd_opt(int argc, char **argv)
                           {"output", CLI_text, &out}, {"report", CLI_flag, &report},
                           {"time-passes", CLI_flag, &time_passes}));
     cli_no_set(&c);
-    if (B < 1 || T < 1)
-        cli_fail((enum rt_status)EXIT_USAGE, "--batch and --seq must be at least 1");
+    if (B < 1 || T < 1) cli_fail(RT_usage, "--batch and --seq must be at least 1");
     bool gpu = !strcmp(target, "cuda");
-    if (!gpu && strcmp(target, "cpu") != 0)
-        cli_fail((enum rt_status)EXIT_USAGE, "--target must be cpu or cuda");
+    if (!gpu && strcmp(target, "cpu") != 0) cli_fail(RT_usage, "--target must be cpu or cuda");
     const char *path = c.arg.p[0];
     int e = io_read(c.arena, path, 1 << 28, &in);
     if (e) cli_fail(RT_user, "cannot read '%s': %s", path, strerror(e));

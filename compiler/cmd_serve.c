@@ -54,7 +54,7 @@ static void parse(struct server *s, struct cli *c, int argc, char **argv, const 
     struct arena *a = arena_open("help");
     cli_parse(c, argc, argv, help_text(a), 1, all, n);
     arena_close(a);
-    if (!*weights) cli_fail((enum rt_status)EXIT_USAGE, "serve needs --weights");
+    if (!*weights) cli_fail(RT_usage, "serve needs --weights");
     cli_check(c, serve_check(&s->o, c->arena, &c->err));
 }
 

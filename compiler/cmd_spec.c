@@ -17,8 +17,7 @@ int cmd_spec(int argc, char **argv)
     cli_parse(&c, argc, argv, help, 0,
               CLI_OPTIONS({"reference", CLI_flag, &reference}, {"schema", CLI_flag, &schema}));
     cli_no_set(&c);
-    if (reference == schema)
-        cli_fail((enum rt_status)EXIT_USAGE, "spec needs either --reference or --schema");
+    if (reference == schema) cli_fail(RT_usage, "spec needs either --reference or --schema");
     struct sb s = {0};
     if (reference)
         spec_reference(&s);

@@ -60,7 +60,7 @@ static struct tokenizer *open_tokenizer(struct cli *c, const struct options *o)
         const struct model *m = cli_model(c, o->spec);
         cli_check(c, tokens_open(m, o->text, &t, &c->err));
         if (!t) cli_fail(RT_user, "%s names no tokenizer", o->spec);
-        if (o->pattern) cli_fail(RT_user, "--pattern goes with --tokenizer; a spec has its own");
+        if (o->pattern) cli_fail(RT_usage, "--pattern goes with --tokenizer; a spec has its own");
         return t;
     } else if (!strcmp(o->tokenizer, "bytes")) {
         cli_check(c, tokenizer_bytes(&t, &c->err));
@@ -71,13 +71,13 @@ static struct tokenizer *open_tokenizer(struct cli *c, const struct options *o)
         cli_check(c, tokenizer_file_open(o->tokenizer, &with, &t, &c->err));
         file = true;
     } else if (!o->text) {
-        cli_fail(RT_user,
+        cli_fail(RT_usage,
                  "chars needs --text FILE, the text whose characters are the vocabulary, or "
                  "--spec SPEC");
     } else {
         cli_check(c, tokenizer_chars_of_file(o->text, &t, &c->err));
     }
-    if (o->pattern && !file) cli_fail(RT_user, "%s has no --pattern", o->tokenizer);
+    if (o->pattern && !file) cli_fail(RT_usage, "%s has no --pattern", o->tokenizer);
     return t;
 }
 
@@ -171,10 +171,9 @@ int cmd_tokenize(int argc, char **argv)
                           {"text", CLI_text, &o.text}, {"pattern", CLI_text, &o.pattern},
                           {"allow-special", CLI_flag, &o.special}, {"ids", CLI_flag, &o.ids},
                           {"output", CLI_text, &o.out}, {"decode", CLI_flag, &o.decode}));
-    if (!o.tokenizer == !o.spec)
-        cli_fail((enum rt_status)EXIT_USAGE, "tokenize needs either --tokenizer or --spec");
+    if (!o.tokenizer == !o.spec) cli_fail(RT_usage, "tokenize needs either --tokenizer or --spec");
     if (o.decode && (o.ids || o.out || o.special))
-        cli_fail((enum rt_status)EXIT_USAGE, "--decode prints text: no --ids, -o, --allow-special");
+        cli_fail(RT_usage, "--decode prints text: no --ids, -o, --allow-special");
     if (!o.spec) cli_no_set(&c);
     struct tokenizer *t = open_tokenizer(&c, &o);
     if (o.decode)

@@ -33,10 +33,8 @@ int cmd_tokenizer(int argc, char **argv)
                           {"pattern", CLI_text, &o.pattern}, {"special", CLI_text, &special}));
     cli_no_set(&c);
     if (strcmp(c.arg.p[0], "train"))
-        cli_fail((enum rt_status)EXIT_USAGE, "strata tokenizer train is all there is, not '%s'",
-                 c.arg.p[0]);
-    if (!file || !o.vocab_size)
-        cli_fail((enum rt_status)EXIT_USAGE, "tokenizer train needs -o and --vocab-size");
+        cli_fail(RT_usage, "strata tokenizer train is all there is, not '%s'", c.arg.p[0]);
+    if (!file || !o.vocab_size) cli_fail(RT_usage, "tokenizer train needs -o and --vocab-size");
     VEC(const char *) names = {0};
     for (const char *p = special, *end; p; p = *end ? end + 1 : NULL) {
         end = strchrnul(p, ',');

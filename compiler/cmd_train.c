@@ -217,7 +217,7 @@ int cmd_train(int argc, char **argv)
               CLI_OPTIONS({"weights", CLI_text, &weights}, {"resume", CLI_flag, &resume},
                           {"steps", CLI_int, &steps}, {"profile", CLI_flag, &prof}, RUN_DEVICE(o),
                           RUN_OPTIONS(o)));
-    if (steps < 0) cli_fail((enum rt_status)EXIT_USAGE, "--steps must be at least 0");
+    if (steps < 0) cli_fail(RT_usage, "--steps must be at least 0");
     const struct model *m = cli_model(&c, c.arg.p[0]);
     if (!m->train.present) cli_fail(RT_user, "%s has no train section", c.arg.p[0]);
     uint64_t end = (uint64_t)m->train.steps;

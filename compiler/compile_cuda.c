@@ -19,7 +19,7 @@ const char *compile_cuda_arch(struct cli *c, const char *target, const char *emi
     if (compile_cuda_form(emit)) cli_check(c, cuda_load(CUDA_nvrtc, NULL, &c->err));
     cli_check(c, nvrtc_known(c->arena, arch, &c->err));
     if (!str_starts(str_of(arch), "sm_"))
-        cli_fail(RT_user, "no target '%s': it is cuda:sm_90a, say; --emit ptx makes PTX of it",
+        cli_fail(RT_usage, "no target '%s': it is cuda:sm_90a, say; --emit ptx makes PTX of it",
                  target);
     return arch;
 }

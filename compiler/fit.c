@@ -43,8 +43,8 @@ struct fit fit_open(struct cli *c, const char *device)
         return (struct fit){str_fmt(c->arena, "a GPU of %s", device), "sm_90a",
                             bytes > CONTEXT ? bytes - CONTEXT : 0};
     if (!strcmp(device, "cuda") || !strncmp(device, "cuda:", 5)) return real_device(c, device);
-    cli_fail((enum rt_status)EXIT_USAGE,
-             "--device needs cuda, cuda:N or an amount of memory as 80GB, not '%s'", device);
+    cli_fail(RT_usage, "--device needs cuda, cuda:N or an amount of memory as 80GB, not '%s'",
+             device);
 }
 
 static uint64_t peak(struct cli *c, const struct model *m, const struct fit *f)

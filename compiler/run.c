@@ -18,15 +18,12 @@ static enum ir_store store_of(const struct model *m, const struct run_options *o
     bool device = o->gpu || (o->device && strcmp(o->device, "cpu"));
     enum ir_store exact = build_store(m, device);
     if (device && o->dtype && !o->no_library)
-        cli_fail((enum rt_status)EXIT_USAGE, "with --device cuda this command has no --dtype");
+        cli_fail(RT_usage, "with --device cuda this command has no --dtype");
     if (!o->dtype || !strcmp(o->dtype, "fp32")) return exact;
     if (!strcmp(o->dtype, "bf16")) return device ? STORE_rows_bf16 : STORE_bf16;
     if (strcmp(o->dtype, "int8"))
-        cli_fail((enum rt_status)EXIT_USAGE, "--dtype must be fp32, bf16 or int8, not '%s'",
-                 o->dtype);
-    if (device)
-        cli_fail((enum rt_status)EXIT_USAGE,
-                 "--dtype int8 is for CPUs: on a GPU weights are fp32 or bf16");
+        cli_fail(RT_usage, "--dtype must be fp32, bf16 or int8, not '%s'", o->dtype);
+    if (device) cli_fail(RT_usage, "--dtype int8 is for CPUs: on a GPU weights are fp32 or bf16");
     return STORE_i8;
 }
 
@@ -66,10 +63,9 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
                                 .threads = (unsigned)o->threads,
                                 .streams = (unsigned)o->streams,
                                 .diag = c->diag};
-    if (o->threads < 0 || o->threads > 1024)
-        cli_fail((enum rt_status)EXIT_USAGE, "--threads must be from 1 to 1024");
+    if (o->threads < 0 || o->threads > 1024) cli_fail(RT_usage, "--threads must be from 1 to 1024");
     if (o->streams < 0 || o->streams > SA_STREAMS)
-        cli_fail((enum rt_status)EXIT_USAGE, "--streams must be from 1 to %d", SA_STREAMS);
+        cli_fail(RT_usage, "--streams must be from 1 to %d", SA_STREAMS);
     s.pipeline = (struct pipeline_options){
         .skip = o->skip, .dump_ir = o->dump_ir, .repro = o->repro, .roundtrip_each = o->roundtrip};
     if (o->dump_ir) s.pipeline.dump = &texts.dump;

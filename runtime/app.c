@@ -244,7 +244,7 @@ static enum rt_status open_lm(struct app *p, const struct plan_set *set, struct 
 enum rt_status app_load(struct app *p, const struct app_options *o, struct rt_error *err)
 {
     if (o->threads < 0 || o->threads > 1024)
-        return rt_fail(err, RT_user, "--threads must be from 1 to 1024");
+        return rt_fail(err, RT_usage, "--threads must be from 1 to 1024");
     if (o->depth && !bundle_find(&p->own, "depth"))
         return rt_fail(err, RT_user, "'%s' has no attention over depth to show", p->path);
     RT_TRY(read_plans(p, o->depth ? "depth" : o->score ? "score" : "plans", &p->plans, err));

@@ -97,7 +97,7 @@ static const char *cpu_of_machine(struct arena *a)
 enum rt_status cc_cpu_known(const char *cpu, struct rt_error *err)
 {
     if (!strcmp(cpu, "native") || cpu_find(cpu) != CPU_KINDS) return RT_ok;
-    return rt_fail(err, RT_user,
+    return rt_fail(err, RT_usage,
                    "unknown cpu '%s': it is native, x86-64-v3, x86-64-v4 or x86-64-v4-bf16", cpu);
 }
 

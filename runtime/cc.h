@@ -13,11 +13,11 @@ const char *cc_identity(struct arena *a, const char *path);
  * for what is no clang at all. */
 enum rt_status cc_version(struct arena *a, const char *path, const char **version,
                           struct rt_error *err);
-/* RT_user when `cpu` is neither native nor a name of runtime/cpu.h. */
+/* RT_usage when `cpu` is neither native nor a name of runtime/cpu.h. */
 enum rt_status cc_cpu_known(const char *cpu, struct rt_error *err);
 /* What code for `cpu` depends on, as text: for native the model and features of this machine's
- * processor, for others their names. RT_user when `cpu` is none of them or this processor cannot
- * run it, RT_machine when it cannot run what we generate at all. */
+ * processor, for others their names. RT_usage when `cpu` is none of them, RT_user when this
+ * processor cannot run it, RT_machine when it cannot run what we generate at all. */
 enum rt_status cc_cpu(struct arena *a, const char *cpu, const char **text, struct rt_error *err);
 /* All flags but file names for `cpu`, terminated by NULL: for shared objects, and for object files.
  */

@@ -17,7 +17,7 @@ static enum rt_status parse_ids(struct generate *g, const char *s, int64_t vocab
     for (char *end; *s; s = *end == ',' ? end + 1 : end) {
         long long id = strtoll(s, &end, 10);
         if (end == s || (*end && *end != ',') || (*end == ',' && !end[1]))
-            return rt_fail(err, RT_user,
+            return rt_fail(err, RT_usage,
                            "--prompt-ids needs numbers with commas between, as 1,2,3");
         if (id < 0 || id >= vocab)
             return rt_fail(err, RT_user, "id %lld is not in the vocabulary of %lld", id,

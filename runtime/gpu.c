@@ -114,7 +114,7 @@ enum rt_status gpu_open_named(const char *name, struct gpu **out, struct rt_erro
     *out = NULL;
     if (!strncmp(name, "cuda:", 5)) n = strtol(name + 5, &end, 10);
     if (strcmp(name, "cuda") && (end == name || end == name + 5 || *end || n < 0 || n > 1023))
-        return rt_fail(err, RT_user, "no device '%.40s': it is cpu, cuda or cuda:N", name);
+        return rt_fail(err, RT_usage, "no device '%.40s': it is cpu, cuda or cuda:N", name);
     return gpu_open((int)n, out, err);
 }
 

@@ -26,7 +26,7 @@ const char *gpu_arch(int major, int minor);
 /* Opens the device with this number, as the driver counts. RT_user without a driver, without such a
  * device, or for one older than compute capability 8.0. */
 enum rt_status gpu_open(int ordinal, struct gpu **out, struct rt_error *err);
-/* The same by name: cuda, which is the first, or cuda:N. RT_user for any other. */
+/* The same by name: cuda, which is the first, or cuda:N. RT_usage for any other. */
 enum rt_status gpu_open_named(const char *name, struct gpu **out, struct rt_error *err);
 /* Frees everything that came from it. NULL is fine. */
 void gpu_close(struct gpu *g);

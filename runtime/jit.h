@@ -18,9 +18,10 @@ struct jit_options {
  * The cache knows a kernel by its text and its symbol, so symbols need not contain a hash; all
  * symbols of a text that was compiled are there.
  *
- * A prelude may have a part that is compiled once for all: where its text says JIT_SHARED, it is also
- * a unit of its own, with JIT_SHARED defined, that defines the object jit_shared. In all other units
- * JIT_UNIT is defined, and a pointer jit_given that they define gets the address of jit_shared. */
+ * A prelude may have a part that is compiled once for all: where its text says JIT_SHARED, it is
+ * also a unit of its own, with JIT_SHARED defined, that defines the object jit_shared. In all other
+ * units JIT_UNIT is defined, and a pointer jit_given that they define gets the address of
+ * jit_shared. */
 struct jit_kernel {
     const char *symbol; /* a C identifier */
     struct str text;
@@ -37,8 +38,9 @@ struct jit_report {
     const char *flags;
 };
 
-/* A loader of kernels for one kind of processor. The cache lies in io_cache_dir(). RT_user for an
- * unknown cpu, one that this machine is not, or a bad STRATA_CLANG. options may be NULL. */
+/* A loader of kernels for one kind of processor. The cache lies in io_cache_dir(). RT_usage for
+ * an unknown cpu, RT_user for one that this machine is not, or a bad STRATA_CLANG. options may be
+ * NULL. */
 enum rt_status jit_open(const struct jit_options *options, struct jit **out, struct rt_error *err);
 /* Unloads all kernels. NULL is fine. */
 void jit_close(struct jit *j);

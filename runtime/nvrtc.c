@@ -54,6 +54,29 @@ static long arch_number(const char *name)
     return whole ? number : 0;
 }
 
+/* The architectures from sm_80 on that NVRTC of CUDA 12 and 13 has, one or the other. */
+static const int published[] = {80, 86, 87, 88, 89, 90, 100, 101, 103, 110, 120, 121};
+enum { PUBLISHED = sizeof published / sizeof *published };
+
+static bool is_published(long number)
+{
+    for (int i = 0; i < PUBLISHED; i++)
+        if (published[i] == number) return true;
+    return false;
+}
+
+static enum rt_status unknown_arch(const char *name, struct rt_error *err)
+{
+    struct sb s = {0};
+    for (int i = 0; i < PUBLISHED; i++) sb_printf(&s, "%ssm_%d", i ? " " : "", published[i]);
+    rt_fail(err, RT_usage,
+            "no architecture '%.40s': those of CUDA 12 and 13 are %s (90a, 100a, 100f and the like "
+            "too; later ones are known where NVRTC is)",
+            name, s.p);
+    sb_free(&s);
+    return RT_usage;
+}
+
 /* Whether it is one that NVRTC has. */
 static enum rt_status check_arch(struct arena *a, const char *name, struct rt_error *err)
 {
@@ -63,7 +86,7 @@ static enum rt_status check_arch(struct arena *a, const char *name, struct rt_er
     for (int i = 0; i < n; i++)
         if (arch[i] == arch_number(name)) return RT_ok;
     RT_TRY(nvrtc_archs(a, &list, err));
-    return rt_fail(err, RT_user,
+    return rt_fail(err, is_published(arch_number(name)) ? RT_user : RT_usage,
                    "NVRTC %s does not compile for '%s': it knows %s (also compute_NN for PTX)",
                    cuda_version(CUDA_nvrtc), name, list);
 }
@@ -75,10 +98,9 @@ enum rt_status nvrtc_known(struct arena *a, const char *arch, struct rt_error *e
     long n = arch_number(arch);
     bool known = cuda_load(CUDA_nvrtc, NULL, &none) == RT_ok;
     if (n && n < OLDEST)
-        return rt_fail(err, RT_user, "kernels need sm_%d or newer, not %s", OLDEST, arch);
+        return rt_fail(err, RT_usage, "kernels need sm_%d or newer, not %s", OLDEST, arch);
     if (known) return check_arch(a, arch, err);
-    return n ? RT_ok
-             : rt_fail(err, RT_user, "no architecture '%s': it is sm_80, sm_90a, sm_100 ...", arch);
+    return is_published(n) ? RT_ok : unknown_arch(arch, err);
 }
 
 /* ---- what ptxas says ---- */

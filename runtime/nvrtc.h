@@ -24,8 +24,9 @@ struct nvrtc_image {
 
 /* What NVRTC compiles for: "sm_75 sm_80 ...", in the arena. RT_* as cuda_load. */
 enum rt_status nvrtc_archs(struct arena *a, const char **list, struct rt_error *err);
-/* Whether `arch` can be compiled for, as nvrtc_compile answers. Where NVRTC is not there only its
- * form is looked at, and that it is at least sm_80, which kernels need. RT_user. */
+/* Whether `arch` can be compiled for, as nvrtc_compile answers. Where NVRTC is not there it must
+ * be one of CUDA 12 or 13, and at least sm_80, which kernels need. RT_usage; RT_user where this
+ * NVRTC does not have it. */
 enum rt_status nvrtc_known(struct arena *a, const char *arch, struct rt_error *err);
 /* Compiles for `arch`: sm_NN gives a cubin, compute_NN PTX, either with a suffix (sm_90a). The text
  * includes nothing: no header is found. Products and sums are not contracted, as on the CPU. With

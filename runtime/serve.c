@@ -54,7 +54,7 @@ static enum rt_status in_range(const char *name, double v, double lowest, double
                                struct rt_error *err)
 {
     if (v >= lowest && v <= highest) return RT_ok;
-    return rt_fail(err, RT_user, "--%s must be from %.10g to %.10g, not %.10g", name, lowest,
+    return rt_fail(err, RT_usage, "--%s must be from %.10g to %.10g, not %.10g", name, lowest,
                    highest, v);
 }
 
@@ -83,7 +83,7 @@ enum rt_status serve_check(struct serve_options *o, struct arena *a, struct rt_e
 {
     RT_TRY(check_ranges(o, err));
     if (o->api_key && o->api_key_file)
-        return rt_fail(err, RT_user, "--api-key and --api-key-file exclude each other");
+        return rt_fail(err, RT_usage, "--api-key and --api-key-file exclude each other");
     if (o->api_key_file) RT_TRY(read_key(o->api_key_file, a, &o->api_key, err));
     if (!o->api_key) o->api_key = getenv("STRATA_API_KEY");
     if (o->api_key && !*o->api_key)
@@ -92,7 +92,7 @@ enum rt_status serve_check(struct serve_options *o, struct arena *a, struct rt_e
         if (*p <= ' ' || *p > '~')
             return rt_fail(err, RT_user, "the API key may have printable characters only");
     if (o->chat_template && !chat_template_find(o->chat_template))
-        return rt_fail(err, RT_user, "--chat-template must be %s, not '%.40s'", chat_names(),
+        return rt_fail(err, RT_usage, "--chat-template must be %s, not '%.40s'", chat_names(),
                        o->chat_template);
     return RT_ok;
 }

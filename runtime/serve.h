@@ -44,7 +44,7 @@ enum { SERVE_ROWS = 64 };
 size_t serve_rows(struct serve_options *o, struct cli_option row[SERVE_ROWS]);
 /* Lines of help on them all, with what is standard. */
 void serve_help(struct sb *out);
-/* Whether the values lie in their ranges (RT_user), and the key from its file or environment: in
+/* Whether the values lie in their ranges (RT_usage), and the key from its file or environment: in
  * the arena. */
 enum rt_status serve_check(struct serve_options *o, struct arena *a, struct rt_error *err);
 

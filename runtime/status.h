@@ -7,6 +7,7 @@
 enum rt_status {
     RT_ok = 0,
     RT_user = 1,    /* the user's input is wrong, a file that cannot be opened included */
+    RT_usage = 2,   /* the command line is: no file, model or machine could make it right */
     RT_machine = 3, /* a read or write that fails midway, memory, device */
 };
 

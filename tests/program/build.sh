@@ -64,9 +64,9 @@ if command -v strip >/dev/null; then
     damaged stripped "cut or stripped"
 fi
 expect 2 "$tmp/a/app" genrate
-expect 1 "$strata" build $f/spec.yaml --weights $f/weights.safetensors -o "$tmp/x" --target cuda
+expect 2 "$strata" build $f/spec.yaml --weights $f/weights.safetensors -o "$tmp/x" --target cuda
 said "needs an architecture"
-expect 1 "$strata" build $f/spec.yaml --weights $f/weights.safetensors -o "$tmp/x" --target cpu:z80
+expect 2 "$strata" build $f/spec.yaml --weights $f/weights.safetensors -o "$tmp/x" --target cpu:z80
 expect 2 "$strata" build $f/spec.yaml --weights $f/weights.safetensors -o "$tmp/x" --dtype fp64
 
 # Weights beside it.

@@ -7,12 +7,12 @@ spec=("$tmp/spec.yaml" --weights "$tmp/w.safetensors" --set serve.max_sequences=
 
 expect 2 "$strata" serve "$tmp/spec.yaml"
 said "serve needs --weights"
-expect 1 "$strata" serve "${spec[@]}" --chat-template nonsense
+expect 2 "$strata" serve "${spec[@]}" --chat-template nonsense
 said "kimi, llama, chatml or plain"
 : >"$tmp/empty"
 expect 1 "$strata" serve "${spec[@]}" --api-key-file "$tmp/empty"
 said "first line is empty"
-expect 1 "$strata" serve "${spec[@]}" --header-seconds 0
+expect 2 "$strata" serve "${spec[@]}" --header-seconds 0
 said "--header-seconds must be from"
 
 server=

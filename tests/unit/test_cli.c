@@ -4,6 +4,8 @@
 #include "runtime/npy.h"
 #include "runtime/tokenize.h"
 #include "scratch.h"
+#include "runtime/api.h"
+#include <ctype.h>
 #include <jansson.h>
 #include <math.h>
 #include <setjmp.h>
@@ -328,7 +330,7 @@ static void tokenize_chars(void **state)
     assert_int_equal(RUN_IN(STR("an\xff"), "tokenize", "--tokenizer", "chars", "--text", text), 1);
     assert_non_null(strstr(out.p, "byte 2"));
     assert_int_equal(RUN_IN(STR("anx"), "tokenize", "--tokenizer", "chars", "--text", text), 1);
-    EXPECT(1, "--text", "tokenize", "--tokenizer", "chars");
+    EXPECT(2, "--text", "tokenize", "--tokenizer", "chars");
     EXPECT(1, "base64", "tokenize", "--tokenizer", text);
     EXPECT(1, "no tokenizer", "tokenize", "--tokenizer", "gpt9");
     EXPECT(2, "--help", "tokenize", "--tokenizer", "bytes", "--idz");
@@ -408,10 +410,10 @@ static void compile(void **state)
     EXPECT(0, "", "compile", spec, "--emit", "c", "-o", c, "--cpu", "x86-64-v4");
     EXPECT(0, "program apply", "compile", "specs/bench-c.yaml", "--emit", "ir", "-o", ir,
            "--program", "apply");
-    EXPECT(1, "ir, cuda, ptx or cubin", "compile", spec, "--target", "cuda:sm_90", "--emit", "c",
+    EXPECT(2, "ir, cuda, ptx or cubin", "compile", spec, "--target", "cuda:sm_90", "--emit", "c",
            "-o", c);
-    EXPECT(1, "no form 'ptx'", "compile", spec, "--emit", "ptx", "-o", c);
-    EXPECT(1, "as cuda:sm_90a", "compile", spec, "--target", "cuda", "--emit", "cuda", "-o", c);
+    EXPECT(2, "no form 'ptx'", "compile", spec, "--emit", "ptx", "-o", c);
+    EXPECT(2, "as cuda:sm_90a", "compile", spec, "--target", "cuda", "--emit", "cuda", "-o", c);
     EXPECT(0, "of CUDA C", "compile", spec, "--target", "cuda:sm_90a", "--emit", "cuda", "-o", c);
     assert_non_null(strstr(file(c).p, "; first from specs/tiny-attnres.yaml:"));
     EXPECT(0, "program decode, B 1, T 1:", "compile", spec, "--emit", "c", "-o", c, "--program",
@@ -499,6 +501,78 @@ static void help(void **state)
     }
 }
 
+/* A wrong command line is status 2, whatever the command: every option that a help lists. */
+static void wrong_options(void **state)
+{
+    (void)state;
+    static const char *const name[] = {
+#define COMMAND(name, help) #name,
+#include "compiler/command.def"
+    };
+    size_t options = 0;
+    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
+        EXPECT(2, "no option --no-such-thing", name[i], "--no-such-thing");
+        EXPECT(0, "usage: ", name[i], "--help");
+        for (const char *p = out.p; (p = strstr(p, "\n  --")); options++) {
+            p += 3;
+            size_t n = strcspn(p, " \n,=");
+            const char *option = str_dup(a, (struct str){p, n});
+            bool valued = strchr(" =", p[n]) && isupper((unsigned char)p[n + 1]);
+            bool number = valued && p[n + 1] == 'N' && p[n + 2] == ' ';
+            struct str help = out;
+            if (valued)
+                EXPECT(2, "needs a value", name[i], option);
+            else
+                EXPECT(2, "takes no value", name[i], str_fmt(a, "%s=x", option));
+            if (number) EXPECT(2, "", name[i], option, "x");
+            out = help;
+        }
+    }
+    assert_true(options > 140);
+}
+
+/* Values that no file or machine could make right are one too; what files and machines have is not.
+ */
+static void wrong_values(void **state)
+{
+    (void)state;
+    const char *spec = "specs/tiny-attnres.yaml", *x = in_dir("x"), *w = "absent";
+#define COMPILE "compile", spec, "-o", x, "--emit"
+    EXPECT(2, "no target 'tpu'", COMPILE, "c", "--target", "tpu");
+    EXPECT(2, "sm_9999", COMPILE, "cuda", "--target", "cuda:sm_9999");
+    setenv("STRATA_CUDA_PATH", "/nowhere", 1); /* without NVRTC too */
+    EXPECT(2, "sm_89 sm_90 sm_100", COMPILE, "cuda", "--target", "cuda:sm_9999");
+    unsetenv("STRATA_CUDA_PATH");
+    EXPECT(2, "sm_80", COMPILE, "cuda", "--target", "cuda:sm_70");
+    EXPECT(2, "no program 'test'", COMPILE, "c", "--program", "test");
+    EXPECT(2, "no form 'asm'", COMPILE, "asm");
+    EXPECT(2, "--batch", COMPILE, "c", "--batch", "-1");
+    EXPECT(2, "no processor", "build", spec, "--weights", w, "-o", x, "--target", "cpu:z80");
+    EXPECT(2, "no target", "build", spec, "--weights", w, "-o", x, "--target", "tpu");
+    EXPECT(2, "--dtype", "build", spec, "--weights", w, "-o", x, "--dtype", "fp4");
+    EXPECT(2, "--dtype", "generate", spec, "--weights", w, "--prompt-ids", "1", "--dtype", "fp4");
+    EXPECT(2, "unknown cpu", "train", "specs/bench-a.yaml", "--cpu", "z80");
+    EXPECT(2, "no device", "train", "specs/bench-a.yaml", "--device", "tpu");
+    EXPECT(2, "--threads", "check", spec, "--threads", "-1");
+    EXPECT(2, "--device", "check", spec, "--device", "tpu");
+    EXPECT(2, "--dtype", "export", spec, "--weights", w, "-o", x, "--dtype", "int8");
+    EXPECT(2, "--chat-template", "serve", spec, "--weights", w, "--chat-template", "none");
+    EXPECT(2, "exclude", "serve", spec, "--weights", w, "--api-key", "k", "--api-key-file", "f");
+    EXPECT(1, "--api-key-file", "serve", spec, "--weights", w, "--api-key-file", in_dir("none"));
+    static const struct {
+        const char *name;
+        double most;
+    } limits[] = {
+#define LIMIT(member, kind, standard, lowest, highest, name, help) {name, (double)(highest)},
+#include "runtime/serve.def"
+    };
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        const char *most = str_fmt(a, "%.0f", limits[i].most + 1);
+        const char *option = str_fmt(a, "--%s", limits[i].name);
+        EXPECT(2, "must be from", "serve", spec, "--weights", w, option, most);
+    }
+}
+
 static int open_all(void **state)
 {
     (void)state;
@@ -521,6 +595,8 @@ int main(void)
         cmocka_unit_test(status),
         cmocka_unit_test(bug_status),
         cmocka_unit_test(help),
+        cmocka_unit_test(wrong_options),
+        cmocka_unit_test(wrong_values),
         cmocka_unit_test(clipped_logits),
         cmocka_unit_test(documents),
         cmocka_unit_test(check_texts),

@@ -431,20 +431,13 @@ static void test_nvrtc(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_elementwise),
-        cmocka_unit_test(test_math),
-        cmocka_unit_test(test_coarse),
-        cmocka_unit_test(test_rms),
-        cmocka_unit_test(test_softmax),
-        cmocka_unit_test(test_matmul),
-        cmocka_unit_test(test_transpose),
-        cmocka_unit_test(test_sum),
-        cmocka_unit_test(test_dispatch),
-        cmocka_unit_test(test_named_and_random),
-        cmocka_unit_test(test_pieces),
-        cmocka_unit_test(test_mistakes),
-        cmocka_unit_test(test_compilers),
-        cmocka_unit_test(test_nvrtc),
+        cmocka_unit_test(test_elementwise), cmocka_unit_test(test_math),
+        cmocka_unit_test(test_coarse),      cmocka_unit_test(test_rms),
+        cmocka_unit_test(test_softmax),     cmocka_unit_test(test_matmul),
+        cmocka_unit_test(test_transpose),   cmocka_unit_test(test_sum),
+        cmocka_unit_test(test_dispatch),    cmocka_unit_test(test_named_and_random),
+        cmocka_unit_test(test_pieces),      cmocka_unit_test(test_mistakes),
+        cmocka_unit_test(test_compilers),   cmocka_unit_test(test_nvrtc),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

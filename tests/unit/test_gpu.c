@@ -385,7 +385,7 @@ static void refused(void **state)
     const char *dir = str_fmt(a, "train.checkpoint.dir=%s", in_dir("none"));
     char *out = STRATA(a, 1, "train", spec, "--set", dir, "--device", "cuda:7");
     assert_non_null(strstr(out, "there is no device cuda:7"));
-    out = STRATA(a, 1, "train", spec, "--set", dir, "--device", "gpu");
+    out = STRATA(a, 2, "train", spec, "--set", dir, "--device", "gpu");
     assert_non_null(strstr(out, "no device 'gpu': it is cpu, cuda or cuda:N"));
     setenv("STRATA_FAKE_BYTES", "200000", 1);
     out = STRATA(a, 3, "train", spec, "--set", dir, "--device", "cuda");

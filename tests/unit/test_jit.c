@@ -339,7 +339,7 @@ static void test_cpus(void **state)
         check_kernel(&k, 9);
         jit_close(j);
     }
-    assert_int_equal(jit_open(&(struct jit_options){.cpu = "z80"}, &j, &err), RT_user);
+    assert_int_equal(jit_open(&(struct jit_options){.cpu = "z80"}, &j, &err), RT_usage);
     assert_non_null(strstr(err.text, "x86-64-v3"));
     assert_null(j);
 }
@@ -353,7 +353,7 @@ static void test_native_name(void **state)
     assert_int_equal(cc_cpu(arena, "native", &text, &err), RT_ok);
     assert_non_null(strstr(text, "avx2"));
     assert_int_equal(cc_cpu_known("x86-64-v4", &err), RT_ok);
-    assert_int_equal(cc_cpu_known("x86-64-v2", &err), RT_user);
+    assert_int_equal(cc_cpu_known("x86-64-v2", &err), RT_usage);
 }
 
 static void test_trim(void **state)

@@ -410,7 +410,7 @@ static void test_port_in_use(void **state)
     assert_int_equal(serve_open(&m, &o, &second, &err), RT_user);
     o.host = "127.0.0.1";
     o.connections = 0;
-    assert_int_equal(serve_open(&m, &o, &second, &err), RT_user);
+    assert_int_equal(serve_open(&m, &o, &second, &err), RT_usage);
     assert_non_null(strstr(err.text, "--max-connections"));
     fake_server_close(&s);
 }
