@@ -30,7 +30,7 @@ struct serve_model {
 
 struct serve_options {
     const char *host, *name, *chat_template, *api_key, *api_key_file, *cors;
-    bool strict, depth, vllm_metrics;
+    bool strict, no_priority, depth, vllm_metrics;
     struct engine_options engine; /* text and arg are the server's to set */
     int64_t port;
     int64_t connections, line_bytes, header_bytes, headers, body_bytes, bodies_bytes, reading;

@@ -116,6 +116,9 @@ static bool check_supported(struct exchange *x, struct api_error *err)
     if (r->echo && r->logprobs)
         return field(err, "echo", "unsupported_value",
                      "'echo' together with 'logprobs' is not supported.");
+    if (r->priority && x->s->o.no_priority)
+        return field(err, "priority", "unsupported_parameter",
+                     "'priority' is not taken by this server: all requests are equal.");
     if (r->depth && !x->s->o.depth)
         return field(err, "strata_depth", "unsupported_parameter",
                      "'strata_depth' needs a server that was started with --depth.");

@@ -339,6 +339,26 @@ static void test_waiting_tokens(void **state)
     fake_server_close(&s);
 }
 
+/* Nobody goes before others where the server says so; 0 is what everybody has. */
+static void test_no_priority(void **state)
+{
+    (void)state;
+    for (int refuse = 0; refuse < 2; refuse++) {
+        fake_server_options(&s);
+        s.o.no_priority = refuse;
+        fake_server_open(&s);
+        for (int level = -1; level < 2; level++) {
+            char body[256];
+            snprintf(body, sizeof body, "{" FAKE_MODEL "\"prompt\":\"a\",\"priority\":%d}", level);
+            struct client_answer a = client_ask(s.port, "/v1/completions", body);
+            assert_int_equal(a.status, refuse && level ? 400 : 200);
+            if (refuse && level) assert_non_null(strstr(a.body.p, "\"param\":\"priority\""));
+            client_free(&a);
+        }
+        fake_server_close(&s);
+    }
+}
+
 /* Clients that send bodies slowly hold no place in the queue, and of memory what they have sent. */
 static void test_bodies(void **state)
 {
@@ -426,6 +446,7 @@ int main(void)
         cmocka_unit_test(test_connections),
         cmocka_unit_test(test_overload),
         cmocka_unit_test(test_waiting_tokens),
+        cmocka_unit_test(test_no_priority),
         cmocka_unit_test(test_bodies),
         cmocka_unit_test(test_answer_bytes),
         cmocka_unit_test(test_port_in_use)};
