@@ -258,7 +258,7 @@ static void chunk_grad(const struct kda *x)
                     x->heads));
     int64_t products =
         stages * 2 * x->state_parts * 2 * CHUNK * x->kp + 3 * x->parts * 2 * CHUNK * (x->vp + 8);
-    int64_t sums = 4 * (3 * CHUNK + 1) * x->kp; /* later, in the same place */
+    int64_t sums = 4 * (3 * CHUNK * (x->kp + 8) + x->kp); /* later, in the same place */
     launch(s, e->b.B * x->heads * x->chunks, 128,
            4 * 2 * CHUNK * CHUNK + (products > sums ? products : sums));
 }

@@ -392,10 +392,15 @@ static void begin_sums(struct cuda_rows *c)
     }
 }
 
-/* Columns of a block, or of one of its tiles. */
+/* Columns of a block, or of one of its tiles; floats that they take in shared memory, where v
+ * columns of a thread have one more beside them, so that a warp's stores meet different banks. */
 static int width(const struct cuda_rows *c)
 {
     return c->pieces * c->team * c->v;
+}
+static int padded(const struct cuda_rows *c)
+{
+    return c->pieces * c->team * (c->v + 1);
 }
 
 /* Adds column sum i over the teams of a warp and has each warp's in its row of `part`. */
@@ -410,13 +415,13 @@ static void put_warp_sums(struct cuda_rows *c, size_t i, bool full)
     }
     rows_enter(e, str_fmt(e->a, "if (threadIdx.x %% WARP < %d) {", full ? c->team : 1));
     if (full) {
-        rows_line(e, "float *const to = part + threadIdx.x / WARP * %d + %s * %d;", width(c),
-                  lane(c), c->v);
+        rows_line(e, "float *const to = part + threadIdx.x / WARP * %d + %s * %d;", padded(c),
+                  lane(c), c->v + 1);
         rows_enter(e, str_fmt(e->a, "UNROLL for (int j = 0; j < %d; j++) {", sum_size(c, i)));
-        rows_line(e, "to[j / %d * %d + j %% %d] = c%zu[j];", c->v, c->team * c->v, c->v, i);
+        rows_line(e, "to[j / %d * %d + j %% %d] = c%zu[j];", c->v, c->team * (c->v + 1), c->v, i);
         rows_leave(e);
     } else {
-        rows_line(e, "part[threadIdx.x / WARP * %d] = c%zu[0];", width(c), i);
+        rows_line(e, "part[threadIdx.x / WARP * %d] = c%zu[0];", padded(c), i);
     }
     rows_leave(e);
 }
@@ -429,8 +434,9 @@ static void add_warp_sums(struct cuda_rows *c, size_t i, bool full)
     const char *first = "0";
     if (full && c->tiles > 1) first = str_fmt(e->a, "blockIdx.y * %d", width(c));
     rows_enter(e, str_fmt(e->a, "for (int j = threadIdx.x; j < %d; j += %d) {", n, c->threads));
-    rows_line(e, "float sum = part[j];");
-    rows_line(e, "UNROLL for (int w = 1; w < %d; w++) sum += part[w * %d + j];", warps, width(c));
+    rows_line(e, "const float *const from = part + j / %d + j;", c->v);
+    rows_line(e, "float sum = *from;");
+    rows_line(e, "UNROLL for (int w = 1; w < %d; w++) sum += from[w * %d];", warps, padded(c));
     if (full)
         rows_line(e, "if (%s + j < %lld) y%zu[blockIdx.x * (int64_t)%lld + %s + j] = sum;", first,
                   (long long)e->cols, i, (long long)e->cols, first);
@@ -461,7 +467,8 @@ static void end_sums(struct cuda_rows *c)
 {
     struct rows_gen *e = c->e;
     bool again = false;
-    if (c->teams > 1) rows_line(e, "__shared__ float part[%d];", c->threads / CUDA_WARP * width(c));
+    if (c->teams > 1)
+        rows_line(e, "__shared__ float part[%d];", c->threads / CUDA_WARP * padded(c));
     for (size_t i = 0; i < e->r->out.n; i++) {
         if (!is_colsum(e, i)) continue;
         bool full = e->kind[ir_src(e->r, e->r->out.p[i].id, 0)] == FULL;

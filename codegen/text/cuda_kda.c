@@ -312,11 +312,12 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     enum { PART = KDA_C * LV, OPERAND = P * PART };
     enum { N = ${STATE_PARTS}, STAGES = ${STAGES}, SLICE = KDA_C * KP, STAGE = 2 * N * SLICE };
     enum { TILES = (KP + 63) / 64 }; /* of 16 channels for a warp */
+    enum { LF = KP + 8 }; /* so that four rows of stores of 8 bytes meet all banks once */
     DYNAMIC_SHARED(float, pairs); /* gradients of a and l: [j][i][2] */
     uint16_t *ring = (uint16_t *)(pairs + KDA_PAIRS); /* parts of 16 rows of S, then of dS', for STAGES such */
     uint16_t *douts = ring + STAGES * STAGE, *drp = douts + OPERAND, *us = drp + OPERAND; /* [16][LV] */
-    float *flat = (float *)ring; /* later: gradients of qd, kd, kg: [16][KP] each; carry [KP] */
-    float *carry = flat + 3 * KDA_C * KP;
+    float *flat = (float *)ring; /* later: gradients of qd, kd, kg: [16][LF] each; carry [KP] */
+    float *carry = flat + 3 * KDA_C * LF;
     const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
     const int64_t c = blockIdx.x % chunks, bh = blockIdx.x / chunks, h = head0 + bh % heads, b = bh / heads;
     const kda_span at = kda_span_of(c, T, 0);
@@ -394,8 +395,8 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     UNROLL for (int t = 0; t < TILES; t++) {
         const int ch = 64 * t + 16 * warp;
         if (ch >= KP) continue;
-        UNROLL for (int m = 0; m < 3; m++) UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 4; e++)
-            flat[(m * KDA_C + kda_column(e)) * KP + ch + kda_token(n, e)] = x[t][m][n][e];
+        UNROLL for (int m = 0; m < 3; m++) UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 4; e += 2)
+            st_row<2>(flat + (m * KDA_C + kda_column(e)) * LF + ch + kda_token(n, e), x[t][m][n] + e);
         UNROLL for (int n = 0; n < 2; n++) {
             both[t][n] += __shfl_xor_sync(ALL_LANES, both[t][n], 1);
             both[t][n] += __shfl_xor_sync(ALL_LANES, both[t][n], 2);
@@ -417,7 +418,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         }
         kda_pair_grads(&x, pairs);
         if (ch >= K) continue;
-        kda_state_grads(&x, flat + ch, KP, carry[ch]);
+        kda_state_grads(&x, flat + ch, LF, carry[ch]);
         UNROLL for (int i = 0; i < KDA_C; i++) {
             if (i >= at.n) break;
             kda_put(dq + (row + i) * lddq + h * K + ch, x.dq[i] * ${SCALE}f);

@@ -258,12 +258,12 @@ INLINE void kda_pair_grads(kda_channel *x, const float *pairs) {
     }
 }
 /* Through the state before the chunk: from a token on, of all tokens from it on; through that behind it, of
- * all tokens before it. flat: gradients of qd, kd, kg, [16][KP] each; carry: sum of S dS' over V. */
-INLINE void kda_state_grads(kda_channel *x, const float *flat, int KP, float carry) {
+ * all tokens before it. flat: gradients of qd, kd, kg, [16][ld] each; carry: sum of S dS' over V. */
+INLINE void kda_state_grads(kda_channel *x, const float *flat, int ld, float carry) {
     float run = 1.0f, inside[KDA_C], later = 0.0f, before;
     UNROLL for (int i = 0; i < KDA_C; i++) {
         run *= x->alpha[i];
-        const float dq = flat[i * KP] * run, dk = flat[(KDA_C + i) * KP] * run;
+        const float dq = flat[i * ld] * run, dk = flat[(KDA_C + i) * ld] * run;
         inside[i] = fma1(x->k[i], dk, x->q[i] * dq);
         x->dq[i] += dq;
         x->dk[i] += dk;
@@ -271,7 +271,7 @@ INLINE void kda_state_grads(kda_channel *x, const float *flat, int KP, float car
     before = carry * run;
     run = 1.0f;
     UNROLL for (int i = KDA_C - 1; i >= 0; i--) {
-        const float up = flat[(2 * KDA_C + i) * KP] * run;
+        const float up = flat[(2 * KDA_C + i) * ld] * run;
         run *= x->alpha[i];
         x->dk[i] += up;
         later += inside[i];
