@@ -94,6 +94,7 @@ int64_t cg_cuda_cached(const struct cg_emit *e, const struct cg_cached *x, int64
     for (int i = 0; i < 2; i++) { /* the texts are the same for all sizes */
         if (i) v[0].value = cg_number(e, many.r);
         s = add(e, "attend_cached", v, sizeof v / sizeof *v);
+        s->why = x->why;
         cg_refs(e->a, s, CG_REFS(x->q, x->k, x->v, x->pages, x->past, x->o, parts, stats));
         cg_nums(e->a, s, CG_NUMS(T, x->table, tiles, split));
         cg_launch(s, is_many == i ? blocks : 0, 256, bytes_of(x, i ? many : few));

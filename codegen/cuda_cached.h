@@ -20,13 +20,14 @@ struct cg_cached {
     int64_t vec_q, vec_k, vec_v, vec_o; /* as cg_cuda_vector; vec_q: of q2 too */
     int64_t table;                      /* pages of a sequence's table */
     int64_t shared;                     /* bytes that a block has */
+    const char *why;                    /* of steps in float32: why no tensor cores */
 };
 /* Adds the steps (text/cuda_cached.c). Their workspace begins at byte `at` of the node's; returns
  * its end. */
 int64_t cg_cuda_cached(const struct cg_emit *e, const struct cg_cached *x, int64_t at);
-/* Whether tensor cores take it: q and q2 are bf16 on 16 bytes
- * (vec_q), caches too, and a tile fits into shared memory. Then the
- * same as cg_cuda_cached, by text/cuda_paged.c. */
-bool cg_cuda_paged_takes(const struct cg_cached *x);
+/* NULL where tensor cores take it: q and q2 are bf16 on 16 bytes (vec_q), caches too, and a tile
+ * fits into shared memory; else why not. */
+const char *cg_cuda_paged_why(const struct cg_cached *x);
+/* Then the same as cg_cuda_cached, by text/cuda_paged.c. */
 int64_t cg_cuda_paged(const struct cg_emit *e, const struct cg_cached *x, int64_t at);
 #endif

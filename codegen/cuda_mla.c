@@ -73,8 +73,8 @@ static struct cg_matrix heads_of(struct cg_ref at, int64_t ld, int64_t head, int
 }
 
 /* In bf16, by tensor cores: absorbed queries and values are a product each over all heads at once.
- */
-static bool cached_bf16(const struct cg_emit *e, const struct cg_target *t)
+ * NULL, or why not. */
+static const char *cached_bf16(const struct cg_emit *e, const struct cg_target *t)
 {
     const struct ir_graph *g = e->g;
     int64_t h = ir_int(g, e->n, AK_heads, 0), l = cg_src_cols(g, e->n, 1, e->b),
@@ -92,7 +92,9 @@ static bool cached_bf16(const struct cg_emit *e, const struct cg_target *t)
     bool turned = align == 16 && n % 8 == 0 && qr % 8 == 0 && l % 8 == 0;
     x.vec_q = turned ? 8 : 1, x.vec_k = cg_cuda_vector(e, false, 2, lr), x.vec_o = l % 8 ? 1 : 8;
     x.table = cg_pages(g, e->n), x.shared = cg_cuda_shared(t);
-    if (!ir_narrow(g, ir_src(g, e->n, 1)) || !cg_cuda_paged_takes(&x)) return false;
+    const char *why = cg_cuda_paged_why(&x);
+    if (why) return why;
+    if (!ir_narrow(g, ir_src(g, e->n, 1))) return "its weights are not stored in bf16";
     struct cg_matrix w = cg_cuda_src_matrix(e, 1), w_v = cg_cuda_rows_from(w, n);
     struct cg_matrix y = cg_cuda_res_matrix(e, 0);
     y.align = least(y.align, divides(v * (y.narrow ? 2 : 4)));
@@ -113,12 +115,13 @@ static bool cached_bf16(const struct cg_emit *e, const struct cg_target *t)
     p.a = heads_of(x.o, h * l, l, divides(2 * h * l)), p.b = w_v, p.c = y;
     p.tb = true, p.n = v, p.k = l, p.stride_a = l, p.stride_c = v;
     cg_cuda_product(e, t, p);
-    return true;
+    return NULL;
 }
 
 static void cached(const struct cg_emit *e, const struct cg_target *t)
 {
-    if (cached_bf16(e, t)) return;
+    const char *why = cached_bf16(e, t);
+    if (!why) return;
     const struct ir_graph *g = e->g;
     int64_t h = ir_int(g, e->n, AK_heads, 0), l = cg_src_cols(g, e->n, 1, e->b);
     int64_t lr = cg_src_cols(g, e->n, 2, e->b), rows = e->b.B * e->b.T * h;
@@ -163,7 +166,8 @@ static void cached(const struct cg_emit *e, const struct cg_target *t)
                                 .vec_v = 1,
                                 .vec_o = l % 4 ? 1 : 4,
                                 .table = cg_pages(g, e->n),
-                                .shared = cg_cuda_shared(t)};
+                                .shared = cg_cuda_shared(t),
+                                .why = why};
     e->out->workspace = (size_t)cg_cuda_cached(e, &x, end);
     s = product(e, "mla_values", v, sizeof v / sizeof *v, h, (vd + 31) / 32, 16 * l * 4);
     cg_refs(e->a, s, CG_REFS(W_(latent), S_(1), R_(0)));

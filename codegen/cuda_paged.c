@@ -43,12 +43,15 @@ static bool form_of(const struct cg_cached *x, struct form *f)
     return f->m && values <= 16;
 }
 
-bool cg_cuda_paged_takes(const struct cg_cached *x)
+const char *cg_cuda_paged_why(const struct cg_cached *x)
 {
     struct form f;
-    bool bf16 = !strcmp(x->tq, "uint16_t") && !strcmp(x->tk, "uint16_t");
+    if (strcmp(x->tq, "uint16_t") || strcmp(x->tk, "uint16_t"))
+        return "queries and caches are not all bf16";
+    if (!(x->scale > 0)) return "the scale is not positive";
     bool lies = x->vec_q == 8 && x->vec_k == 8 && (x->same || x->vec_v == 8) && x->vec_o > 1;
-    return bf16 && lies && x->hd % 8 == 0 && x->vd % 8 == 0 && x->qn % 8 == 0 && form_of(x, &f);
+    if (!lies || x->hd % 8 || x->vd % 8 || x->qn % 8) return "heads do not lie on 16 bytes";
+    return form_of(x, &f) ? NULL : "a tile of keys and values does not fit";
 }
 
 /* The most pieces that a block of `rows` rows sees: the text says how large they are. */
