@@ -224,6 +224,8 @@ static struct flash flash_of(const struct attend *x)
 {
     int64_t h = flash_cols(x->hd), v = flash_cols(x->vd);
     struct flash f = {.m = 2, .warps = 4, .split = 1, .other = 64, .blocks = 2};
+    if (x->vd > 112)
+        f.other = 48; /* else sums, scores and addresses need more than 255 registers */
     if (x->hd > 128) f.other = 32;
     if (x->hd <= 128 && x->vd <= 64) f.warps = 8, f.split = 2, f.other = 128, f.blocks = 1;
     if (x->vd > 128) f = (struct flash){.m = 1, .warps = 8, .split = 1, .other = 32, .blocks = 1};

@@ -5,7 +5,8 @@
  * positions, of which the next is on its way while one is worked on. With SPLIT = 2 two warps have the same queries
  * and each takes one half of every tile, so that a block alone keeps a multiprocessor busy. Probabilities are
  * relative to a score of the row that its largest so far exceeds by slack at most, a factor of 2^8: sums are
- * multiplied only when it grows by more, which is rare. Floor: 2 (HD + VD) T^2/2 FLOPs a head at the rate of
+ * multiplied only when it grows by more, which is rare. What a row does not see has the probability 0, so a NaN
+ * among values reaches the rows before it within its tile. Floor: 2 (HD + VD) T^2/2 FLOPs a head at the rate of
  * mma.sync. */
 extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
 @FN@(const uint16_t *q, const uint16_t *k, const uint16_t *v, ${TO} *o, float *lse, float *most,
@@ -21,16 +22,18 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     /* The longest rows begin first. */
     const unsigned others = gridDim.x / (unsigned)tiles;
     const int h = blockIdx.x % others % H, q0 = ((int)tiles - 1 - (int)(blockIdx.x / others)) * BQ;
-    const int64_t row0 = blockIdx.x % others / H * steps;
-    const int end = min64(q0 + BQ, steps), part = warp / GROUPS;    /* of every tile of keys */
-    const int w0 = q0 + 16 * M * (warp % GROUPS);                   /* the warp's first query */
+    const int T = (int)steps;
+    const int64_t row0 = (int64_t)(blockIdx.x % others / H) * T;
+    const int end = min64(q0 + BQ, T), part = warp / GROUPS; /* of every tile of keys */
+    const int w0 = q0 + 16 * M * (warp % GROUPS); /* the warp's first query */
     const int begin = W > 0 ? max64(0, q0 - W + 1) / BK * BK : 0;
-    k += row0 * ${LD_K} + h / G * HD;
-    v += row0 * ${LD_V} + h / G * VD;
+    auto fetch = [&](int to, int k0) {
+        mma_copy<BK, HD, 32 * WARPS>(ks + to * BK * (HP + 8), k + (row0 + k0) * ${LD_K} + h / G * HD, ${LD_K}, T - k0);
+        mma_copy<BK, VD, 32 * WARPS>(vs + to * BK * (VP + 8), v + (row0 + k0) * ${LD_V} + h / G * VD, ${LD_V}, T - k0);
+        cp_async_commit();
+    };
     mma_copy<BQ, HD, 32 * WARPS>(qs, q + (row0 + q0) * ${LD_Q} + h * HD, ${LD_Q}, end - q0);
-    mma_copy<BK, HD, 32 * WARPS>(ks, k + (int64_t)begin * ${LD_K}, ${LD_K}, steps - begin);
-    mma_copy<BK, VD, 32 * WARPS>(vs, v + (int64_t)begin * ${LD_V}, ${LD_V}, steps - begin);
-    cp_async_commit();
+    fetch(0, begin);
     float acc[M][NV][4] = {}, top[M][2], largest[M][2], sum[M][2];
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int half = 0; half < 2; half++)
@@ -39,18 +42,9 @@ extern "C" __global__ void __launch_bounds__(32 * ${WARPS}, ${BLOCKS})
     for (int k0 = begin; k0 < end; k0 += BK, stage ^= 1) {
         cp_async_wait(0);
         __syncthreads(); /* this tile has come, the one before is done with */
-        if (k0 + BK < end) {
-            const int next = k0 + BK;
-            mma_copy<BK, HD, 32 * WARPS>(ks + (stage ^ 1) * BK * (HP + 8), k + (int64_t)next * ${LD_K}, ${LD_K},
-                                         steps - next);
-            mma_copy<BK, VD, 32 * WARPS>(vs + (stage ^ 1) * BK * (VP + 8), v + (int64_t)next * ${LD_V}, ${LD_V},
-                                         steps - next);
-            cp_async_commit();
-        }
-        /* A tile of which the warp sees nothing; with wide values the jump would cost too many registers. */
+        if (k0 + BK < end) fetch(stage ^ 1, k0 + BK);
         const int from = k0 + OWN * part;
-        if constexpr (VD <= 64)
-            if (from > w0 + 16 * M - 1 || (W > 0 && from + OWN - 1 <= w0 - W)) continue;
+        if (from > w0 + 16 * M - 1 || (W > 0 && from + OWN - 1 <= w0 - W)) continue; /* the warp sees none */
         float s[M][NK][4], best[M][2];
         mma_dots<M, NK, HP, 0>(s, 0, qs + (w0 - q0) * (HP + 8), ks + (stage * BK + OWN * part) * (HP + 8));
         if (from + OWN - 1 > w0 || (W > 0 && from <= w0 + 16 * M - 1 - W))

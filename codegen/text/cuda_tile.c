@@ -3,8 +3,15 @@
 #ifdef __CUDACC_RTC__
 #define PRAGMA(text) _Pragma(#text)
 #define UNROLL_BY(n) PRAGMA(unroll n)
+/* threadIdx.x, read anew: what is computed of it does not stay in registers over a loop. */
+INLINE unsigned thread_here(void) {
+    unsigned x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
 #else
 #define UNROLL_BY(n)
+#define thread_here() threadIdx.x
 #endif
 enum { TILE_THREADS = 256, TILE_SIDE = 16 };
 
@@ -137,7 +144,8 @@ template <int ROWS, int COLS, int THREADS>
 INLINE void mma_copy(uint16_t *to, const uint16_t *from, int64_t ld, int64_t have) {
     enum { ACROSS = (COLS + 15) / 16 * 2, LD = ACROSS * 8 + 8 };
     enum { LANES = ACROSS % 16 == 0 ? 16 : ACROSS % 8 == 0 ? 8 : ACROSS % 4 == 0 ? 4 : 2, STEP = THREADS / LANES };
-    const int r0 = threadIdx.x / LANES, c0 = threadIdx.x % LANES * 8;
+    const unsigned me = thread_here();
+    const int r0 = me / LANES, c0 = me % LANES * 8;
     to += r0 * LD + c0;
     from += r0 * ld + c0;
     if (have >= ROWS && COLS % 16 == 0 && ROWS % STEP == 0) {
