@@ -56,6 +56,31 @@ static uint64_t dynamic_shared(const struct lowered *l, const char *symbol)
     return most;
 }
 
+/* Whether a block of every launch finds room: its registers come in eights, and shared memory is
+ * what the architecture gives a block at most (cuda_ops.c asks the same of single operations). */
+static void check_room(const struct lowered *l, const struct nvrtc_kernel *k, const char *arch)
+{
+    enum { REGISTERS = 64 << 10 };
+    static const struct {
+        unsigned sm, kib;
+    } most[] = {{80, 163}, {86, 99}, {87, 163}, {89, 99}, {90, 227}, {100, 227}, {103, 227}};
+    unsigned sm = (unsigned)atoi(arch + strlen("sm_")), kib = 99;
+    for (size_t i = 0; i < sizeof most / sizeof *most; i++)
+        if (most[i].sm == sm) kib = most[i].kib;
+    for (uint32_t i = 0; i < l->plan.num_steps; i++) {
+        const struct sa_step *s = &l->plan.steps[i];
+        if (s->kernel == SA_PRODUCT || strcmp(l->plan.kernels[s->kernel].symbol, k->name)) continue;
+        if ((k->registers + 7) / 8 * 8 * s->launch.threads <= REGISTERS &&
+            k->shared + s->launch.shared <= kib << 10)
+            continue;
+        fprintf(stderr,
+                "strata: warning: step '%s' cannot be launched on %s: %u threads of %u registers, "
+                "%u bytes of shared memory\n",
+                s->label, arch, s->launch.threads, k->registers, k->shared + s->launch.shared);
+        return;
+    }
+}
+
 static void add_kernel(struct table *t, const struct lowered *l, const struct nvrtc_kernel *k,
                        bool all)
 {
@@ -86,13 +111,16 @@ static int by_name(const void *pa, const void *pb)
 }
 
 static void print_kernels(struct cli *c, const struct lowered *l, const struct nvrtc_image *image,
-                          size_t n, bool all)
+                          size_t n, const char *arch, bool all)
 {
     struct table t = {.a = c->arena};
     int width = 6;
     map_init(&t.index, c->arena);
     for (size_t u = 0; u < n; u++)
-        for (size_t i = 0; i < image[u].kernels; i++) add_kernel(&t, l, &image[u].kernel[i], all);
+        for (size_t i = 0; i < image[u].kernels; i++) {
+            add_kernel(&t, l, &image[u].kernel[i], all);
+            check_room(l, &image[u].kernel[i], arch);
+        }
     if (!t.row.n) return;
     qsort(t.row.p, t.row.n, sizeof *t.row.p, by_name);
     for (size_t i = 0; i < t.row.n; i++)
@@ -155,6 +183,6 @@ void compile_cuda(struct cli *c, const struct lowered *l, const char *arch, cons
     for (size_t i = 0; i < u.n; i++) cached += image[i].cached;
     printf("NVRTC %s for %s: %zu unit%s, %zu of them compiled before, %.1f s\n",
            cuda_version(CUDA_nvrtc), to, u.n, u.n == 1 ? "" : "s", cached, seconds);
-    print_kernels(c, l, image, u.n, all);
+    print_kernels(c, l, image, u.n, arch, all);
     write_images(c, image, u.n, ptx, out);
 }
