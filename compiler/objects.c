@@ -1,6 +1,7 @@
 #include "compiler/objects.h"
 #include "base/io.h"
 #include "codegen/kernel.h"
+#include "runtime/app_set.h"
 #include "runtime/cc.h"
 #include "runtime/store.h"
 #include <stdlib.h>
@@ -106,11 +107,11 @@ static int by_name(const void *pa, const void *pb)
     return strcmp(*(const char *const *)pa, *(const char *const *)pb);
 }
 
-/* As runtime/app.h has them. */
+#define TEXT(...) TEXT_OF(__VA_ARGS__)
+#define TEXT_OF(...) #__VA_ARGS__
 static const char declarations[] =
-    "typedef void sa_kernel(void *const *, const long *, long, long, void *);\n"
-    "struct app_kernel { const char *symbol; sa_kernel *fn; };\n"
-    "struct app_set { unsigned long cpu, n; const struct app_kernel *kernel; };\n";
+    "typedef void sa_kernel(void *const *, const long *, long, long, void *);\n" /* ir/abi.h */
+    TEXT(APP_SETS) "\n";
 
 static const char *set_name(struct arena *a, const struct object_set *s)
 {

@@ -238,6 +238,7 @@ static enum rt_status open_lm(struct app *p, const struct plan_set *set, struct 
                                    .plan = plan,
                                    .num_plans = set->n,
                                    .pool = p->pool};
+    RT_TRY(lm_plans_check(&parts, true, err));
     return lm_plan_open(&parts, out, err);
 }
 

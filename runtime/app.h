@@ -10,25 +10,12 @@
 #ifndef STRATA_RUNTIME_APP_H
 #define STRATA_RUNTIME_APP_H
 #include <jansson.h>
-#include "abi.h"
+#include "runtime/app_set.h"
 #include "runtime/bundle.h"
 #include "runtime/cpu.h"
 #include "runtime/generate.h"
 #include "runtime/plan_file.h"
 #include "runtime/thread.h"
-
-/* Kernels that were linked in, for one kind of processor, in order of their symbols. These tables
- * are made by compiler/objects.c, which declares them in its own text. */
-struct app_kernel {
-    const char *symbol;
-    sa_kernel *fn;
-};
-struct app_set {
-    unsigned long cpu, n; /* enum cpu_kind; kernels */
-    const struct app_kernel *kernel;
-};
-/* Newest processor first; ends with NULL. */
-extern const struct app_set *const app_sets[];
 
 struct app_about { /* texts are the app's */
     const char *name, *target, *dtype, *spec_hash, *template;

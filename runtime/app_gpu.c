@@ -31,7 +31,7 @@ enum rt_status app_device_open(struct app *p, const struct plan_set *set, struct
     }
     parts.parts.plan = plan;
     parts.parts.num_plans = set->n;
-    if (!set->n) return rt_fail(err, RT_user, "'%s' is damaged: it has no plans", p->path);
+    RT_TRY(lm_plans_check(&parts.parts, false, err));
     find_images(p, &parts);
     RT_TRY(gpu_open(0, &gpu, err));
     return lm_gpu_open(gpu, &parts, out, err);

@@ -30,6 +30,79 @@ static uint32_t find(const struct sa_plan *p, const char *name, enum sa_dtype dt
     return UINT32_MAX;
 }
 
+/* ---- plans of a file ---- */
+
+/* Whether a value that is there has this type and, where that is not 0, so many elements. */
+static const char *wrong_value(const struct sa_plan *p, const char *name, enum sa_dtype dtype,
+                               int64_t n, bool needed)
+{
+    for (uint32_t i = 0; i < p->num_values; i++)
+        if (!strcmp(p->values[i].name, name))
+            return p->values[i].dtype == dtype && count(&p->values[i]) > 0 &&
+                           (!n || count(&p->values[i]) == n)
+                       ? NULL
+                       : name;
+    return needed ? name : NULL;
+}
+
+static const char *wrong_plan(const struct lm_parts *parts, const struct lm_plan *p, bool cpu)
+{
+    const struct sa_plan *sa = p->plan;
+    int64_t B = p->B, pages = parts->context / LM_PAGE;
+    if (B < 1 || p->T < 1 || B > INT32_MAX || p->T > INT32_MAX) return "tokens of a call";
+    if (sa->num_externs) return "external memory";
+    if (!sa->num_entries) return "no entry";
+    for (uint32_t i = 0; i < sa->num_steps && cpu; i++)
+        if (sa->steps[i].kernel == SA_PRODUCT) return "a product of a library";
+    const char *wrong = wrong_value(sa, "tokens", SA_i32, B * p->T, true);
+    if (!wrong) wrong = wrong_value(sa, "logits", SA_f32, 0, true);
+    if (!wrong) wrong = wrong_value(sa, "past", SA_i32, B, false);
+    if (!wrong && B > INT64_MAX / 4 / (pages + 1)) wrong = "pages";
+    if (!wrong) wrong = wrong_value(sa, "pages", SA_i32, B * pages, false);
+    if (!wrong) wrong = wrong_value(sa, "states", SA_i32, B, false);
+    for (uint32_t i = 0; i < sa->num_values && !wrong; i++) {
+        const struct sa_value *x = &sa->values[i];
+        bool page = starts(x, "cache.page."), cache = page || starts(x, "cache.state.");
+        int64_t n = page ? parts->pages : parts->states;
+        if (cache && (x->at.arena != SA_persistent || n < 1 || !x->rank || x->dims[0] % n))
+            wrong = x->name;
+        if (starts(x, "depth.") && (x->rank != 2 || x->dtype != SA_f32)) wrong = x->name;
+    }
+    return wrong;
+}
+
+/* The caches and sites of one plan as another has them. */
+static const char *wrong_pair(const struct sa_plan *p, const struct sa_plan *q)
+{
+    uint32_t k = 0;
+    for (uint32_t i = 0; i < p->num_values; i++) {
+        const struct sa_value *x = &p->values[i];
+        bool cache = starts(x, "cache.page.") || starts(x, "cache.state.");
+        if (!cache && !starts(x, "depth.")) continue;
+        while (k < q->num_values && strcmp(q->values[k].name, x->name)) k++;
+        if (k == q->num_values) return x->name;
+        const struct sa_value *y = &q->values[k];
+        if (cache && (x->at.arena != y->at.arena || x->at.offset != y->at.offset ||
+                      sa_value_bytes(x) != sa_value_bytes(y)))
+            return x->name;
+    }
+    return NULL;
+}
+
+enum rt_status lm_plans_check(const struct lm_parts *parts, bool cpu, struct rt_error *err)
+{
+    const char *wrong = parts->num_plans ? NULL : "there are none";
+    if (parts->context < 1 || parts->context % LM_PAGE || parts->pages < 0 || parts->states < 0)
+        wrong = "sizes of caches";
+    for (size_t i = 0; i < parts->num_plans && !wrong; i++) {
+        const struct sa_plan *first = parts->plan[0].plan, *p = parts->plan[i].plan;
+        wrong = wrong_plan(parts, &parts->plan[i], cpu);
+        if (!wrong) wrong = wrong_pair(first, p);
+        if (!wrong) wrong = wrong_pair(p, first);
+    }
+    return wrong ? rt_fail(err, RT_user, "damaged plans: %.100s does not fit", wrong) : RT_ok;
+}
+
 struct lm_values lm_values_of(struct arena *a, const struct lm_parts *parts,
                               const struct lm_plan *p)
 {

@@ -34,6 +34,10 @@ struct lm_parts {
                               struct rt_error *err);
     void *arg;
 };
+/* For plans of a file, which may say anything: RT_user with what is false where they are no decode
+ * programs of these sizes, which lm_plan_open and others take for a bug. `cpu`: to be run by exec.
+ */
+enum rt_status lm_plans_check(const struct lm_parts *parts, bool cpu, struct rt_error *err);
 /* Plans and pool stay the caller's and outlive the model; lm_ops.close ends it. RT_machine without
  * memory; a plan that is no decode program of these sizes is a bug and aborts. */
 enum rt_status lm_plan_open(const struct lm_parts *parts, struct lm **out, struct rt_error *err);

@@ -2,6 +2,7 @@
  * that were changed or cut are refused or harmless, never a crash. */
 #include "compiler/program.h"
 #include "fixture.h"
+#include "runtime/lm_plan.h"
 #include "runtime/mem.h"
 #include "runtime/plan_file.h"
 #include <setjmp.h>
@@ -193,8 +194,62 @@ static void places(void **state)
     arena_close(a);
 }
 
+/* Plans that are whole and are no decode programs: an error that names the value, no abort. */
+static void false_meaning(void **state)
+{
+    (void)state;
+    enum { VALUES = 8 };
+    static const struct sa_value right[VALUES] = {
+        {"tokens", SA_i32, 1, {2}, {SA_slot, 0}},
+        {"past", SA_i32, 1, {2}, {SA_slot, 64}},
+        {"pages", SA_i32, 1, {4}, {SA_slot, 128}},
+        {"states", SA_i32, 1, {2}, {SA_slot, 192}},
+        {"logits", SA_f32, 2, {2, 8}, {SA_slot, 256}},
+        {"cache.page.k", SA_f32, 2, {256, 4}, {SA_persistent, 0}},
+        {"cache.state.s", SA_f32, 2, {4, 4}, {SA_persistent, 4096}},
+        {"depth.a", SA_f32, 2, {2, 3}, {SA_slot, 320}},
+    };
+    struct sa_value value[2][VALUES];
+    struct sa_entry entry = {"run", 0, 0};
+    struct sa_plan plan[2];
+    struct lm_plan p[2];
+    struct lm_parts parts = {
+        .context = 2 * LM_PAGE, .pages = 4, .states = 2, .plan = p, .num_plans = 2};
+    struct rt_error err;
+    for (int wrong = 0; wrong < 13; wrong++) {
+        for (int i = 0; i < 2; i++) {
+            memcpy(value[i], right, sizeof right);
+            plan[i] = (struct sa_plan){
+                .entries = &entry, .num_entries = 1, .values = value[i], .num_values = VALUES};
+            p[i] = (struct lm_plan){.B = 2, .T = 1, .plan = &plan[i]};
+        }
+        const char *says = NULL;
+        switch (wrong) {
+        case 1: value[1][0].dims[0] = 3, says = "tokens"; break;
+        case 2: value[0][0].dtype = SA_f32, says = "tokens"; break;
+        case 3: value[0][4].name = "logit", says = "logits"; break;
+        case 4: value[0][2].dims[0] = 1, says = "pages"; break;
+        case 5: value[1][5].at.offset = 64, says = "cache.page.k"; break;
+        case 6: value[0][5].at.arena = SA_slot, says = "cache.page.k"; break;
+        case 7: value[0][6].dims[0] = 3, says = "cache.state.s"; break;
+        case 8: plan[1].num_values = 7, says = "depth.a"; break;
+        case 9: value[0][7].rank = 1, says = "depth.a"; break;
+        case 10: plan[0].num_entries = 0, says = "no entry"; break;
+        case 11: p[0].B = 0, says = "tokens"; break;
+        case 12: value[0][6].rank = 0, says = "cache.state.s"; break;
+        }
+        if (!says) assert_int_equal(lm_plans_check(&parts, true, &err), RT_ok);
+        if (!says) continue;
+        assert_int_equal(lm_plans_check(&parts, true, &err), RT_user);
+        if (!strstr(err.text, says)) fail_msg("%d: %s", wrong, err.text);
+    }
+    parts.num_plans = 0;
+    assert_int_equal(lm_plans_check(&parts, true, &err), RT_user);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(all_models), cmocka_unit_test(places)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(all_models), cmocka_unit_test(places),
+                                       cmocka_unit_test(false_meaning)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
