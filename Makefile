@@ -223,7 +223,10 @@ tests: $(TESTS) $(REPLAY) $(FAKE_LIBS)
 # Compiled kernels of the tests stay in the build folder, so that a second run is quick.
 ABS_BUILD    := $(if $(filter /%,$(BUILD)),,$(CURDIR)/)$(BUILD)
 SCRIPTS      := $(filter-out tests/program/lib.sh,$(wildcard tests/program/*.sh))
-TEST_COMMANDS = $(SCRIPTS) $(TESTS) $(foreach f,$(FUZZ),'$(BUILD)/replay/$f tests/fuzz/corpus/$f')
+# What takes longest begins first, so that no worker is left with it at the end.
+LONGEST      := $(patsubst %,$(BUILD)/test/test_%,ops decode compiled cli gpu cuda_depth same_bits lm) \
+                tests/program/build.sh tests/program/cuda_compile.sh
+TEST_COMMANDS = $(LONGEST) $(filter-out $(LONGEST),$(SCRIPTS) $(TESTS)) $(foreach f,$(FUZZ),'$(BUILD)/replay/$f tests/fuzz/corpus/$f')
 check-run: export STRATA_CACHE = $(ABS_BUILD)/cache
 check-run: export LOGS = $(BUILD)/log
 check-run: export BUILD := $(BUILD)

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 bool compile_cuda_form(const char *emit)
 {
@@ -141,20 +142,38 @@ static void print_kernels(struct cli *c, const struct lowered *l, const struct n
 
 /* ---- files ---- */
 
-/* x.cubin to x.2.cubin; one of one keeps its name. */
-static const char *numbered(struct arena *a, const char *path, size_t i, size_t n)
+/* x.cubin to x.2.cubin. */
+static const char *numbered(struct arena *a, const char *path, size_t i)
 {
     const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
-    if (n == 1) return path;
     if (!dot || (slash && dot < slash) || dot == path) return str_fmt(a, "%s.%zu", path, i + 1);
     return str_fmt(a, "%.*s.%zu%s", (int)(dot - path), path, i + 1, dot);
 }
 
+/* Removes machine code, and nothing else; false where there is none. */
+static bool remove_code(const char *path)
+{
+    char begin[4] = "";
+    FILE *f = fopen(path, "rb");
+    bool code = f && fread(begin, 1, 4, f) == 4 && !memcmp(begin, "\177ELF", 4);
+    if (f) fclose(f);
+    return code && !unlink(path);
+}
+
+/* Whoever reads x.*.cubin must not find those of an earlier, larger set. */
+static void remove_others(struct arena *a, const char *path, size_t n)
+{
+    if (n > 1) remove_code(path);
+    size_t i = n > 1 ? n : 0;
+    while (remove_code(numbered(a, path, i))) i++;
+}
+
+/* One image of one is the file `out`, several have numbers. */
 static void write_images(struct cli *c, const struct nvrtc_image *image, size_t n, bool ptx,
                          const char *out)
 {
     for (size_t i = 0; i < n; i++) {
-        const char *path = numbered(c->arena, out, i, n);
+        const char *path = n == 1 ? out : numbered(c->arena, out, i);
         size_t bytes = ptx ? strnlen(image[i].code.p, image[i].code.n) : image[i].code.n;
         int e = io_write_atomic(path, image[i].code.p, bytes);
         if (e)
@@ -162,6 +181,7 @@ static void write_images(struct cli *c, const struct nvrtc_image *image, size_t 
                      strerror(e));
         printf("%s %s\n", path, cli_bytes(c->arena, (double)bytes));
     }
+    remove_others(c->arena, out, n);
 }
 
 void compile_cuda(struct cli *c, const struct lowered *l, const char *arch, const char *emit,

@@ -71,6 +71,13 @@ small() { # SPEC PROGRAM ARCH OPTION...
     if grep -q "spills" "$tmp/err"; then fail "$spec $program $arch $*"; fi
 }
 small tiny-attnres decode sm_90a
+n=$(ls "$tmp"/x.*[0-9] | wc -l)
+cp "$tmp/x.$n" "$tmp/x.$((n + 1))" # of an earlier set
+echo text >"$tmp/x.$((n + 2))"
+small tiny-attnres decode sm_90a
+[ ! -e "$tmp/x.$((n + 1))" ] || fail "machine code of an earlier set stayed"
+[ -e "$tmp/x.$((n + 2))" ] || fail "a file that is none of ours was removed"
+rm "$tmp/x.$((n + 2))"
 small kimi-tiny train sm_90a --set train.precision=bf16
 if [ "${STRATA_TEST_ALL:-}" ]; then # make check-slow
     small tiny-attnres train sm_90a
