@@ -46,6 +46,11 @@ static double operand_bytes(const struct ir_graph *g, ir_id n, uint32_t i, struc
 
 static double moved(const struct ir_graph *g, ir_id n, struct ir_bind b)
 {
+    if (ir_at(g, n)->op == OP_cache_write) { /* new rows only: the cache stays where it is */
+        ir_id x = ir_src(g, n, 1);
+        return (double)type_count(g->types, ir_at(g, x)->type, b) *
+               (double)(ir_elem_bytes(g, x) + ir_result_bytes(g, n, 0));
+    }
     double sum = result_bytes(g, n, b);
     for (uint32_t i = 0; i < ir_at(g, n)->nsrc; i++) {
         bool before = false;

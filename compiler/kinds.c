@@ -91,6 +91,12 @@ struct kinds *kinds_open(struct arena *a, const struct floor_rates *rates)
     return k;
 }
 
+/* On a GPU: nothing is launched, as other sizes use it. */
+static bool idle(const struct sa_step *s)
+{
+    return s->kernel != SA_PRODUCT && s->launch.threads && !s->launch.grid[0];
+}
+
 /* Launches of each node. */
 static unsigned *launches_of(struct arena *a, const struct plan *p)
 {
@@ -98,7 +104,7 @@ static unsigned *launches_of(struct arena *a, const struct plan *p)
     size_t nodes = program_graph(plan_program(p))->node.n;
     unsigned *n = NEW(a, unsigned, nodes);
     for (uint32_t i = 0; i < l->plan.num_steps; i++)
-        if (l->node_of_step[i] < nodes) n[l->node_of_step[i]]++;
+        if (l->node_of_step[i] < nodes && !idle(&l->plan.steps[i])) n[l->node_of_step[i]]++;
     return n;
 }
 
@@ -130,7 +136,7 @@ void kinds_add(struct kinds *k, const struct plan *p, const struct exec_tally *t
     for (uint32_t i = 0; i < l->plan.num_steps; i++) {
         const struct exec_tally t = tally ? tally[i] : (struct exec_tally){0};
         bool main;
-        if (tally && !t.calls) continue;
+        if (idle(&l->plan.steps[i]) || (tally && !t.calls)) continue;
         struct kind *x = kind_at(k, kind_name(k->a, p, i, &main));
         ir_id n = l->node_of_step[i];
         x->group = group_of(p, i, main, update);
