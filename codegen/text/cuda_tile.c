@@ -234,18 +234,21 @@ INLINE void mma_store(T *to, int64_t ld, const float c[NB][4], const float f[2],
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     UNROLL for (int half = 0; half < 2; half++) {
         T *const row = to + (g + 8 * half) * ld;
-        UNROLL for (int n = 0; n < NB; n += 2) {
-            float x[2][2];
-            UNROLL for (int i = 0; i < 2; i++)
-                UNROLL for (int e = 0; e < 2; e++) x[i][e] = mul1(c[n + i][2 * half + e], f[half]) + 0.0f;
-            if constexpr (V >= 4 && COLS % 16 == 0 && sizeof(T) == 2) {
-                uint32_t y[2] = {pack_bf16(x[0][0], x[0][1]), pack_bf16(x[1][0], x[1][1])};
-                mma_widen(y);
-                if (g + 8 * half < have) st_whole((uint2 *)(row + 8 * (n + t % 2) + t / 2 * 4), make_uint2(y[0], y[1]));
-            } else {
-                UNROLL for (int i = 0; i < 2; i++)
-                    if (g + 8 * half < have && 8 * (n + i) < COLS) st_row<2>(row + 8 * (n + i) + 2 * t, x[i]);
+        float x[NB][2];
+        UNROLL for (int n = 0; n < NB; n++)
+            UNROLL for (int e = 0; e < 2; e++) x[n][e] = mul1(c[n][2 * half + e], f[half]) + 0.0f;
+        if constexpr (V >= 4 && COLS % 16 == 0 && sizeof(T) == 2) {
+            uint32_t y[NB / 2][2];
+            UNROLL for (int n = 0; n < NB; n += 2) { /* all exchanges before a store that not all lanes do */
+                y[n / 2][0] = pack_bf16(x[n][0], x[n][1]), y[n / 2][1] = pack_bf16(x[n + 1][0], x[n + 1][1]);
+                mma_widen(y[n / 2]);
             }
+            if (g + 8 * half < have)
+                UNROLL for (int n = 0; n < NB; n += 2)
+                    *(uint2 *)(row + 8 * (n + t % 2) + t / 2 * 4) = make_uint2(y[n / 2][0], y[n / 2][1]);
+        } else if (g + 8 * half < have) {
+            UNROLL for (int n = 0; n < NB; n++)
+                if (8 * n < COLS) st_row<2>(row + 8 * n + 2 * t, x[n]);
         }
     }
 }
