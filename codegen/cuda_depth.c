@@ -488,22 +488,22 @@ static const char *parts(const struct cg_emit *e, struct depth s, struct kind k,
 {
     if (s.q == 1) return "there is one query";
     if (s.d % 8) return plain_rows;
-    if (!lay_thin(m, s.d)) return plain_wide;
+    if (s.d > 8192 || !lay_fat(m, s.d)) return plain_wide;
     if (!aligned(e, false, 2, 2 + 2 * s.q) || !aligned(e, true, 0, s.n) ||
         !aligned(e, false, s.first_v, ir_at(e->g, e->n)->nsrc))
         return plain_place;
     bool wide = any(k.v, s.n, false) || any(k.o, s.q, false);
-    uint32_t queries = m->w > 12 ? 3 : 4; /* of a block: a thread of many has fewer registers */
-    m->qblocks = (s.q + queries - 1) / queries;
+    m->qblocks = (s.q + 3) / 4; /* whose gradients a thread has in registers */
     m->q = (s.q + m->qblocks - 1) / m->qblocks;
     m->slot = m->w * m->v * 128 * (wide ? 4 : 2);
-    m->units = m->w >= 4 ? 1 : 8 / m->w;
     m->threads = m->units * m->w * 32;
-    int64_t most = m->v == 4 && m->q > 2 ? 384 : 512; /* threads that registers allow */
-    m->resident = m->threads <= 256 ? (uint32_t)(most / m->threads) : 1;
-    m->g = 3;
-    m->p = values(m->g * m->q);
-    m->stages = stages(s, m, 0);
+    m->resident = 1;
+    m->g = 16 / m->q; /* as many as one reduction of 16 values takes */
+    do {
+        m->p = values(m->g * m->q);
+        m->stages = stages(s, m, 0);
+    } while (m->stages < m->g + 3 && m->g > 1 && m->g--);
+    if (m->stages < m->q + 1) return plain_memory;
     return m->stages < 4 ? plain_memory : NULL;
 }
 

@@ -317,10 +317,12 @@ extern "C" __global__ void __launch_bounds__(@FN@_UNITS *@FN@_W *WARP, ${RESIDEN
         float dh[@FN@_Q][@FN@_V][4], v[4];
         @FN@_await(@FN@_Q);
         UNROLL for (int i = 0; i < @FN@_Q; i++)
-            UNROLL for (int k = 0; k < @FN@_V; k++)
+            UNROLL for (int k = 0; k < @FN@_V; k++) {
                 @FN@_get4(dh[i][k], ring + @FN@_after(slot, i) * @FN@_SLOT,
                           @FN@_o_narrow(kind, from + i < @FN@_ALL ? from + i : from),
                           4 * lane + 128 * k);
+                UNROLL for (int e = 0; e < 4; e++) KEEP(dh[i][k][e]);
+            }
         __syncwarp(); /* all have read what the next copies replace */
         for (int i = 0; i < @FN@_Q; i++)
             @FN@_issue(&flow, query, source, kind, ring_at, rows, n, from, step, warp, lane);

@@ -15,6 +15,8 @@ typedef unsigned long long uint64_t;
 #define INLINE static __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 #define ALIGNED16(p) ((void)0)
+/* Has the float x in a register from here on: compilers like to convert it again at every use. */
+#define KEEP(x) asm volatile("" : "+f"(x))
 /* `name` points to the launch's dynamic shared memory, aligned to 16 bytes. */
 #define DYNAMIC_SHARED(type, name)                                                                 \
     extern __shared__ __align__(16) unsigned char dynamic_shared[];                                \
@@ -138,6 +140,7 @@ INLINE void cp_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "m
 #define UNROLL
 template <class T> static inline void st_whole(T *p, T v) { *p = v; }
 #define ALIGNED16(p) cudacpu_aligned(p, 16, __FILE__, __LINE__)
+#define KEEP(x) ((void)0)
 #define INLINE static inline __attribute__((always_inline, unused))
 typedef char *shared_at;
 #define at_shared(p) ((shared_at)(p))
