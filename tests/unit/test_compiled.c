@@ -121,20 +121,29 @@ static double bf16_share(const char *name)
     return error / allowed;
 }
 
+/* Rounding would move tokens of these to other experts. */
+static bool moves_tokens(const char *name)
+{
+    static const char *const moved[] = {"attnres-boundaries", "k3-mini", "kimi-mini", "moe-latent"};
+    for (size_t i = 0; i < sizeof moved / sizeof *moved; i++)
+        if (!strcmp(name, moved[i])) return true;
+    return false;
+}
+
 static void test_bf16(void **state)
 {
     (void)state;
     struct arena *a = arena_open("names");
     double most = 0;
     size_t n = 0;
-    bool all = device() || getenv("STRATA_TEST_ALL"); /* on a CPU every fourth will do */
+    bool all = device() || getenv("STRATA_TEST_ALL"); /* on a CPU these and every fourth will do */
     int i = 0;
     for (const char *const *p = fixture_names(a); *p; p++, i++) {
-        if (!all && i % 4) continue;
+        if (!all && i % 4 && !moves_tokens(*p)) continue;
         most = fmax(most, bf16_share(*p)), n++;
     }
     printf("bf16: %zu fixtures; errors at most %.3f times those of the oracle\n", n, most);
-    assert_true(n >= (all ? 33 : 8));
+    assert_true(n >= (all ? 33 : 12));
     arena_close(a);
 }
 
