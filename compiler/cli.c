@@ -1,4 +1,5 @@
 #include "compiler/cli.h"
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -54,6 +55,28 @@ void cli_no_set(const struct cli *c)
 {
     const struct command_line o = {"strata", c->command, c->arena, {0}};
     if (c->set.n) options_wrong(&o, "--set %s changes a spec, and there is none", c->set.p[0]);
+}
+
+void cli_passes(const struct cli *c, const char *option, const char *list)
+{
+    static const char *const name[] = {
+#define PASS(name, function, in, out, skippable, help) name,
+#include "compiler/pass.def"
+    };
+    const struct command_line o = {"strata", c->command, c->arena, {0}};
+    for (const char *p = list ? list + strspn(list, ", ") : ""; *p; p += strspn(p, ", ")) {
+        struct str s = {p, strcspn(p, ", ")};
+        size_t near = 0;
+        unsigned least = UINT_MAX;
+        for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
+            unsigned d = str_distance(s, str_of(name[i]));
+            if (d < least) near = i, least = d;
+        }
+        if (least)
+            options_wrong(&o, "--%s: no pass is named '%.*s'; did you mean %s?", option, (int)s.n,
+                          s.p, name[near]);
+        p += s.n;
+    }
 }
 
 struct model *cli_model(struct cli *c, const char *path)

@@ -23,6 +23,9 @@ void cli_parse(struct cli *c, int argc, char **argv, const char *help, size_t np
 /* The same with npos to max_pos positional arguments. */
 void cli_parse_range(struct cli *c, int argc, char **argv, const char *help, size_t npos,
                      size_t max_pos, const struct cli_option *opt, size_t nopt);
+/* Whether a list of passes, "A,B", that --OPTION gives has only passes that there are (NULL: it gives
+ * none); exits with status 2 and the nearest name. */
+void cli_passes(const struct cli *c, const char *option, const char *list);
 /* Loads the spec of that path with --set; prints diagnostics; exits 1 when there are errors. */
 struct model *cli_model(struct cli *c, const char *path);
 /* Refuses --set (status 2): for commands, or forms of them, that read no spec. */

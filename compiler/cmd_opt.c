@@ -42,6 +42,7 @@ int cmd_opt(int argc, char **argv)
                           {"output", CLI_text, &out}, {"report", CLI_flag, &report},
                           {"time-passes", CLI_flag, &time_passes}));
     cli_no_set(&c);
+    cli_passes(&c, "passes", o.passes);
     if (B < 1 || T < 1) cli_fail(RT_usage, "--batch and --seq must be at least 1");
     bool gpu = !strcmp(target, "cuda");
     if (!gpu && strcmp(target, "cpu") != 0) cli_fail(RT_usage, "--target must be cpu or cuda");

@@ -27,8 +27,8 @@ static enum ir_store store_of(const struct model *m, const struct run_options *o
     return STORE_i8;
 }
 
-/* On a GPU --dtype bf16 is the precision of a serving program: its products are tensor cores' and its
- * caches bf16, as if it had been trained so. */
+/* On a GPU --dtype bf16 is the precision of a serving program: its products are tensor cores' and
+ * its caches bf16, as if it had been trained so. */
 static const struct model *model_of(struct run *r, const struct model *m)
 {
     if (r->store != STORE_rows_bf16 || m->train.precision == PREC_bf16) return m;
@@ -63,6 +63,7 @@ void run_open(struct run *r, struct cli *c, const struct model *m, const struct 
                                 .threads = (unsigned)o->threads,
                                 .streams = (unsigned)o->streams,
                                 .diag = c->diag};
+    cli_passes(c, "skip", o->skip);
     if (o->threads < 0 || o->threads > 1024) cli_fail(RT_usage, "--threads must be from 1 to 1024");
     if (o->streams < 0 || o->streams > SA_STREAMS)
         cli_fail(RT_usage, "--streams must be from 1 to %d", SA_STREAMS);

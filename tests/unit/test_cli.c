@@ -433,7 +433,7 @@ static void opt(void **state)
     EXPECT(0, "stage T", "opt", "tests/ir/fuse_norm.ir", "--passes=simplify,dce");
     EXPECT(0, "distinct row kernels", "opt", "tests/ir/fuse_norm.ir", "--passes=fuse-rows",
            "--report");
-    EXPECT(1, "error", "opt", "tests/ir/fuse_norm.ir", "--passes=nothing");
+    EXPECT(2, "did you mean narrow", "opt", "tests/ir/fuse_norm.ir", "--passes=dce,narow");
     assert_int_equal(io_write_atomic(bad, "graph x stage T\n%a = b\n", 23), 0);
     EXPECT(1, "error", "opt", bad);
     EXPECT(1, "cannot read", "opt", in_dir("absent.ir"));
@@ -551,6 +551,7 @@ static void wrong_values(void **state)
     EXPECT(2, "no target", "build", spec, "--weights", w, "-o", x, "--target", "tpu");
     EXPECT(2, "--dtype", "build", spec, "--weights", w, "-o", x, "--dtype", "fp4");
     EXPECT(2, "--dtype", "generate", spec, "--weights", w, "--prompt-ids", "1", "--dtype", "fp4");
+    EXPECT(2, "no pass is named", COMPILE, "c", "--skip", "fuse-rows,nothing");
     EXPECT(2, "unknown cpu", "train", "specs/bench-a.yaml", "--cpu", "z80");
     EXPECT(2, "no device", "train", "specs/bench-a.yaml", "--device", "tpu");
     EXPECT(2, "--threads", "check", spec, "--threads", "-1");
