@@ -55,7 +55,7 @@ k3="specs/mini-k3.yaml --set train.seq_len=4096 --set train.precision=bf16 --set
 rm -rf "$BUILD"/texts/run-* "$BUILD/gpu/cubins" "$BUILD/gpu-texts"
 
 mkdir -p "$BUILD/gpu-texts"
-find "$BUILD/texts" -name 'sm_*.cu' -exec cp -t "$BUILD/gpu-texts" {} +
+find "$BUILD/texts" -name 'sm_*.cu' -exec cp {} "$BUILD/gpu-texts" \; # one at a time: programs share texts
 if ! "$BUILD/cubins" "$BUILD/gpu/cubins" "$BUILD"/gpu-texts/*.cu; then
     echo "bundle: no machine code, it will be compiled there"
     rm -rf "$BUILD/gpu/cubins"
