@@ -41,11 +41,17 @@ static struct sa_code kernels[] = {{"axpy", k_axpy}, {"sum", k_sum}};
 static const struct sa_buf bufs[] = {{SA_persistent, 64}, {SA_external, 0},     {SA_slot, 128},
                                      {SA_slot, 128},      {SA_external + 1, 4}, {SA_persistent, 0}};
 static const int64_t ints[] = {COLS, SIZE};
+/* bufs, ints, items, grain, scratch */
+#define STEP(code, b, nb, i, n, g, bytes, text)                                                    \
+    {                                                                                              \
+        .kernel = code, .first_buf = b, .num_bufs = nb, .first_int = i, .num_ints = 1, .items = n, \
+        .grain = g, .scratch_bytes = bytes, .label = text                                          \
+    }
 static const struct sa_step steps[] = {
-    {0, 0, 3, 0, 1, ROWS, 2, COLS * sizeof(float), "axpy", {{0}, 0, 0}},
-    {1, 3, 3, 1, 1, 1, 1, 0, "sum", {{0}, 0, 0}},
-    {0, 0, 3, 0, 1, 0, 2, 0, "empty", {{0}, 0, 0}},
-    {0, 0, 3, 0, 1, ROWS, ROWS, COLS * sizeof(float), "axpy", {{0}, 0, 0}},
+    STEP(0, 0, 3, 0, ROWS, 2, COLS * sizeof(float), "axpy"),
+    STEP(1, 3, 3, 1, 1, 1, 0, "sum"),
+    STEP(0, 0, 3, 0, 0, 2, 0, "empty"),
+    STEP(0, 0, 3, 0, ROWS, ROWS, COLS * sizeof(float), "axpy"),
 };
 static const struct sa_entry entries[] = {{"both", 0, 3}, {"axpy", 3, 1}};
 static const struct sa_value values[] = {
