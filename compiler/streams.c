@@ -5,7 +5,7 @@ static const double LAUNCH = 2e-6, BYTE = 1 / 4e12, FLOP = 1 / 6e14;
 /* What waiting for another stream costs. */
 static const double CROSS = 1e-6;
 
-enum { NONE = UINT32_MAX };
+#define NONE UINT32_MAX
 
 /* The steps of one node, or one copy of an output: what they touch. */
 struct unit {
