@@ -1,4 +1,5 @@
 #include "compiler/cli.h"
+#include "compiler/pipeline.h"
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,22 +60,20 @@ void cli_no_set(const struct cli *c)
 
 void cli_passes(const struct cli *c, const char *option, const char *list)
 {
-    static const char *const name[] = {
-#define PASS(name, function, in, out, skippable, help) name,
-#include "compiler/pass.def"
-    };
+    size_t n;
+    const struct pass_row *row = pass_rows(&n);
     const struct command_line o = {"strata", c->command, c->arena, {0}};
     for (const char *p = list ? list + strspn(list, ", ") : ""; *p; p += strspn(p, ", ")) {
         struct str s = {p, strcspn(p, ", ")};
         size_t near = 0;
         unsigned least = UINT_MAX;
-        for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
-            unsigned d = str_distance(s, str_of(name[i]));
+        for (size_t i = 0; i < n; i++) {
+            unsigned d = str_distance(s, str_of(row[i].name));
             if (d < least) near = i, least = d;
         }
         if (least)
             options_wrong(&o, "--%s: no pass is named '%.*s'; did you mean %s?", option, (int)s.n,
-                          s.p, name[near]);
+                          s.p, row[near].name);
         p += s.n;
     }
 }

@@ -150,12 +150,13 @@ static const char *numbered(struct arena *a, const char *path, size_t i)
     return str_fmt(a, "%.*s.%zu%s", (int)(dot - path), path, i + 1, dot);
 }
 
-/* Removes machine code, and nothing else; false where there is none. */
+/* Removes machine code of a GPU, and nothing else; false where there is none. */
 static bool remove_code(const char *path)
 {
-    char begin[4] = "";
+    unsigned char begin[20] = {0}; /* of an ELF header, up to e_machine: EM_CUDA is 190 */
     FILE *f = fopen(path, "rb");
-    bool code = f && fread(begin, 1, 4, f) == 4 && !memcmp(begin, "\177ELF", 4);
+    bool code = f && fread(begin, 1, sizeof begin, f) == sizeof begin &&
+                !memcmp(begin, "\177ELF", 4) && begin[18] == 190 && !begin[19];
     if (f) fclose(f);
     return code && !unlink(path);
 }

@@ -101,12 +101,16 @@ struct sa_value {
     struct sa_buf at;
 };
 
+/* Bytes of an element, and of a value. */
+static inline uint64_t sa_dtype_bytes(uint32_t dtype)
+{
+    static const uint8_t size[SA_DTYPES] = {[SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
+                                            [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
+    return size[dtype];
+}
 static inline uint64_t sa_value_bytes(const struct sa_value *v)
 {
-    static const uint64_t size[SA_DTYPES] = {
-        [SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
-        [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
-    uint64_t bytes = size[v->dtype];
+    uint64_t bytes = sa_dtype_bytes(v->dtype);
     for (uint32_t i = 0; i < v->rank; i++) bytes *= (uint64_t)v->dims[i];
     return bytes;
 }

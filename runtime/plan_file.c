@@ -12,10 +12,6 @@ enum step_flag {
     STEP_all = 15
 };
 
-static const uint8_t dtype_bytes[SA_DTYPES] = {
-    [SA_f32] = 4, [SA_bf16] = 2, [SA_i32] = 4, [SA_i64] = 8,
-    [SA_u8] = 1,  [SA_u16] = 2,  [SA_f64] = 8};
-
 /* ---- writing ---- */
 
 /* Texts in the order of their first use. */
@@ -268,7 +264,7 @@ static void get_value(struct reader *r, const struct sa_plan *p, struct sa_value
     v->name = get_text(r);
     v->dtype = (uint32_t)get_most(r, SA_DTYPES - 1, "no such type");
     v->rank = (uint32_t)get_most(r, SA_RANK, "too many dimensions");
-    int64_t bytes = dtype_bytes[v->dtype];
+    int64_t bytes = (int64_t)sa_dtype_bytes(v->dtype);
     for (uint32_t d = 0; d < v->rank; d++) {
         v->dims[d] = get_size(r);
         if (__builtin_mul_overflow(bytes, v->dims[d], &bytes)) is_wrong(r, "a value is too large");

@@ -17,7 +17,7 @@ collect() {
     of=$({ sha256sum "$1"; echo "$@"; cat specs/*.yaml; } | sha256sum | cut -c1-16)
     dir=$BUILD/texts/$name-$of
     [ -e "$dir/done" ] && return
-    rm -rf "$BUILD/texts/$name-"* && mkdir -p "$dir/tmp"
+    rm -rf "$BUILD/texts/$name-"???????????????? && mkdir -p "$dir/tmp"
     case $name in test_compiled | test_gpu | test_lm) null=0 ;; *) null=1 ;; esac
     STRATA_CUDA_PATH=$BUILD/fakecuda STRATA_FAKE_NULL=$null STRATA_FAKE_TEXTS=$dir STRATA_FAKE_BYTES=150000000000 \
         STRATA_TEST_DEVICE=cuda STRATA_CACHE=$dir/tmp "$@" >"$dir/log" 2>&1 || status=$?
