@@ -84,6 +84,43 @@ static size_t find_units(struct arena *a, const struct lowered *l, struct unit *
     return n;
 }
 
+static bool meet(struct mem_range a, struct mem_range b)
+{
+    return a.arena == b.arena && a.from < b.to && b.from < a.to;
+}
+
+static bool conflict(const struct unit *a, const struct unit *b)
+{
+    for (size_t i = 0; i < a->write.n; i++) {
+        for (size_t k = 0; k < b->write.n; k++)
+            if (meet(a->write.p[i], b->write.p[k])) return true;
+        for (size_t k = 0; k < b->read.n; k++)
+            if (meet(a->write.p[i], b->read.p[k])) return true;
+    }
+    for (size_t i = 0; i < a->read.n; i++)
+        for (size_t k = 0; k < b->write.n; k++)
+            if (meet(a->read.p[i], b->write.p[k])) return true;
+    return false;
+}
+
+/* The nodes of one launch run at the same time. */
+static const char *check_launch(const struct lowered *l, struct arena *a, uint32_t step)
+{
+    const struct ir_graph *g = l->mem->g;
+    VEC(struct unit) row = {0};
+    for (ir_id n = l->node_of_step[step]; n <= l->last_of_step[step]; n++) {
+        if (n >= g->node.n || ir_at(g, n)->op != ir_at(g, l->node_of_step[step])->op) continue;
+        struct unit u = {0};
+        touch_node(a, l->mem, n, &u);
+        for (size_t i = 0; i < row.n; i++)
+            if (conflict(&row.p[i], &u))
+                return str_fmt(a, "step %u (%s) is one launch for nodes that touch the same memory",
+                               step, l->plan.steps[step].label);
+        vec_push(a, &row, u);
+    }
+    return NULL;
+}
+
 /* ---- who touched memory last ---- */
 
 /* Disjoint stretches of an arena, ascending; what lies in none was never touched. */
@@ -256,6 +293,10 @@ void streams_assign(struct arena *a, struct lowered *l, unsigned streams)
 {
     CHECK(streams >= 1 && streams <= SA_STREAMS);
     struct chooser c = {.a = a, .l = l};
+    for (uint32_t i = 0; i < l->plan.num_steps; i++) {
+        const char *why = l->last_of_step[i] > l->node_of_step[i] ? check_launch(l, a, i) : NULL;
+        if (why) BUG("%s: %s", l->mem->g->program, why);
+    }
     size_t n = find_units(a, l, &c.unit);
     c.stream = NEW(a, uint32_t, n);
     c.end = NEW(a, double, n);
@@ -274,25 +315,6 @@ uint32_t streams_beside(const struct lowered *l)
 }
 
 /* ---- the check ---- */
-
-static bool meet(struct mem_range a, struct mem_range b)
-{
-    return a.arena == b.arena && a.from < b.to && b.from < a.to;
-}
-
-static bool conflict(const struct unit *a, const struct unit *b)
-{
-    for (size_t i = 0; i < a->write.n; i++) {
-        for (size_t k = 0; k < b->write.n; k++)
-            if (meet(a->write.p[i], b->write.p[k])) return true;
-        for (size_t k = 0; k < b->read.n; k++)
-            if (meet(a->write.p[i], b->read.p[k])) return true;
-    }
-    for (size_t i = 0; i < a->read.n; i++)
-        for (size_t k = 0; k < b->write.n; k++)
-            if (meet(a->read.p[i], b->write.p[k])) return true;
-    return false;
-}
 
 /* Which steps certainly end before each step begins, from nothing but streams and waits. */
 static uint8_t **find_before(struct arena *a, const struct sa_plan *p)
@@ -315,30 +337,8 @@ static uint8_t **find_before(struct arena *a, const struct sa_plan *p)
     return before;
 }
 
-/* The nodes of one launch run at the same time. */
-static const char *check_launch(const struct lowered *l, struct arena *a, uint32_t step)
-{
-    const struct ir_graph *g = l->mem->g;
-    VEC(struct unit) row = {0};
-    for (ir_id n = l->node_of_step[step]; n <= l->last_of_step[step]; n++) {
-        if (n >= g->node.n || ir_at(g, n)->op != ir_at(g, l->node_of_step[step])->op) continue;
-        struct unit u = {0};
-        touch_node(a, l->mem, n, &u);
-        for (size_t i = 0; i < row.n; i++)
-            if (conflict(&row.p[i], &u))
-                return str_fmt(a, "step %u (%s) is one launch for nodes that touch the same memory",
-                               step, l->plan.steps[step].label);
-        vec_push(a, &row, u);
-    }
-    return NULL;
-}
-
 const char *streams_check(const struct lowered *l, struct arena *a)
 {
-    for (uint32_t i = 0; i < l->plan.num_steps; i++) {
-        const char *why = l->last_of_step[i] > l->node_of_step[i] ? check_launch(l, a, i) : NULL;
-        if (why) return why;
-    }
     struct unit *unit;
     size_t n = find_units(a, l, &unit);
     uint8_t **before = find_before(a, &l->plan);

@@ -7,12 +7,13 @@
 #define STRATA_COMPILER_STREAMS_H
 #include "compiler/lower.h"
 
-/* Sets stream and waits of the steps, for so many streams (1 to SA_STREAMS), all in stream 0 before.
- * Steps keep their order; each goes where it can begin first by a rough estimate of times. */
+/* Sets stream and waits of the steps, for so many streams (1 to SA_STREAMS), all in stream 0
+ * before. Steps keep their order; each goes where it can begin first by a rough estimate of times.
+ * A launch for several nodes that touch anything of each other is a bug: the memory plan knows
+ * nothing of it. */
 void streams_assign(struct arena *a, struct lowered *l, unsigned streams);
 /* NULL when every two steps that touch the same memory, one of them writing, come in their order,
- * whatever streams do, and the nodes of one launch touch nothing of each other; else a message (in
- * the arena). */
+ * whatever streams do; else a message (in the arena). */
 const char *streams_check(const struct lowered *l, struct arena *a);
 /* Steps beside stream 0. */
 uint32_t streams_beside(const struct lowered *l);
